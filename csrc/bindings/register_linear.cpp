@@ -1,0 +1,101 @@
+#include <pybind11/stl.h>
+
+#include "bindings/array.hpp"
+#include "bindings/register.hpp"
+#include "core/check.hpp"
+#include "ops/linear.hpp"
+
+namespace pympa::bindings {
+
+namespace {
+
+using Optional = std::optional<py::array>;
+
+Activation parse_activation(const char* op, const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "silu") return Activation::kSilu;
+  fail(op, "activation", "none, gelu, gelu_tanh or silu", "'" + name + "'");
+}
+
+void bind_pack_weight(const py::array& weight, const py::array& packed, const std::string& isa) {
+  const char* op = "pack_weight";
+  const TensorView weight_view = input(op, "weight", weight);
+  const TensorView packed_view = output(op, "packed", packed);
+  const Isa chosen = parse_isa(op, isa);
+  py::gil_scoped_release release;
+  pack_weight(weight_view, packed_view, chosen);
+}
+
+void bind_linear(const py::array& x, const py::array& packed, const py::array& out,
+                 const Optional& bias, const std::string& activation, const Optional& residual,
+                 const Optional& branch, const py::array& workspace, int threads,
+                 const std::string& isa) {
+  const char* op = "linear";
+  const TensorView x_view = input(op, "x", x);
+  const TensorView packed_view = input(op, "packed", packed);
+  const TensorView out_view = output(op, "out", out);
+  const OptionalView bias_view(op, "bias", bias);
+  const OptionalView residual_view(op, "residual", residual);
+  const OptionalView branch_view(op, "branch", branch, true);
+  const TensorView workspace_view = output(op, "workspace", workspace);
+  const Activation chosen_activation = parse_activation(op, activation);
+  const Isa chosen = parse_isa(op, isa);
+  py::gil_scoped_release release;
+  linear(x_view, packed_view, out_view, bias_view.get(), chosen_activation, residual_view.get(),
+         branch_view.get(), workspace_view, threads, chosen);
+}
+
+void bind_gated_linear(const py::array& x, const py::array& packed_gate, const py::array& packed_up,
+                       const py::array& out, const Optional& bias_gate, const Optional& bias_up,
+                       const std::string& activation, const py::array& workspace, int threads,
+                       const std::string& isa) {
+  const char* op = "gated_linear";
+  const TensorView x_view = input(op, "x", x);
+  const TensorView gate_view = input(op, "packed_gate", packed_gate);
+  const TensorView up_view = input(op, "packed_up", packed_up);
+  const TensorView out_view = output(op, "out", out);
+  const OptionalView bias_gate_view(op, "bias_gate", bias_gate);
+  const OptionalView bias_up_view(op, "bias_up", bias_up);
+  const TensorView workspace_view = output(op, "workspace", workspace);
+  const Activation chosen_activation = parse_activation(op, activation);
+  const Isa chosen = parse_isa(op, isa);
+  py::gil_scoped_release release;
+  gated_linear(x_view, gate_view, up_view, out_view, bias_gate_view.get(), bias_up_view.get(),
+               chosen_activation, workspace_view, threads, chosen);
+}
+
+}  // namespace
+
+void register_linear(py::module_& module) {
+  module.def(
+      "packed_weight_bytes",
+      [](std::int64_t n, std::int64_t k, const std::string& dtype, const std::string& isa) {
+        const char* op = "packed_weight_bytes";
+        return packed_weight_bytes(n, k, parse_float_dtype(op, dtype), parse_isa(op, isa));
+      },
+      py::arg("n"), py::arg("k"), py::arg("dtype"), py::arg("isa"));
+  module.def("pack_weight", &bind_pack_weight, py::arg("weight"), py::arg("packed"),
+             py::arg("isa"));
+  module.def(
+      "linear_workspace_bytes",
+      [](std::int64_t m, std::int64_t n, std::int64_t k, const std::string& dtype, bool gated,
+         int threads, const std::string& isa) {
+        const char* op = "linear_workspace_bytes";
+        return linear_workspace_bytes(m, n, k, parse_float_dtype(op, dtype), gated, threads,
+                                      parse_isa(op, isa));
+      },
+      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"), py::arg("gated"),
+      py::arg("threads"), py::arg("isa"));
+  module.def("linear", &bind_linear, py::arg("x"), py::arg("packed"), py::arg("out"),
+             py::arg("bias").none(true), py::arg("activation"), py::arg("residual").none(true),
+             py::arg("branch").none(true), py::arg("workspace"), py::arg("threads"),
+             py::arg("isa"));
+  module.def("gated_linear", &bind_gated_linear, py::arg("x"), py::arg("packed_gate"),
+             py::arg("packed_up"), py::arg("out"), py::arg("bias_gate").none(true),
+             py::arg("bias_up").none(true), py::arg("activation"), py::arg("workspace"),
+             py::arg("threads"), py::arg("isa"));
+}
+
+}  // namespace pympa::bindings

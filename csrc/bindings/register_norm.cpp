@@ -1,0 +1,39 @@
+#include <pybind11/stl.h>
+
+#include "bindings/array.hpp"
+#include "bindings/register.hpp"
+#include "core/check.hpp"
+#include "ops/norm.hpp"
+
+namespace pympa::bindings {
+
+namespace {
+
+NormKind parse_kind(const char* op, const std::string& name) {
+  if (name == "rms") return NormKind::kRms;
+  if (name == "layer") return NormKind::kLayer;
+  fail(op, "kind", "rms or layer", "'" + name + "'");
+}
+
+void bind_norm(const py::array& x, const py::array& weight, const std::optional<py::array>& bias,
+               float eps, const std::string& kind, const py::array& out, int threads,
+               const std::string& isa) {
+  const char* op = "norm";
+  const TensorView x_view = input(op, "x", x);
+  const TensorView weight_view = input(op, "weight", weight);
+  const OptionalView bias_view(op, "bias", bias);
+  const TensorView out_view = output(op, "out", out);
+  const NormKind chosen_kind = parse_kind(op, kind);
+  const Isa chosen = parse_isa(op, isa);
+  py::gil_scoped_release release;
+  norm(x_view, weight_view, bias_view.get(), eps, chosen_kind, out_view, threads, chosen);
+}
+
+}  // namespace
+
+void register_norm(py::module_& module) {
+  module.def("norm", &bind_norm, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
+             py::arg("eps"), py::arg("kind"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+}
+
+}  // namespace pympa::bindings

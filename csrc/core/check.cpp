@@ -1,0 +1,60 @@
+#include "core/check.hpp"
+
+#include <stdexcept>
+
+namespace pympa {
+
+void fail(const char* op, const std::string& argument, const std::string& expected,
+          const std::string& got) {
+  throw std::invalid_argument(std::string(op) + ": " + argument + ": expected " + expected +
+                              ", got " + got);
+}
+
+void check_float_dtype(const char* op, const TensorView& view) {
+  if (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat16 &&
+      view.dtype != DType::kBFloat16) {
+    fail(op, view.name, "dtype float32, float16 or bfloat16", dtype_name(view.dtype));
+  }
+}
+
+DType parse_float_dtype(const char* op, const std::string& name) {
+  for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    if (name == dtype_name(dtype)) return dtype;
+  }
+  fail(op, "dtype", "float32, float16 or bfloat16", "'" + name + "'");
+}
+
+void check_dtype(const char* op, const TensorView& view, DType expected) {
+  if (view.dtype != expected) {
+    fail(op, view.name, std::string("dtype ") + dtype_name(expected), dtype_name(view.dtype));
+  }
+}
+
+void check_shape(const char* op, const TensorView& view,
+                 std::initializer_list<std::int64_t> expected) {
+  bool same = view.rank == static_cast<int>(expected.size());
+  int axis = 0;
+  std::string text = "[";
+  for (std::int64_t length : expected) {
+    if (axis > 0) text += ", ";
+    text += length < 0 ? "any" : std::to_string(length);
+    same = same && (length < 0 || view.shape[axis] == length);
+    ++axis;
+  }
+  if (!same) fail(op, view.name, "shape " + text + "]", view.shape_text());
+}
+
+void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least) {
+  if (value < least) fail(op, argument, "at least " + std::to_string(least), std::to_string(value));
+}
+
+void check_buffer(const char* op, const TensorView& view, std::int64_t bytes) {
+  check_dtype(op, view, DType::kUInt8);
+  check_shape(op, view, {-1});
+  if (view.shape[0] < bytes) {
+    fail(op, view.name, "at least " + std::to_string(bytes) + " bytes",
+         std::to_string(view.shape[0]) + " bytes");
+  }
+}
+
+}  // namespace pympa

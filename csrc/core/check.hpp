@@ -1,0 +1,31 @@
+// Argument checks. Each failure says which op, which argument, what was expected and what came.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "core/tensor.hpp"
+
+namespace pympa {
+
+// Throws std::invalid_argument "op: argument: expected ..., got ...".
+[[noreturn]] void fail(const char* op, const std::string& argument, const std::string& expected,
+                       const std::string& got);
+
+// The dtypes a model may compute in.
+void check_float_dtype(const char* op, const TensorView& view);
+DType parse_float_dtype(const char* op, const std::string& name);
+
+void check_dtype(const char* op, const TensorView& view, DType expected);
+
+// An entry of -1 accepts any length.
+void check_shape(const char* op, const TensorView& view,
+                 std::initializer_list<std::int64_t> expected);
+
+void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least);
+
+// A flat uint8 buffer of at least `bytes` bytes.
+void check_buffer(const char* op, const TensorView& view, std::int64_t bytes);
+
+}  // namespace pympa

@@ -1,0 +1,121 @@
+// Vectors of W float32 lanes for the ISA a file is compiled for (PYMPA_ISA, PYMPA_ISA_LEVEL).
+//
+// GCC vector extensions carry most of the code; intrinsics appear only where the compiler cannot
+// be trusted with the instruction. Everything lives in the ISA's namespace and nothing from the
+// C++ standard library is used: an inline function shared by name between two ISAs would be merged
+// by the linker, and AVX-512 code could reach a CPU without it.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if PYMPA_ISA_LEVEL >= 1
+#include <immintrin.h>
+#endif
+
+#include "core/dtype.hpp"
+
+#define PYMPA_INLINE inline __attribute__((always_inline))
+
+namespace pympa::PYMPA_ISA {
+
+// PYMPA_ISA_LEVEL: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
+constexpr int W = PYMPA_ISA_LEVEL >= 2 ? 16 : PYMPA_ISA_LEVEL == 1 ? 8 : 4;
+
+typedef float V __attribute__((vector_size(W * 4)));
+typedef int32_t VInt __attribute__((vector_size(W * 4)));
+typedef uint32_t VBits __attribute__((vector_size(W * 4)));
+typedef uint16_t VShort __attribute__((vector_size(W * 2)));
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+PYMPA_INLINE V splat(float value) { return V{} + value; }
+
+PYMPA_INLINE VBits bits_of(V x) { return reinterpret_cast<VBits>(x); }
+PYMPA_INLINE V from_bits(VBits x) { return reinterpret_cast<V>(x); }
+
+// Lane numbers 0..W-1.
+PYMPA_INLINE VInt lane_index() {
+  VInt lanes;
+  for (int lane = 0; lane < W; ++lane) lanes[lane] = lane;
+  return lanes;
+}
+
+// a*b + c, fused where the ISA can; spelled out so that the compiler has no choice.
+PYMPA_INLINE V fma(V a, V b, V c) {
+#if PYMPA_ISA_LEVEL >= 2
+  return _mm512_fmadd_ps(a, b, c);
+#elif PYMPA_ISA_LEVEL == 1
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The larger of the two; `other` where x is NaN.
+PYMPA_INLINE V max_or(V x, V other) {
+#if PYMPA_ISA_LEVEL >= 2
+  return _mm512_max_ps(x, other);
+#elif PYMPA_ISA_LEVEL == 1
+  return _mm256_max_ps(x, other);
+#else
+  return x > other ? x : other;
+#endif
+}
+
+// Round to the nearest integer, ties to even; |x| < 2^22.
+PYMPA_INLINE V round_to_integer(V x) {
+#if PYMPA_ISA_LEVEL >= 2
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif PYMPA_ISA_LEVEL == 1
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no fraction bits
+  return (x + magic) - magic;
+#endif
+}
+
+PYMPA_INLINE V sqrt(V x) {
+#if PYMPA_ISA_LEVEL >= 2
+  return _mm512_sqrt_ps(x);
+#elif PYMPA_ISA_LEVEL == 1
+  return _mm256_sqrt_ps(x);
+#else
+  for (int lane = 0; lane < W; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
+  return x;
+#endif
+}
+
+// Horizontal sum by halving: a fixed order for each ISA.
+PYMPA_INLINE float sum_lanes(V x) {
+  float lanes[W];
+  __builtin_memcpy(lanes, &x, sizeof lanes);
+  for (int half = W / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+PYMPA_INLINE float max_lanes(V x) {
+  float lanes[W];
+  __builtin_memcpy(lanes, &x, sizeof lanes);
+  for (int half = W / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) {
+      lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
+    }
+  }
+  return lanes[0];
+}
+
+PYMPA_INLINE int64_t round_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
+PYMPA_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+PYMPA_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace pympa::PYMPA_ISA

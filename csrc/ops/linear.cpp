@@ -1,0 +1,108 @@
+#include "ops/linear.hpp"
+
+#include "core/check.hpp"
+
+namespace pympa {
+
+namespace {
+
+// Checks what both kinds of layer share and fills it in.
+LinearArgs common_args(const char* op, const TensorView& x, const TensorView& out,
+                       Activation activation, const TensorView& workspace, bool gated, int threads,
+                       Isa isa) {
+  check_float_dtype(op, x);
+  check_shape(op, x, {-1, -1});
+  check_shape(op, out, {x.shape[0], -1});
+  check_at_least(op, "threads", threads, 1);
+  if (out.dtype != DType::kFloat32) check_dtype(op, out, x.dtype);
+  const LinearKernels& kernels = PYMPA_SELECT_KERNELS(isa, linear_kernels);
+  check_buffer(op, workspace, kernels.workspace_bytes(x.shape[0], out.shape[1], gated, threads));
+  LinearArgs args{};
+  args.m = x.shape[0];
+  args.n = out.shape[1];
+  args.k = x.shape[1];
+  args.dtype = x.dtype;
+  args.out_dtype = out.dtype;
+  args.x = x.data;
+  args.x_stride = x.stride[0];
+  args.activation = activation;
+  args.out = out.data;
+  args.out_stride = out.stride[0];
+  args.workspace = workspace.data;
+  args.threads = threads;
+  return args;
+}
+
+void set_weight(const char* op, LinearArgs& args, int which, const TensorView& packed,
+                const TensorView* bias, Isa isa) {
+  check_buffer(op, packed, packed_weight_bytes(args.n, args.k, args.dtype, isa));
+  args.packed[which] = packed.data;
+  if (!bias) return;
+  check_dtype(op, *bias, args.dtype);
+  check_shape(op, *bias, {args.n});
+  args.bias[which] = bias->data;
+}
+
+void check_like_out(const char* op, const TensorView& view, const LinearArgs& args) {
+  check_dtype(op, view, args.out_dtype);
+  check_shape(op, view, {args.m, args.n});
+}
+
+}  // namespace
+
+std::int64_t packed_weight_bytes(std::int64_t n, std::int64_t k, DType dtype, Isa isa) {
+  check_at_least("packed_weight_bytes", "n", n, 0);
+  check_at_least("packed_weight_bytes", "k", k, 0);
+  return PYMPA_SELECT_KERNELS(isa, linear_kernels).packed_bytes(n, k, dtype);
+}
+
+void pack_weight(const TensorView& weight, const TensorView& packed, Isa isa) {
+  const char* op = "pack_weight";
+  check_float_dtype(op, weight);
+  check_shape(op, weight, {-1, -1});
+  const std::int64_t n = weight.shape[0], k = weight.shape[1];
+  check_buffer(op, packed, packed_weight_bytes(n, k, weight.dtype, isa));
+  const PackWeightArgs args{n, k, weight.dtype, weight.data, weight.stride[0], packed.data};
+  PYMPA_SELECT_KERNELS(isa, linear_kernels).pack_weight(args);
+}
+
+std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k, DType,
+                                    bool gated, int threads, Isa isa) {
+  const char* op = "linear_workspace_bytes";
+  check_at_least(op, "m", m, 0);
+  check_at_least(op, "n", n, 0);
+  check_at_least(op, "k", k, 0);
+  check_at_least(op, "threads", threads, 1);
+  return PYMPA_SELECT_KERNELS(isa, linear_kernels).workspace_bytes(m, n, gated, threads);
+}
+
+void linear(const TensorView& x, const TensorView& packed, const TensorView& out,
+            const TensorView* bias, Activation activation, const TensorView* residual,
+            const TensorView* branch, const TensorView& workspace, int threads, Isa isa) {
+  const char* op = "linear";
+  LinearArgs args = common_args(op, x, out, activation, workspace, false, threads, isa);
+  set_weight(op, args, 0, packed, bias, isa);
+  if (residual) {
+    check_like_out(op, *residual, args);
+    args.residual = residual->data;
+    args.residual_stride = residual->stride[0];
+  }
+  if (branch) {
+    check_like_out(op, *branch, args);
+    args.branch = branch->data;
+    args.branch_stride = branch->stride[0];
+  }
+  PYMPA_SELECT_KERNELS(isa, linear_kernels).linear(args);
+}
+
+void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
+                  const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
+                  Activation activation, const TensorView& workspace, int threads, Isa isa) {
+  const char* op = "gated_linear";
+  LinearArgs args = common_args(op, x, out, activation, workspace, true, threads, isa);
+  set_weight(op, args, 0, packed_gate, bias_gate, isa);
+  set_weight(op, args, 1, packed_up, bias_up, isa);
+  PYMPA_SELECT_KERNELS(isa, linear_kernels).linear(args);
+}
+
+}  // namespace pympa

@@ -1,0 +1,37 @@
+#include "ops/norm.hpp"
+
+#include "core/check.hpp"
+
+namespace pympa {
+
+void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, float eps,
+          NormKind kind, const TensorView& out, int threads, Isa isa) {
+  const char* op = "norm";
+  check_float_dtype(op, x);
+  check_shape(op, x, {-1, -1});
+  check_dtype(op, weight, x.dtype);
+  check_shape(op, weight, {x.shape[1]});
+  check_dtype(op, out, x.dtype);
+  check_shape(op, out, {x.shape[0], x.shape[1]});
+  if (bias) {
+    check_dtype(op, *bias, x.dtype);
+    check_shape(op, *bias, {x.shape[1]});
+  }
+  if (!(eps >= 0.0F)) fail(op, "eps", "a number >= 0", std::to_string(eps));
+  check_at_least(op, "threads", threads, 1);
+  const NormArgs args{x.shape[0],
+                      x.shape[1],
+                      x.dtype,
+                      x.data,
+                      x.stride[0],
+                      weight.data,
+                      bias ? bias->data : nullptr,
+                      eps,
+                      kind,
+                      out.data,
+                      out.stride[0],
+                      threads};
+  PYMPA_SELECT_KERNELS(isa, norm_kernels).norm(args);
+}
+
+}  // namespace pympa

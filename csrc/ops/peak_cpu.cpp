@@ -1,0 +1,43 @@
+// Register-only multiply-adds: the rate that no product of this ISA can pass.
+
+#include "cpu/tile.hpp"
+#include "ops/peak.hpp"
+
+namespace pympa::PYMPA_ISA {
+
+namespace {
+
+// Independent sums of one tile: enough to hide the latency of every ISA here.
+constexpr int kSums = kStrip * kPanelVectors;
+
+template <class Math>
+double rounds_of(int64_t rounds) {
+  const typename Math::Group zero{};
+  auto a = Math::broadcast(&zero);
+  auto b = a;
+  V sums[kSums] = {};
+  // Hides that all sums are equal, or the compiler would keep only one.
+#pragma GCC unroll 24
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+v"(sums[i]));
+  for (int64_t round = 0; round < rounds; ++round) {
+    // Hides the factors' values, or the compiler would hoist the products.
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 24
+    for (int i = 0; i < kSums; ++i) sums[i] = Math::dot(sums[i], a, b);
+  }
+#pragma GCC unroll 24
+  for (int i = 0; i < kSums; ++i) asm volatile("" : : "v"(sums[i]));
+  return 2.0 * Math::kDepth * W * kSums * static_cast<double>(rounds);
+}
+
+double fma_rounds(DType dtype, int64_t rounds) {
+  double flops = 0.0;
+  with_type(dtype, [&]<class T>() { flops = rounds_of<typename MathOf<T>::Attention>(rounds); });
+  return flops;
+}
+
+}  // namespace
+
+const PeakKernels peak_kernels = {fma_rounds};
+
+}  // namespace pympa::PYMPA_ISA

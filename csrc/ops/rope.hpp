@@ -1,0 +1,32 @@
+// Rotary position embedding, in place.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dispatch.hpp"
+
+namespace pympa {
+
+struct TensorView;
+
+struct RopeArgs {
+  std::int64_t rows, heads, half;
+  DType dtype;
+  void* x;
+  std::int64_t x_row, x_head;  // strides
+  const float *cos, *sin;
+  std::int64_t cos_stride, sin_stride;
+  const std::int32_t* index;
+  int threads;
+};
+
+struct RopeKernels {
+  void (*rope)(const RopeArgs& args);
+};
+
+PYMPA_DECLARE_KERNELS(RopeKernels, rope_kernels)
+
+void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
+          const TensorView& index, int threads, Isa isa);
+
+}  // namespace pympa

@@ -1,0 +1,123 @@
+"""A batch as one rank sees it: micro-batches, their token ids, and kept keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Arena, Array
+from pympa.kernels import KvBlock
+from pympa.layout import Layout, split_batch, split_micro_batches, split_tokens, streams_tokens
+from pympa.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One part in time of this rank's batch.
+
+    Attributes:
+        layouts: layout of each `cp` rank. index: this rank's among them.
+        ids: token id of each of this rank's rows, int32.
+        position_rows: index of each row's position in `Batch.positions`, int32.
+        last_rows: rows that hold the last token of their sequence, int32.
+        last_sequences: which sequences these end.
+    """
+
+    layouts: tuple[Layout, ...]
+    index: int
+    ids: NDArray[np.int32]
+    position_rows: NDArray[np.int32]
+    last_rows: NDArray[np.int32]
+    last_sequences: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """This rank's layout."""
+        return self.layouts[self.index]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as one rank sees it.
+
+    Attributes:
+        lengths: tokens of each sequence of the whole batch.
+        micro_batches: in order of time.
+        keeps_kv: micro-batches cut sequences, so K/V of earlier ones are kept.
+        positions: the positions that this rank's rows have, sorted, each once.
+    """
+
+    lengths: tuple[int, ...]
+    micro_batches: tuple[MicroBatch, ...]
+    keeps_kv: bool
+    positions: NDArray[np.int64]
+
+
+def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: int) -> Batch:
+    """Split sequences of token ids over the mesh, as the rank at `mesh` sees them."""
+    plan, index = mesh.plan, mesh.coordinate("cp")
+    lengths = tuple(len(sequence) for sequence in ids)
+    mine = split_batch(lengths, plan.dp)[mesh.coordinate("dp")]
+    shares = [
+        tuple(split_tokens(part, plan.cp, plan.balance))
+        for part in split_micro_batches(mine, micro_batches)
+    ]
+    positions = np.unique(np.concatenate([share[index].positions for share in shares]))
+
+    def micro_batch(layouts: tuple[Layout, ...]) -> MicroBatch:
+        layout = layouts[index]
+        parts = [ids[r.sequence][r.start : r.start + r.length] for r in layout.ranges]
+        ends = layout.sequence_ends(lengths)
+        return MicroBatch(
+            layouts,
+            index,
+            np.concatenate([np.empty(0, np.int32), *parts]),
+            np.searchsorted(positions, layout.positions).astype(np.int32),
+            np.array([row for _, row in ends], np.int32),
+            tuple(sequence for sequence, _ in ends),
+        )
+
+    keeps_kv = streams_tokens(mine, micro_batches)
+    return Batch(lengths, tuple(map(micro_batch, shares)), keeps_kv, positions)
+
+
+class KvCache:
+    """Keys and values of one layer, with a fixed capacity, and the layout of every `cp` rank.
+
+    Args:
+        arena: memory.
+        capacity: rows of this rank.
+        k_shape: (kv heads, head_dim). v_shape: (kv heads, v_head_dim).
+        dtype: of keys and values.
+        ranks: ranks of the ring.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        capacity: int,
+        k_shape: tuple[int, int],
+        v_shape: tuple[int, int],
+        dtype: np.dtype[np.generic],
+        ranks: int,
+    ) -> None:
+        self._k = arena.empty((capacity, *k_shape), dtype)
+        self._v = arena.empty((capacity, *v_shape), dtype)
+        self.layouts = [Layout(())] * ranks
+
+    def append(self, part: MicroBatch) -> tuple[Array, Array]:
+        """Return the rows of k and v that the micro-batch's keys and values go to."""
+        first = self.layouts[part.index].rows
+        self.layouts = [
+            kept.then(new) for kept, new in zip(self.layouts, part.layouts, strict=True)
+        ]
+        last = first + part.layout.rows
+        return self._k[first:last], self._v[first:last]
+
+    def block(self, index: int) -> KvBlock:
+        """Return everything kept by rank `index`, this one."""
+        rows = self.layouts[index].rows
+        return KvBlock(self._k[:rows], self._v[:rows], self.layouts[index])

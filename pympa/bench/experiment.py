@@ -1,0 +1,142 @@
+"""Experiments as data: what a paper ran, what it published, and a size that runs here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.mesh import Plan, family_plan, parse_plan
+from pympa.spec import ModelSpec, SpecError, parse_toml
+from pympa.weights import input_ids
+
+
+class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model and a batch.
+
+    Attributes:
+        model: the transformer.
+        batch: sequences. tokens: of each sequence.
+        ours: why this size exists, where it is not the paper's.
+    """
+
+    model: ModelSpec
+    batch: int
+    tokens: int
+    ours: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.tokens < 1:
+            raise SpecError(f"batch and tokens are at least 1; got {self.batch} and {self.tokens}")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [self.tokens] * self.batch
+
+
+class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One row of an experiment's table.
+
+    Attributes:
+        role: "baseline", "proposed", or another word.
+        family: a studied system, which adapts to any number of ranks; or
+        plan: a fixed plan.
+        published_tps: tokens/s, as printed in the paper.
+        published_tpot_ms: ms, as printed in the paper.
+    """
+
+    role: str
+    family: str | None = None
+    plan: str | None = None
+    published_tps: float | None = None
+    published_tpot_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.family is None) == (self.plan is None):
+            raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
+
+    def resolve(self, spec: ModelSpec, world: int) -> Plan:
+        """Return the plan for a number of ranks."""
+        if self.plan is not None:
+            return parse_plan(self.plan)
+        return family_plan(self.family or "", spec, world)
+
+
+class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A TOML file.
+
+    Attributes:
+        title: one line. seed: number of the paper's extract.
+        dtype: of weights and activations.
+        sizes: by name; "local" takes seconds on a small machine.
+        plans: rows of the table.
+    """
+
+    title: str
+    dtype: str
+    sizes: dict[str, Size]
+    plans: tuple[PlannedRun, ...]
+    seed: str | None = None
+
+    def size(self, name: str, where: str) -> Size:
+        """Return a size by name.
+
+        Raises:
+            SpecError: there is none.
+        """
+        if name not in self.sizes:
+            raise SpecError(f"{where}: size is one of {', '.join(self.sizes)}; got {name!r}")
+        return self.sizes[name]
+
+
+def packaged_experiments() -> list[str]:
+    """Return the names of the experiments that ship with the package."""
+    folder = resources.files("pympa") / "experiments"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
+
+
+def load_experiment(name: str) -> Experiment:
+    """Load a packaged experiment by name, or anybody's by the path of its TOML file.
+
+    Raises:
+        SpecError: no such experiment, or a field of the file is wrong.
+    """
+    known = packaged_experiments()
+    if name in known:
+        text = (resources.files("pympa") / "experiments" / f"{name}.toml").read_bytes()
+    elif name.endswith(".toml") or "/" in name:
+        try:
+            text = Path(name).read_bytes()
+        except OSError as error:
+            raise SpecError(f"experiment {name}: {error.strerror}") from None
+    else:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SpecError(
+            f"experiment {name!r}: expected one of {', '.join(known)}, or a .toml file{hint}"
+        )
+    return parse_toml(text, Experiment, name)
+
+
+def load_ids(path: str | None, size: Size) -> Sequence[NDArray[np.int32]]:
+    """Return the batch: bytes of a text file, or of the text that ships with the package.
+
+    Raises:
+        ValueError: the file is empty, or its bytes exceed the model's vocabulary.
+        OSError: it cannot be read.
+    """
+    packaged = resources.files("pympa") / "experiments" / "input.txt"
+    text = packaged.read_bytes() if path is None else Path(path).read_bytes()
+    ids = input_ids(text, size.batch * size.tokens)
+    if ids.max() >= size.model.vocabulary:
+        raise ValueError(
+            f"input: expected byte values below the vocabulary {size.model.vocabulary}; "
+            f"got {ids.max()}"
+        )
+    return list(ids.reshape(size.batch, size.tokens))

@@ -1,0 +1,142 @@
+"""One JSON line for each measured plan."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+SCHEMA = 1
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Seconds of the slowest rank over the iterations."""
+
+    median: float
+    min: float
+    max: float
+    p10: float
+    p90: float
+    iterations: int
+
+
+class ByRank(msgspec.Struct, frozen=True):
+    """One value for each rank, and the largest."""
+
+    by_rank: list[float]
+    max: float
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """What the run ran on."""
+
+    host: str
+    cores: int
+    isa: str
+    threads: int
+    mpi: str
+    python: str
+    pympa: str
+    command: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured of one plan; names as in the README's list of fields."""
+
+    schema: int = SCHEMA
+    experiment: str
+    role: str
+    plan: str
+    ranks: int
+    backend: Literal["cpu"] = "cpu"
+    clock: Literal["measured", "simulated"] = "measured"
+    dtype: str
+    size: str
+    batch: int
+    tokens: int
+    tps: float
+    tpot_ms: float
+    step_seconds: Spread
+    compute_seconds: ByRank
+    comm_seconds: ByRank
+    comm_fraction: float | None
+    bubble_fraction: float | None
+    bytes_sent: ByRank
+    bytes_received: ByRank
+    bytes_sent_by_axis: dict[str, int]
+    peak_bytes: ByRank
+    process_peak_bytes: ByRank
+    flops_per_token: float
+    roofline_fraction: float
+    oversubscribed: bool
+    error: float | None
+    tolerance: float | None
+    error_of: str | None
+    error_one_rank: float | None
+    sampled_rows: int | None
+    verified: bool
+    exact: bool = True
+    searched: dict[str, float]
+    published_tps: float | None
+    published_tpot_ms: float | None
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+    new_tokens: int | None = None
+    environment: Environment
+
+
+def spread(seconds: list[float]) -> Spread:
+    """Summarise the slowest rank's seconds of each iteration."""
+    p10, median, p90 = (float(p) for p in np.percentile(seconds, (10, 50, 90)))
+    return Spread(median, min(seconds), max(seconds), p10, p90, len(seconds))
+
+
+def by_rank(values: list[float]) -> ByRank:
+    """Keep one value for each rank, and the largest."""
+    return ByRank(values, max(values))
+
+
+def environment(*, cores: int, isa: str, threads: int, mpi: str) -> Environment:
+    """Describe this machine and this command."""
+    return Environment(
+        host=platform.node(),
+        cores=cores,
+        isa=isa,
+        threads=threads,
+        mpi=mpi,
+        python=platform.python_version(),
+        pympa=version("pympa"),
+        command=" ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+    )
+
+
+class RecordFile:
+    """Appends records to a file; each is on the disk before the next plan starts.
+
+    Args:
+        path: JSON lines; None writes nothing.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = None if path is None else Path(path)
+        self._append(b"")
+
+    def write(self, record: Record) -> None:
+        """Append one line and flush it to the disk."""
+        self._append(msgspec.json.encode(record) + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())

@@ -1,0 +1,112 @@
+"""What the user sees: the list of experiments, and a table for each of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pympa.bench.experiment import Experiment
+from pympa.bench.record import Record
+
+_WIDTH_WITHOUT_TERMINAL = 160
+
+
+def console() -> Console:
+    """Return a console on standard output; wide where that is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+
+
+def experiment_list(experiments: dict[str, Experiment]) -> Table:
+    """Return one row for each experiment and size."""
+    table = Table(
+        "experiment", "seed", "size", "batch × tokens", "layers", "dtype", "plans", "what"
+    )
+    for name, experiment in experiments.items():
+        for size_name, size in experiment.sizes.items():
+            label = size_name if size.ours is None else f"{size_name} (ours)"
+            plans = ", ".join(f"{p.role}: {p.family or p.plan}" for p in experiment.plans)
+            table.add_row(
+                name,
+                experiment.seed,
+                label,
+                f"{size.batch} × {size.tokens:,}",
+                str(len(size.model.blocks)),
+                experiment.dtype,
+                plans,
+                experiment.title,
+            )
+    return table
+
+
+def result_table(title: str, records: Sequence[Record]) -> Table:
+    """Return one row for each plan of an experiment."""
+    shared = any(record.oversubscribed for record in records)
+    ratio = "ratio to baseline" + (" (total work)" if shared else "")
+    table = Table(
+        title=title, caption=_caption(records, shared), title_justify="left", caption_justify="left"
+    )
+    table.add_column("plan")
+    for heading in (
+        "ranks",
+        "tps",
+        "ms/token (1/tps)",
+        ratio,
+        "exposed comm",
+        "MB sent",
+        "peak MB/rank",
+        "roofline",
+        "error / tolerance",
+        "published tps",
+        "published ratio",
+    ):
+        table.add_column(heading, justify="right")
+    baseline = next((r for r in records if r.role == "baseline"), None)
+    for r in records:
+        table.add_row(
+            f"{r.plan}\n{r.role}",
+            str(r.ranks),
+            f"{r.tps:,.0f}",
+            f"{r.tpot_ms:.4g}",
+            f"{r.tps / baseline.tps:.2f}" if baseline else "-",
+            "n/a" if r.comm_fraction is None else f"{r.comm_fraction:.1%}",
+            f"{sum(r.bytes_sent.by_rank) / 1e6:,.1f}",
+            f"{r.peak_bytes.max / 1e6:,.1f}",
+            f"{r.roofline_fraction:.1%}",
+            "not verified" if r.error is None else f"{r.error:.1e} / {r.tolerance:.1e}",
+            "-" if r.published_tps is None else f"{r.published_tps:,.0f}",
+            _published_ratio(r, baseline),
+        )
+    return table
+
+
+def _published_ratio(record: Record, baseline: Record | None) -> str:
+    if baseline is None or not record.published_tps or not baseline.published_tps:
+        return "-"
+    return f"{record.published_tps / baseline.published_tps:.2f}"
+
+
+def _caption(records: Sequence[Record], shared: bool) -> str:
+    lines = []
+    if shared:
+        cores = records[0].environment.cores
+        lines.append(
+            f"oversubscribed: {records[0].ranks} ranks share {cores} cores, so ratios compare "
+            "total work, not speed-up, and exposed waiting is n/a"
+        )
+    for r in records:
+        if len(r.searched) > 1:
+            tried = ", ".join(f"{plan}: {tps:,.0f}" for plan, tps in r.searched.items())
+            lines.append(f"{r.role}: best of {tried} tps")
+        if r.bubble_fraction is not None:
+            lines.append(f"{r.plan}: pipeline bubble {r.bubble_fraction:.1%} of the step")
+        if r.published_tps and r.published_tpot_ms:
+            ours = 1e3 / r.published_tps
+            if not 0.9 < r.published_tpot_ms / ours < 1.1:
+                lines.append(
+                    f"{r.role}: the paper prints {r.published_tpot_ms} ms per token beside "
+                    f"{r.published_tps:,.0f} tokens/s, which is {ours:.2g} ms"
+                )
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""What strategies may do with local arrays.
+
+`Kernels` is the whole vocabulary: a strategy touches arrays only through it, through a transport
+and by slicing. Every output is allocated by the caller from its arena; the last axis of every
+array is contiguous. dtype means float32, float16 or bfloat16, the same for all arrays of a call
+unless said otherwise; sums are float32 and results are rounded to the dtype once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Array
+from pympa.layout import Layout
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight `[n, k]` in the order a backend's kernels read it."""
+
+    data: Array
+    n: int
+    k: int
+
+
+class State(NamedTuple):
+    """Attention on its way, float32, natural log (Milakov & Gimelshein 2018).
+
+    row_max, row_sum: `[rows, heads]`; out: `[rows, heads, v_head_dim]`, unnormalised.
+    """
+
+    row_max: Array
+    row_sum: Array
+    out: Array
+
+    def rows(self, start: int, stop: int) -> State:
+        """Return the state of rows `start:stop`."""
+        return State(self.row_max[start:stop], self.row_sum[start:stop], self.out[start:stop])
+
+
+class KvBlock(NamedTuple):
+    """Keys `[rows, kv_heads, head_dim]` and values `[rows, kv_heads, v_head_dim]` with a layout."""
+
+    k: Array
+    v: Array
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What a call of `attend_block` computes, whatever the rows.
+
+    Attributes:
+        kv_head_of_q: local kv head of each local query head, int32 `[heads]`.
+        scale: factor on q·k.
+        causal: hide keys after the query.
+        window: a key is visible if it is fewer than `window` positions away; None means all.
+        softcap: scores become softcap * tanh(score / softcap); None means no cap.
+    """
+
+    kv_head_of_q: NDArray[np.int32]
+    scale: float
+    causal: bool
+    window: int | None = None
+    softcap: float | None = None
+
+
+class Kernels(Protocol):
+    """Compute on one rank's arrays."""
+
+    piece_flops: float
+    """Attention work after which a rank should look at its messages (about 5 ms)."""
+
+    def pack(
+        self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
+    ) -> PackedWeight:
+        """Return the weight `[n, k]` that `fill` writes, packed, in memory of the arena."""
+
+    def linear(
+        self,
+        x: Array,
+        weight: PackedWeight,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        activation: str = "none",
+        residual: Array | None = None,
+        branch: Array | None = None,
+    ) -> None:
+        """Compute branch = act(x weight^T + bias); out = residual + branch, or branch.
+
+        x `[rows, k]`, out, residual and branch `[rows, n]`, bias `[n]`. `out` may be `residual`,
+        and may be float32 for logits.
+        """
+
+    def gated_linear(
+        self,
+        x: Array,
+        gate: PackedWeight,
+        up: PackedWeight,
+        out: Array,
+        *,
+        activation: str,
+        gate_bias: Array | None = None,
+        up_bias: Array | None = None,
+    ) -> None:
+        """Compute out `[rows, n]` = act(x gate^T) * (x up^T) (Shazeer 2020), rounded once."""
+
+    def start_state(self, state: State) -> None:
+        """Make a state that has seen no key."""
+
+    def attend_block(
+        self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec
+    ) -> None:
+        """Fold a block of keys into the state of q `[rows, heads, head_dim]`."""
+
+    def merge(self, state: State, other: State) -> None:
+        """Fold `other`, which saw other keys for the same rows, into `state`."""
+
+    def finish(self, state: State, o: Array, lse: Array) -> None:
+        """Normalise: o `[rows, heads, v_head_dim]` and lse float32 `[rows, heads]`."""
+
+    def rope(self, x: Array, cos: Array, sin: Array, index: NDArray[np.int32]) -> None:
+        """Turn x `[rows, heads, head_dim]` in place by rows `index` of cos, sin `[n, half]`."""
+
+    def norm(
+        self, x: Array, weight: Array, bias: Array | None, out: Array, *, eps: float, kind: str
+    ) -> None:
+        """Normalise rows `[rows, d]`: RMSNorm ("rms") or LayerNorm ("layer")."""
+
+    def embed(
+        self, ids: NDArray[np.int32], table: Array, out: Array, *, first_row: int = 0
+    ) -> None:
+        """Copy rows ids - first_row of the table `[n, d]`; ids outside of it give zeros."""
+
+    def add(self, a: Array, b: Array, out: Array) -> None:
+        """Compute out = a + b."""
+
+    def sum_partials(self, parts: Array, bias: Array | None, out: Array) -> None:
+        """Sum parts `[p, rows, d]` in ascending p, add bias `[d]`, round once."""
+
+
+Core = Any
+"""The functions of `pympa._core`, or shape-only stand-ins for them."""

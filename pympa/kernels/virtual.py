@@ -1,0 +1,49 @@
+"""Kernels on shapes: sizes are computed, numbers are not.
+
+On a dry arena the same strategies run through the same allocations and messages without memory
+or time, which tells what a rank will need and send before it does.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+from pympa import _core
+from pympa.arena import Arena
+from pympa.kernels.cpu import CpuKernels
+from pympa.trace import Trace
+
+_SIZES = ("packed_weight_bytes", "linear_workspace_bytes", "attention_workspace_bytes")
+_WORK = (
+    "pack_weight",
+    "linear",
+    "gated_linear",
+    "attend_block",
+    "merge",
+    "finish",
+    "rope",
+    "norm",
+    "embed",
+    "add",
+    "sum_partials",
+)
+
+
+def _nothing(**_: Any) -> None:
+    """Stand in for a kernel."""
+
+
+_SHAPE_CORE = SimpleNamespace(
+    **{name: getattr(_core, name) for name in _SIZES}, **dict.fromkeys(_WORK, _nothing)
+)
+
+
+class VirtualKernels(CpuKernels):
+    """The CPU kernels' shapes and workspaces, without their work."""
+
+    piece_flops = math.inf  # no message moves meanwhile, so attention needs no pieces
+
+    def __init__(self, *, isa: str, threads: int, arena: Arena, trace: Trace) -> None:
+        super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=_SHAPE_CORE)

@@ -1,0 +1,115 @@
+"""Ring attention (`cp`): each rank keeps its queries, keys and values travel round the ring.
+
+Liu et al. 2023 (arXiv 2310.01889), with the sequence split as in Li et al. 2021. While a rank
+attends to the block it holds, that block is already on its way to the next rank and the following
+one comes in from the previous rank. The float32 state is carried from step to step, so nothing is
+merged and the error does not grow with the ring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pympa.accounting import visible_pairs
+from pympa.arena import Arena, Array
+from pympa.kernels import AttentionSpec, Kernels, KvBlock, State
+from pympa.layout import Layout, split
+from pympa.transport import Transport
+
+_FEWEST_ROWS = 512  # a piece repacks the keys, which this many query rows pay for
+
+
+def ring_attention(
+    kernels: Kernels,
+    transport: Transport,
+    arena: Arena,
+    q: Array,
+    own: KvBlock,
+    q_layouts: Sequence[Layout],
+    kv_layouts: Sequence[Layout],
+    spec: AttentionSpec,
+    state: State,
+) -> None:
+    """Attend to the keys of all ranks of the ring. Collective.
+
+    Args:
+        kernels: the rank's kernels.
+        transport: the ring.
+        arena: memory for two blocks on their way.
+        q: this rank's queries `[rows, heads, head_dim]`.
+        own: this rank's keys and values.
+        q_layouts: layout of the queries of each rank of the ring.
+        kv_layouts: layout of the keys of each rank of the ring.
+        spec: masks, scale and head map.
+        state: gets the attention of `q` to all keys, unfinished.
+    """
+    size, index = transport.size, transport.index
+    next_rank, previous_rank = (index + 1) % size, (index - 1) % size
+    steps = _steps(q_layouts, kv_layouts, spec)
+    kernels.start_state(state)
+    with arena.scope():
+        buffers = [_block_buffer(transport, own, kv_layouts) for _ in range(min(steps - 1, 2))]
+        held = own
+        for step in range(steps):
+            incoming, pending = held, None
+            if step + 1 < steps:
+                layout = kv_layouts[(index - step - 1) % size]
+                k, v = buffers[step % 2]
+                incoming = KvBlock(k[: layout.rows], v[: layout.rows], layout)
+                pending = transport.start(
+                    sends=[(held.k, next_rank), (held.v, next_rank)],
+                    receives=[(incoming.k, previous_rank), (incoming.v, previous_rank)],
+                )
+            attend_in_pieces(kernels, transport, q, q_layouts[index], held, spec, state)
+            if pending is not None:
+                transport.wait(pending)
+            held = incoming
+
+
+def attend_in_pieces(
+    kernels: Kernels,
+    transport: Transport,
+    q: Array,
+    q_layout: Layout,
+    kv: KvBlock,
+    spec: AttentionSpec,
+    state: State,
+) -> None:
+    """Fold one block into the state, looking at messages every `kernels.piece_flops`."""
+    pairs = visible_pairs(q_layout, kv.layout, spec.causal, spec.window)
+    if pairs == 0:
+        return
+    flops = 2 * pairs * q.shape[1] * (q.shape[2] + kv.v.shape[2])
+    pieces = 1
+    if transport.size > 1:
+        most = -(-q_layout.rows // _FEWEST_ROWS)
+        pieces = max(1, min(most, math.ceil(flops / kernels.piece_flops)))
+    for first, last in split(q_layout.rows, pieces):
+        rows = q_layout.slice(first, last)
+        kernels.attend_block(q[first:last], rows, kv, state.rows(first, last), spec)
+        transport.poll()
+
+
+def _steps(q_layouts: Sequence[Layout], kv_layouts: Sequence[Layout], spec: AttentionSpec) -> int:
+    """Return the steps after which no rank of the ring needs another block."""
+    size = len(q_layouts)
+    if spec.window is None:
+        return size
+    needed = [
+        step
+        for step in range(size)
+        for rank in range(size)
+        if visible_pairs(q_layouts[rank], kv_layouts[rank - step], spec.causal, spec.window)
+    ]
+    return 1 + max(needed, default=0)
+
+
+def _block_buffer(
+    transport: Transport, own: KvBlock, layouts: Sequence[Layout]
+) -> tuple[Array, Array]:
+    rows = max(layout.rows for layout in layouts)
+    return (
+        transport.empty((rows, *own.k.shape[1:]), own.k.dtype),
+        transport.empty((rows, *own.v.shape[1:]), own.v.dtype),
+    )

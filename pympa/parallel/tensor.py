@@ -1,0 +1,128 @@
+"""Tensor parallelism (`tp`): heads and MLP columns over ranks (Shoeybi et al. 2019).
+
+The first linear of a branch is split by outputs and needs nothing from other ranks; the second is
+split by inputs, so its partial results are summed over the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Arena, Array
+from pympa.kernels import Kernels, PackedWeight
+from pympa.layout import split
+from pympa.spec import LayerSpec
+from pympa.transport import Transport
+
+Shard = tuple[tuple[int, int] | None, tuple[int, int] | None]
+"""(start, stop) of a weight's rows and of its columns; None means all."""
+
+
+@dataclass(frozen=True)
+class HeadShare:
+    """The heads of one rank: any number of query heads, and the kv heads that they read."""
+
+    q_heads: tuple[int, int]
+    kv_heads: tuple[int, int]
+    kv_head_of_q: NDArray[np.int32]
+
+    @property
+    def heads(self) -> int:
+        """Local query heads."""
+        return self.q_heads[1] - self.q_heads[0]
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Local key/value heads; a kv head that several ranks need is on each of them."""
+        return self.kv_heads[1] - self.kv_heads[0]
+
+
+def head_share(layer: LayerSpec, parts: int, index: int) -> HeadShare:
+    """Return the heads of rank `index` of `parts`."""
+    first, last = split(layer.heads, parts)[index]
+    needed = [layer.kv_head_of(head) for head in range(first, last)]
+    kv_first, kv_last = needed[0], needed[-1] + 1
+    return HeadShare((first, last), (kv_first, kv_last), np.array(needed, np.int32) - kv_first)
+
+
+def weight_shard(name: str, layer: LayerSpec, share: HeadShare, parts: int, index: int) -> Shard:
+    """Return the part of a block's weight that rank `index` of `parts` holds."""
+
+    def of_heads(heads: tuple[int, int], dim: int) -> tuple[int, int]:
+        return heads[0] * dim, heads[1] * dim
+
+    hidden = split(layer.mlp_hidden, parts)[index]
+    by_output = {
+        "attention.q": of_heads(share.q_heads, layer.head_dim),
+        "attention.k": of_heads(share.kv_heads, layer.head_dim),
+        "attention.v": of_heads(share.kv_heads, layer.value_dim),
+        "mlp.up": hidden,
+        "mlp.gate": hidden,
+    }
+    by_input = {"attention.out": of_heads(share.q_heads, layer.value_dim), "mlp.down": hidden}
+    return by_output.get(name.removesuffix("_bias")), by_input.get(name)
+
+
+def reduce_partials(
+    kernels: Kernels, transport: Transport, partial: Array, bias: Array | None, out: Array
+) -> None:
+    """Set `out` on all ranks to the sum of their partials, plus bias. Collective.
+
+    Rank i owns the i-th share of the rows: it receives the others' partials of them in the dtype,
+    sums in float32 in rank order, adds the bias, rounds once and sends the result to all, so every
+    rank has the same bits. Sends 2(p-1)/p of the array in all, as a ring all-reduce would.
+
+    Args:
+        kernels: the rank's kernels.
+        transport: the ranks that hold partials.
+        partial: `[rows, d_model]`.
+        bias: `[d_model]` or None.
+        out: `[rows, d_model]`; may not be `partial`.
+    """
+    rows, width = partial.shape
+    shares = split(rows, transport.size)
+    first, last = shares[transport.index]
+    parts = transport.empty((transport.size, last - first, width), partial.dtype)
+    transport.all_to_all([partial[a:b] for a, b in shares], list(parts))
+    kernels.sum_partials(parts, bias, out[first:last])
+    transport.all_gather([out[a:b] for a, b in shares])
+
+
+def add_branch(
+    kernels: Kernels,
+    transport: Transport,
+    arena: Arena,
+    hidden: Array,
+    weight: PackedWeight,
+    bias: Array | None,
+    stream: Array,
+    see: Callable[[Array], None] | None,
+) -> None:
+    """Add hidden weight^T + bias, summed over the ranks, to the residual stream. Collective.
+
+    Args:
+        kernels: the rank's kernels.
+        transport: the ranks that share the inputs of `weight`.
+        arena: memory for the branch.
+        hidden: `[rows, local inputs]`.
+        weight: `[d_model, local inputs]`.
+        bias: `[d_model]` or None.
+        stream: residual stream `[rows, d_model]`, updated in place.
+        see: called with the branch before it is added, or None.
+    """
+    with arena.scope():
+        if transport.size == 1:
+            branch = arena.empty(stream.shape, stream.dtype) if see else None
+            kernels.linear(hidden, weight, stream, bias=bias, residual=stream, branch=branch)
+        else:
+            branch = transport.empty(stream.shape, stream.dtype)
+            partial = transport.empty(stream.shape, stream.dtype)
+            kernels.linear(hidden, weight, partial)
+            reduce_partials(kernels, transport, partial, bias, branch)
+            kernels.add(stream, branch, stream)
+        if see and branch is not None:
+            see(branch)

@@ -1,0 +1,275 @@
+"""The door for programs: a context manager that makes MPI ranks a mesh, and ends a job cleanly.
+
+    with Session("cp=4") as session:
+        o, lse = session.ring_attention(q, k, v, lengths=[4096])
+
+No rank waits for ever: whatever ends one rank early inside the `with` (an exception, sys.exit, a
+message that never comes) prints one message and ends the whole job.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pympa.arena import Arena, Array
+from pympa.kernels import AttentionSpec, KvBlock, State
+from pympa.kernels.cpu import supported_isas
+from pympa.layout import Layout, split_batch, split_tokens
+from pympa.mesh import Mesh, Plan, PlanError, parse_plan
+from pympa.parallel.ring import ring_attention
+from pympa.rank import Rank
+from pympa.trace import Trace
+from pympa.transport import WORLD, Traffic, Transport, TransportError
+
+T = TypeVar("T")
+DEFAULT_TIMEOUT_SECONDS = 300.0
+_STAGGER_SECONDS = 0.02  # ranks that fail together speak in turn; the first one ends the job
+
+
+class RefusedError(ValueError):
+    """All ranks agree that the request cannot be done; the message says why and what would."""
+
+
+class Session:
+    """Ranks of an MPI communicator as a mesh. Collective to enter and to leave.
+
+    Args:
+        plan: how the ranks split the work, as `Plan` or text; None means a ring of all ranks.
+        comm: mpi4py communicator; None means all ranks of the job, and then a failure inside the
+            `with` ends the job.
+        isa: instruction set of the kernels; None means the best that every rank has.
+        threads: threads of each kernel.
+        timeout_seconds: the longest any rank waits for a message.
+
+    Raises:
+        RefusedError: the ranks differ in their arguments, or an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan | str | None = None,
+        *,
+        comm: Any = None,
+        isa: str | None = None,
+        threads: int = 1,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._plan = plan
+        self._comm = comm
+        self._asked_isa = isa
+        self.threads = threads
+        self.timeout_seconds = timeout_seconds
+        self._owns_job = comm is None
+
+    def __enter__(self) -> Session:
+        from mpi4py import MPI
+
+        from pympa.transport.mpi import MpiEndpoint
+
+        self._comm = self._comm or MPI.COMM_WORLD
+        self._abort = self._comm.Abort
+        self.total_cores, self.oversubscribed = _cores(self._comm, self.threads)
+        self.library = MPI.Get_library_version().split("\n")[0].strip()
+        self._endpoint = MpiEndpoint(
+            self._comm, timeout_seconds=self.timeout_seconds, naps=self.oversubscribed
+        )
+        self.rank, self.size = self._endpoint.rank, self._endpoint.size
+        world = range(self.size)
+        self.world = Transport(self._endpoint, WORLD, world, Arena(), Trace(), Traffic())
+        try:
+            self.agree("threads", self.threads)
+            self.isa = self._common_isa()
+            self.plan = self.check(self._parsed_plan)
+        except BaseException:
+            self._endpoint.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, RefusedError):
+            self._endpoint.close()
+        elif self._owns_job:
+            time.sleep(_STAGGER_SECONDS * self.rank)
+            _tell(self.rank, error)
+            self._abort(1)
+
+    def agree(self, what: str, value: Any) -> None:
+        """Refuse unless all ranks gave the same value. Collective.
+
+        Raises:
+            RefusedError: names the ranks that differ from rank 0.
+        """
+        values = self.world.gather_objects(value)
+        others = [rank for rank, other in enumerate(values) if other != values[0]]
+        if others:
+            raise RefusedError(
+                f"{what}: expected the same on all ranks; rank 0 has {values[0]!r}, "
+                f"rank {others[0]} has {values[others[0]]!r}"
+            )
+
+    def check(self, local: Callable[[], T]) -> T:
+        """Run a check on every rank and go on only if none objects. Collective.
+
+        Args:
+            local: raises ValueError or OSError to object.
+
+        Raises:
+            RefusedError: on all ranks, with the first objection.
+        """
+        result: T | None = None
+        objection = None
+        try:
+            result = local()
+        except (ValueError, OSError) as error:
+            objection = str(error)
+        objections = self.world.gather_objects(objection)
+        for text in objections:
+            if text is not None:
+                raise RefusedError(text)
+        return result  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Return when all ranks are here. Collective."""
+        arrived = np.zeros(self.size, np.uint8)
+        self.world.all_gather([arrived[i : i + 1] for i in range(self.size)])
+
+    def on(self, plan: Plan, *, dry: bool = False) -> Rank:
+        """Return this rank's resources for a plan: mesh, arena, kernels, transports.
+
+        Raises:
+            RefusedError: the plan takes another number of ranks.
+        """
+        if plan.world != self.size:
+            raise RefusedError(
+                f"plan {plan} takes {plan.world} ranks; this session has {self.size}"
+            )
+        return Rank(self._endpoint, plan, isa=self.isa, threads=self.threads, dry=dry)
+
+    def layouts(self, lengths: Sequence[int]) -> list[Layout]:
+        """Return which tokens each rank of this rank's ring holds.
+
+        Args:
+            lengths: tokens of each sequence of the batch.
+        """
+        mesh = Mesh(self.plan, self.rank)
+        mine = split_batch(lengths, self.plan.dp)[mesh.coordinate("dp")]
+        return split_tokens(mine, self.plan.cp, self.plan.balance)
+
+    def layout(self, lengths: Sequence[int]) -> Layout:
+        """Return which tokens this rank holds: its rows are these positions, in this order."""
+        return self.layouts(lengths)[Mesh(self.plan, self.rank).coordinate("cp")]
+
+    def ring_attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        lengths: Sequence[int],
+        causal: bool = True,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> tuple[Array, Array]:
+        """Return exact attention of this rank's queries to all keys of the ring. Collective.
+
+        Args:
+            q: `[rows, heads, head_dim]`, rows as `layout(lengths)`; float32, float16 or bfloat16.
+            k: `[rows, kv_heads, head_dim]`, of q's dtype.
+            v: `[rows, kv_heads, v_head_dim]`, of q's dtype.
+            lengths: tokens of each sequence of the batch.
+            causal: hide keys after the query.
+            scale: factor on q·k; None means 1/sqrt(head_dim).
+            window: hide keys `window` or more positions away; None hides none.
+            softcap: scores become softcap * tanh(score / softcap); None means no cap.
+
+        Returns:
+            o `[rows, heads, v_head_dim]` of q's dtype, lse float32 `[rows, heads]` (natural log).
+
+        Raises:
+            ValueError: arrays that fit neither each other nor the layout.
+        """
+        layouts = self.layouts(lengths)
+        own = self.layout(lengths)
+        if not len(q) == len(k) == len(v) == own.rows:
+            raise ValueError(
+                f"ring_attention: expected {own.rows} rows on rank {self.rank}; got q {q.shape}, "
+                f"k {k.shape}, v {v.shape}"
+            )
+        rank, heads = self.on(self.plan), q.shape[1]
+        state = State(
+            rank.arena.empty(q.shape[:2], np.float32),
+            rank.arena.empty(q.shape[:2], np.float32),
+            rank.arena.empty((*q.shape[:2], v.shape[2]), np.float32),
+        )
+        spec = AttentionSpec(
+            kv_head_of_q=(np.arange(heads) * k.shape[1] // heads).astype(np.int32),
+            scale=1.0 / math.sqrt(q.shape[2]) if scale is None else scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+        )
+        block = KvBlock(np.ascontiguousarray(k), np.ascontiguousarray(v), own)
+        ring_attention(
+            rank.kernels, rank.transports["cp"], rank.arena, q, block, layouts, layouts, spec, state
+        )
+        o = np.empty(state.out.shape, q.dtype)
+        lse = np.empty(q.shape[:2], np.float32)
+        rank.kernels.finish(state, o, lse)
+        return o, lse
+
+    def _parsed_plan(self) -> Plan:
+        plan = Plan(cp=self.size) if self._plan is None else self._plan
+        plan = parse_plan(plan) if isinstance(plan, str) else plan
+        if plan.world != self.size:
+            raise PlanError(f"plan {plan} takes {plan.world} ranks; this session has {self.size}")
+        return plan
+
+    def _common_isa(self) -> str:
+        offers = self.world.gather_objects(supported_isas())
+        common = [isa for isa in offers[0] if all(isa in offer for offer in offers)]
+        wanted = self.world.gather_objects(self._asked_isa)[0]
+        if wanted is not None and wanted not in common:
+            raise RefusedError(f"isa: expected one of {', '.join(common)}; got {wanted!r}")
+        return wanted or common[0]
+
+
+def _cores(comm: Any, threads: int) -> tuple[int, bool]:
+    """Return the cores that all ranks may use, and whether some node has more threads than cores.
+
+    Ranks that are pinned count the cores that they are pinned to.
+    """
+    cores: defaultdict[str, set[int]] = defaultdict(set)
+    ranks: Counter[str] = Counter()
+    for node, affinity in comm.allgather((platform.node(), os.sched_getaffinity(0))):
+        cores[node] |= affinity
+        ranks[node] += 1
+    crowded = any(ranks[node] * threads > len(cores[node]) for node in cores)
+    return sum(map(len, cores.values())), crowded
+
+
+def _tell(rank: int, error: BaseException) -> None:
+    """Print one message; a traceback only where the message alone would not tell."""
+    if isinstance(error, SystemExit):
+        text = f"left early by sys.exit({error.code!r}) while other ranks may wait for it"
+    elif isinstance(error, (ValueError, OSError, TransportError, MemoryError)):
+        text = f"{type(error).__name__}: {error}"
+    else:
+        text = "".join(traceback.format_exception(error)).rstrip()
+    print(f"pympa: rank {rank}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,195 @@
+"""Frozen descriptions of a model and a dtype, parsed from TOML.
+
+A `ModelSpec` is a list of `LayerSpec`s: everything the mathematics of a transformer depends on,
+and nothing about how it is split.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+NormKind = Literal["rms", "layer"]
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """A description that the mathematics or this version does not allow."""
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype called `name`.
+
+    Raises:
+        SpecError: `name` is not one of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise SpecError(f"dtype: expected one of {', '.join(DTYPES)}; got {name!r}")
+    return DTYPES[name]
+
+
+class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rotary position embedding (Su et al. 2021), half-split pairs (i, i + rotated/2).
+
+    Attributes:
+        theta: base of the geometric sequence of frequencies.
+        rotated_dim: leading dimensions of a head that rotate; None means all of them.
+        scaling_factor: positions are divided by this (linear scaling); 1 means none.
+    """
+
+    theta: float = 10000.0
+    rotated_dim: int | None = None
+    scaling_factor: float = 1.0
+
+
+class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One pre-norm transformer block: attention branch, then MLP (or expert) branch.
+
+    Attributes:
+        heads: query heads.
+        head_dim: dimension of a query/key head.
+        mlp_hidden: width of the MLP (of one expert, where there are experts).
+        kv_heads: key/value heads; None means `heads`. Query head h reads kv head
+            h * kv_heads // heads.
+        v_head_dim: dimension of a value head; None means `head_dim`.
+        rope: rotary embedding of q and k, or None.
+        qk_norm: RMSNorm with a learned gain over each q and k head, before RoPE.
+        attention_bias: biases on the q, k, v and output projections.
+        mlp_bias: biases on the MLP projections.
+        window: a query sees itself and the window - 1 keys before it; None means all.
+        softcap: scores become softcap * tanh(score / softcap); None means no cap.
+        gated: hidden = act(gate) * up instead of act(up).
+        activation: "gelu" (erf), "gelu_tanh" or "silu".
+        norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016).
+        norm_eps: added to the mean square or the variance.
+        experts: experts of the MLP branch; 0 means one dense MLP.
+        top_k: experts a token goes to.
+        capacity_factor: rows an expert takes, over the even share; None means dropless.
+        shared_experts: experts that every token goes to.
+        repeat: how many such blocks follow each other.
+    """
+
+    heads: int
+    head_dim: int
+    mlp_hidden: int
+    kv_heads: int | None = None
+    v_head_dim: int | None = None
+    rope: Rope | None = Rope()
+    qk_norm: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    gated: bool = False
+    activation: Activation = "gelu_tanh"
+    norm: NormKind = "rms"
+    norm_eps: float = 1e-6
+    experts: int = 0
+    top_k: int = 0
+    capacity_factor: float | None = None
+    shared_experts: int = 0
+    repeat: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            "heads",
+            "head_dim",
+            "mlp_hidden",
+            "kv_heads",
+            "v_head_dim",
+            "window",
+            "softcap",
+            "repeat",
+        )
+        if self.n_kv_heads > self.heads:
+            raise SpecError(f"kv_heads: expected at most heads={self.heads}; got {self.kv_heads}")
+        if self.rope is not None:
+            rotated = self.rotated_dim
+            if rotated % 2 or not 0 < rotated <= self.head_dim:
+                raise SpecError(
+                    f"rope.rotated_dim: expected an even number in 2..{self.head_dim} "
+                    f"(head_dim); got {rotated}"
+                )
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def value_dim(self) -> int:
+        """Dimension of a value head."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
+
+    @property
+    def rotated_dim(self) -> int:
+        """Leading dimensions of a q/k head that RoPE turns; 0 without RoPE."""
+        if self.rope is None:
+            return 0
+        return self.head_dim if self.rope.rotated_dim is None else self.rope.rotated_dim
+
+    def kv_head_of(self, head: int) -> int:
+        """Return the kv head that query head `head` reads."""
+        return head * self.n_kv_heads // self.heads
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A decoder: embedding, blocks, final norm, head.
+
+    Attributes:
+        d_model: width of the residual stream; independent of heads * head_dim.
+        vocabulary: rows of the embedding and of the head.
+        layers: blocks in order; an entry with `repeat` stands for several.
+        causal: a token attends to itself and earlier tokens only.
+        tied_head: the head reuses the embedding.
+    """
+
+    d_model: int
+    vocabulary: int
+    layers: tuple[LayerSpec, ...]
+    causal: bool = True
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "d_model", "vocabulary")
+        if not self.layers:
+            raise SpecError("layers: expected at least one layer; got none")
+
+    @property
+    def blocks(self) -> tuple[LayerSpec, ...]:
+        """The blocks one by one, with `repeat` unrolled."""
+        return tuple(layer for layer in self.layers for _ in range(layer.repeat))
+
+
+def _positive(spec: msgspec.Struct, *fields: str) -> None:
+    for field in fields:
+        value = getattr(spec, field)
+        if value is not None and value <= 0:
+            raise SpecError(f"{field}: expected a positive number; got {value}")
+
+
+def parse_toml(text: bytes | str, kind: type[T], where: str) -> T:
+    """Decode TOML into the frozen struct `kind`.
+
+    Args:
+        text: the document, UTF-8.
+        kind: the struct type to build.
+        where: file name for messages.
+
+    Raises:
+        SpecError: not TOML, or a field is missing, unknown or of a wrong type.
+    """
+    try:
+        return msgspec.toml.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{where}: {error}") from None

@@ -1,0 +1,223 @@
+"""The other ranks of one mesh axis.
+
+An `Endpoint` moves bytes between ranks: over MPI (`mpi.py`), between threads of one process
+(`local.py`), or nowhere (`NullEndpoint`). `Transport` is what a strategy
+sees: peers are indices along its axis, collectives are built from point-to-point messages, bytes
+are counted by axis and pair, and waiting is traced. One implementation of the collectives serves
+every endpoint, so every endpoint counts the same bytes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Arena, Array
+from pympa.mesh import AXES, Mesh
+from pympa.trace import Trace
+
+WORLD = "world"  # control traffic: agreement, records, verification; never counted
+
+
+class TransportError(RuntimeError):
+    """Messages that do not fit each other, or that never came."""
+
+
+class Message(NamedTuple):
+    """A C-contiguous array and the rank it goes to or comes from.
+
+    `channel` separates axes: messages of one channel and pair arrive in the order they were sent.
+    """
+
+    array: Array
+    peer: int
+    channel: int
+
+
+class Endpoint(Protocol):
+    """Moves messages between the ranks of a world; knows nothing of axes."""
+
+    rank: int
+    size: int
+
+    def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> Any:
+        """Begin moving messages; the arrays stay untouched by the caller until `wait`."""
+
+    def wait(self, pending: Any, what: str) -> None:
+        """Return when all messages of `pending` have been sent and received."""
+
+    def poll(self) -> None:
+        """Let messages move on while this rank computes."""
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copy between two arrays of this rank."""
+
+
+class NullEndpoint:
+    """Sends nothing: a world of one, or one rank's view of a world in which arrays are shapes."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        """Do nothing."""
+
+    def wait(self, pending: Any, what: str) -> None:
+        """Do nothing."""
+
+    def poll(self) -> None:
+        """Do nothing."""
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Do nothing."""
+
+
+class Traffic:
+    """Bytes sent and received by (axis, peer rank)."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[tuple[str, int]] = Counter()
+        self.received: Counter[tuple[str, int]] = Counter()
+
+    def clear(self) -> None:
+        """Start counting from zero."""
+        self.sent.clear()
+        self.received.clear()
+
+
+class Transport:
+    """The ranks along one axis of the mesh, seen from one of them.
+
+    Args:
+        endpoint: moves the bytes.
+        axis: name of the axis, for counting, tracing and messages.
+        ranks: the world ranks along the axis, in order; contains `endpoint.rank`.
+        arena: where buffers that travel come from.
+        trace: collects the waiting.
+        traffic: collects the bytes.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        axis: str,
+        ranks: Sequence[int],
+        arena: Arena,
+        trace: Trace,
+        traffic: Traffic,
+    ) -> None:
+        self.axis = axis
+        self.ranks = tuple(ranks)
+        self.size = len(self.ranks)
+        self.index = self.ranks.index(endpoint.rank)
+        self._endpoint = endpoint
+        self._arena = arena
+        self._trace = trace
+        self._traffic = traffic
+        self._channel = 0 if axis == WORLD else 1 + AXES.index(axis)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
+        """Return an array fit to travel, from the arena."""
+        return self._arena.empty(shape, dtype)
+
+    def start(
+        self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]]
+    ) -> Any:
+        """Begin sending (array, to index) and receiving (array, from index); see `Endpoint`.
+
+        Empty arrays are skipped: both sides know their size.
+        """
+        outgoing = [Message(a, self.ranks[i], self._channel) for a, i in sends if a.size]
+        incoming = [Message(a, self.ranks[i], self._channel) for a, i in receives if a.size]
+        if self.axis != WORLD:
+            for message in outgoing:
+                self._traffic.sent[self.axis, message.peer] += message.array.nbytes
+            for message in incoming:
+                self._traffic.received[self.axis, message.peer] += message.array.nbytes
+        return self._endpoint.start(outgoing, incoming)
+
+    def wait(self, pending: Any) -> None:
+        """Return when everything `start` began is done."""
+        with self._trace.span("wait", self.axis):
+            self._endpoint.wait(pending, self.axis)
+
+    def poll(self) -> None:
+        """Let messages move on while this rank computes."""
+        self._endpoint.poll()
+
+    def all_gather(self, parts: Sequence[Array]) -> None:
+        """Fill in the other ranks' parts; `parts[self.index]` is this rank's own. Collective."""
+        others = [i for i in range(self.size) if i != self.index]
+        mine = parts[self.index]
+        self.wait(self.start([(mine, i) for i in others], [(parts[i], i) for i in others]))
+
+    def all_to_all(self, sends: Sequence[Array], receives: Sequence[Array]) -> None:
+        """Send `sends[i]` to rank i and receive `receives[i]` from it. Collective."""
+        others = [i for i in range(self.size) if i != self.index]
+        pending = self.start([(sends[i], i) for i in others], [(receives[i], i) for i in others])
+        self._endpoint.copy(receives[self.index], sends[self.index])
+        self.wait(pending)
+
+    def broadcast(self, array: Array, root: int) -> None:
+        """Make `array` on all ranks what it is on index `root`. Collective."""
+        if self.index == root:
+            others = [i for i in range(self.size) if i != root]
+            self.wait(self.start([(array, i) for i in others], []))
+        else:
+            self.wait(self.start([], [(array, root)]))
+
+    def exchange_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Send `counts[i]` to rank i and return what each sent here. Collective."""
+        received = np.empty_like(counts)
+        cells = range(self.size)
+        self.all_to_all([counts[i : i + 1] for i in cells], [received[i : i + 1] for i in cells])
+        return received
+
+    def gather_objects(self, value: Any, root: int | None = None) -> list[Any]:
+        """Return every rank's picklable value, in order. Collective.
+
+        Args:
+            value: this rank's.
+            root: the only index that gets them (others get an empty list); None means all.
+        """
+        payload = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = np.zeros(self.size, np.int64)
+        sizes[self.index] = payload.size
+        self.all_gather([sizes[i : i + 1] for i in range(self.size)])
+        if root is not None and self.index != root:
+            self.wait(self.start([(payload, root)], []))
+            return []
+        parts = [np.empty(size, np.uint8) for size in sizes]
+        parts[self.index] = payload
+        if root is None:
+            self.all_gather(parts)
+        else:
+            others = [i for i in range(self.size) if i != root]
+            self.wait(self.start([], [(parts[i], i) for i in others]))
+        return [pickle.loads(part.tobytes()) for part in parts]
+
+
+def axis_transports(
+    endpoint: Endpoint, mesh: Mesh, arena: Arena, trace: Trace, traffic: Traffic
+) -> dict[str, Transport]:
+    """Return one transport for each axis of the mesh."""
+    return {
+        axis: Transport(endpoint, axis, mesh.group(axis), arena, trace, traffic) for axis in AXES
+    }
+
+
+def raw_bytes(array: Array) -> NDArray[np.uint8]:
+    """Return a C-contiguous array's memory as bytes.
+
+    Raises:
+        TransportError: the array has gaps.
+    """
+    if not array.flags.c_contiguous:
+        raise TransportError(f"message: expected a C-contiguous array; got strides {array.strides}")
+    return array.reshape(-1).view(np.uint8)

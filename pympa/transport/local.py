@@ -1,0 +1,236 @@
+"""Ranks as threads of one process: reproducible, delayable, and able to report a deadlock.
+
+Only one rank runs at a time; at every transport call the next one is chosen. With a seed, the
+choice and the delay of each message are random but repeat with the seed. A message is copied from
+the sender's to the receiver's array when it is delivered, neither earlier nor later, so a buffer
+that is reused too soon gives wrong results here and not only under MPI.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from pympa.arena import Array
+from pympa.transport import Message, TransportError, raw_bytes
+
+T = TypeVar("T")
+
+
+class _Pending:
+    """Messages of one `start` call that are still under way."""
+
+    def __init__(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        self.open_sends = [m.peer for m in sends]
+        self.open_receives = [m.peer for m in receives]
+
+    @property
+    def done(self) -> bool:
+        return not self.open_sends and not self.open_receives
+
+
+class _Transfer:
+    def __init__(self, due: int, sender: _Post, receiver: _Post) -> None:
+        self.due = due
+        self.sender = sender
+        self.receiver = receiver
+
+
+class _Post:
+    def __init__(self, rank: int, message: Message, pending: _Pending) -> None:
+        self.rank = rank
+        self.message = message
+        self.pending = pending
+
+
+class _Aborted(BaseException):
+    """Ends the threads of ranks that wait for one that failed."""
+
+
+class LocalWorld:
+    """A world of rank threads.
+
+    Args:
+        size: ranks.
+        seed: None runs ranks in turn and delivers at once; a number shuffles both, repeatably.
+        max_delay: largest delay of a message, in scheduling steps, when there is a seed.
+    """
+
+    def __init__(self, size: int, *, seed: int | None = None, max_delay: int = 8) -> None:
+        self.size = size
+        self._random = None if seed is None else random.Random(seed)
+        self._max_delay = max_delay
+        self._turn = [threading.Semaphore(0) for _ in range(size)]
+        self._waiting: list[tuple[_Pending, str] | None] = [None] * size
+        self._finished = [False] * size
+        self._failure: BaseException | None = None
+        self._step = 0
+        self._last = size - 1
+        self._posted_sends: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
+        self._posted_receives: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
+        self._transfers: list[_Transfer] = []
+
+    def run(self, body: Callable[[LocalEndpoint], T]) -> list[T]:
+        """Run `body` once for each rank and return the results in rank order.
+
+        Raises:
+            TransportError: the ranks wait for each other for ever.
+            Exception: whatever the first failing rank raised.
+        """
+        results: dict[int, T] = {}
+
+        def main(rank: int) -> None:
+            self._turn[rank].acquire()
+            try:
+                if self._failure is None:
+                    results[rank] = body(LocalEndpoint(self, rank))
+            except _Aborted:
+                pass
+            except BaseException as error:
+                self._failure = self._failure or error
+            self._finished[rank] = True
+            self._pass_on()
+
+        threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
+        for thread in threads:
+            thread.start()
+        self._pass_on()
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return [results[rank] for rank in range(self.size)]
+
+    def yield_turn(self, rank: int) -> None:
+        """Let another rank run; return when it is this rank's turn again."""
+        self._pass_on()
+        self._turn[rank].acquire()
+        if self._failure is not None:
+            raise _Aborted
+
+    def post(self, rank: int, sends: Sequence[Message], receives: Sequence[Message]) -> _Pending:
+        """Take messages and pair them with what other ranks have posted."""
+        pending = _Pending(sends, receives)
+        for message in sends:
+            key = (rank, message.peer, message.channel)
+            self._posted_sends[key].append(_Post(rank, message, pending))
+            self._match(key)
+        for message in receives:
+            key = (message.peer, rank, message.channel)
+            self._posted_receives[key].append(_Post(rank, message, pending))
+            self._match(key)
+        return pending
+
+    def wait(self, rank: int, pending: _Pending, what: str) -> None:
+        """Block the rank until `pending` is done."""
+        while not pending.done:
+            self._waiting[rank] = (pending, what)
+            self.yield_turn(rank)
+        self._waiting[rank] = None
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether scheduling is random."""
+        return self._random is not None
+
+    def _match(self, key: tuple[int, int, int]) -> None:
+        sends, receives = self._posted_sends[key], self._posted_receives[key]
+        while sends and receives:
+            delay = self._random.randint(0, self._max_delay) if self._random else 0
+            transfer = _Transfer(self._step + delay, sends.popleft(), receives.popleft())
+            self._transfers.append(transfer)
+
+    def _deliver_due(self) -> None:
+        due = [t for t in self._transfers if t.due <= self._step]
+        self._transfers = [t for t in self._transfers if t.due > self._step]
+        for t in due:
+            source, target = t.sender.message.array, t.receiver.message.array
+            if source.nbytes != target.nbytes:
+                raise TransportError(
+                    f"rank {t.receiver.rank} expected {target.nbytes} bytes from rank "
+                    f"{t.sender.rank}; got {source.nbytes}"
+                )
+            raw_bytes(target)[:] = raw_bytes(source)
+            t.sender.pending.open_sends.remove(t.receiver.rank)
+            t.receiver.pending.open_receives.remove(t.sender.rank)
+
+    def _pass_on(self) -> None:
+        """Deliver what is due and give the turn to the next rank that can run."""
+        try:
+            rank = self._next_rank()
+        except TransportError as error:
+            self._failure = self._failure or error
+            rank = self._any_unfinished()
+        if rank is not None:
+            self._last = rank
+            self._turn[rank].release()
+
+    def _next_rank(self) -> int | None:
+        if self._failure is not None:
+            return self._any_unfinished()
+        while True:
+            self._step += 1
+            self._deliver_due()
+            able = [r for r in range(self.size) if self._can_run(r)]
+            if able:
+                if self._random:
+                    return self._random.choice(able)
+                return min(able, key=lambda r: (r - self._last - 1) % self.size)
+            if all(self._finished):
+                return None
+            if not self._transfers:
+                raise TransportError(f"deadlock: {self._who_waits()}")
+            self._step = min(t.due for t in self._transfers) - 1
+
+    def _can_run(self, rank: int) -> bool:
+        waiting = self._waiting[rank]
+        return not self._finished[rank] and (waiting is None or waiting[0].done)
+
+    def _any_unfinished(self) -> int | None:
+        return next((r for r in range(self.size) if not self._finished[r]), None)
+
+    def _who_waits(self) -> str:
+        lines = []
+        for rank, waiting in enumerate(self._waiting):
+            if self._finished[rank]:
+                lines.append(f"rank {rank} has ended")
+            elif waiting is not None:
+                pending, what = waiting
+                lines.append(
+                    f"rank {rank} waits on {what} to receive from {pending.open_receives} "
+                    f"and to send to {pending.open_sends}"
+                )
+        return "; ".join(lines)
+
+
+class LocalEndpoint:
+    """One rank thread's side of a `LocalWorld`."""
+
+    def __init__(self, world: LocalWorld, rank: int) -> None:
+        self._world = world
+        self.rank = rank
+        self.size = world.size
+
+    def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> _Pending:
+        """Post messages; with a seed, other ranks may run before this returns."""
+        pending = self._world.post(self.rank, sends, receives)
+        self.poll()
+        return pending
+
+    def wait(self, pending: _Pending, what: str) -> None:
+        """Run other ranks until all messages of `pending` are delivered."""
+        self._world.wait(self.rank, pending, what)
+
+    def poll(self) -> None:
+        """With a seed, give other ranks a turn."""
+        if self._world.shuffles:
+            self._world.yield_turn(self.rank)
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copy between two arrays of this rank."""
+        np.copyto(target, source)

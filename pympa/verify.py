@@ -1,0 +1,202 @@
+"""Is a run right? Every branch against the float64 oracle, by norm and by worst row.
+
+Error = ‖run - oracle‖ / ‖oracle‖ with the same rounded weights. A branch of layer l (from 1) may be
+off by tolerance·√l as a whole and by 8 times that in its worst row. A distributed run must also
+stay within 1.2 times the error of one rank, or a quarter of the tolerance. NaN never passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa import reference
+from pympa.arena import Array
+from pympa.layout import Layout
+from pympa.model import Logits, Model, Prepared
+from pympa.spec import ModelSpec
+from pympa.transport import Transport
+from pympa.weights import PhiloxSource, model_weights
+
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+WORST_ROW_FACTOR = 8.0
+DISTRIBUTED_FACTOR = 1.2
+DISTRIBUTED_SHARE = 0.25
+LOGITS = "logits"
+
+Outputs = dict[str, NDArray[Any]]
+"""By name, `[all tokens, d_model]`, sequences end to end; "logits" is `[sequences, vocabulary]`."""
+
+
+@dataclass(frozen=True)
+class BranchError:
+    """How far one output is from the oracle.
+
+    Attributes:
+        name: the output. norm: relative error of the whole. worst_row: of the worst row.
+        tolerance: allowed norm; the worst row may be `WORST_ROW_FACTOR` times that.
+    """
+
+    name: str
+    norm: float
+    worst_row: float
+    tolerance: float
+
+    def within(self, one_rank: BranchError | None = None) -> bool:
+        """Tell whether the contract holds; `one_rank` adds the distributed part of it."""
+        limits = [self.tolerance, WORST_ROW_FACTOR * self.tolerance]
+        if one_rank is not None:
+            limits = [
+                min(limit, max(DISTRIBUTED_FACTOR * alone, DISTRIBUTED_SHARE * limit))
+                for limit, alone in zip(limits, (one_rank.norm, one_rank.worst_row), strict=True)
+            ]
+        return self.norm <= limits[0] and self.worst_row <= limits[1]  # False for NaN
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All outputs of a run against the oracle.
+
+    Attributes:
+        errors: one for each output.
+        passed: every output is within the contract.
+        sampled_rows: query rows checked where the whole oracle would not fit; None means all.
+    """
+
+    errors: tuple[BranchError, ...]
+    passed: bool
+    sampled_rows: int | None = None
+
+    @property
+    def worst(self) -> BranchError:
+        """The output that comes closest to its tolerance, or passes it by most."""
+        return max(self.errors, key=lambda e: math.inf if e.norm != e.norm else _share(e))
+
+
+def _share(error: BranchError) -> float:
+    return max(error.norm, error.worst_row / WORST_ROW_FACTOR) / error.tolerance
+
+
+def collect(model: Model, prepared: Prepared, world: Transport) -> Outputs | None:
+    """Run one step and bring every branch together on rank 0; others get None. Collective.
+
+    Raises:
+        ValueError: a row came twice (on rank 0).
+    """
+    lengths = prepared.batch.lengths
+    seen: list[tuple[str, Array, Layout]] = []
+
+    def probe(name: str, array: Array, layout: Layout) -> None:
+        if model.mesh.coordinate("tp") == 0:
+            seen.append((name, array.copy(), layout))
+
+    logits = model.forward(prepared, probe)
+    parts = world.gather_objects((seen, [_copied(part) for part in logits]), root=0)
+    if world.index != 0:
+        return None
+    return assemble(
+        model.spec,
+        lengths,
+        [s for part, _ in parts for s in part],
+        [g for _, p in parts for g in p],
+    )
+
+
+def assemble(
+    spec: ModelSpec,
+    lengths: Sequence[int],
+    branches: Sequence[tuple[str, Array, Layout]],
+    logits: Sequence[Logits],
+) -> Outputs:
+    """Put all ranks' rows in their global places; rows that no rank sent stay NaN.
+
+    Raises:
+        ValueError: a row came twice.
+    """
+    names = [f"layers.{i}.{b}" for i in range(len(spec.blocks)) for b in ("attention", "mlp")]
+    dtype = branches[0][1].dtype if branches else np.dtype(np.float32)
+    outputs = {
+        name: np.full((sum(lengths), spec.d_model), np.nan, dtype) for name in [*names, "output"]
+    }
+    filled = {name: np.zeros(sum(lengths), bool) for name in outputs}
+    for name, array, layout in branches:
+        rows = layout.global_rows(lengths)
+        if filled[name][rows].any():
+            raise ValueError(f"{name}: rows of {layout.ranges[0]} came twice")
+        filled[name][rows] = True
+        outputs[name][rows] = array
+    table = np.full((len(lengths), spec.vocabulary), np.nan, np.float32)
+    for part in logits:
+        first, last = part.vocabulary
+        table[list(part.sequences), first:last] = part.values
+    outputs[LOGITS] = table[[i for i, length in enumerate(lengths) if length]]
+    return outputs
+
+
+def _copied(part: Logits) -> Logits:
+    return Logits(part.sequences, part.vocabulary, part.values.copy())
+
+
+def oracle(
+    spec: ModelSpec, dtype: np.dtype[Any], source: PhiloxSource, ids: Sequence[NDArray[np.int32]]
+) -> Mapping[str, NDArray[np.float64]]:
+    """Return the float64 outputs of the whole model, with weights rounded to `dtype`."""
+    outputs, logits = reference.forward(spec, oracle_weights(spec, dtype, source), ids)
+    return {**outputs, LOGITS: logits}
+
+
+def oracle_weights(
+    spec: ModelSpec, dtype: np.dtype[Any], source: PhiloxSource
+) -> Callable[[str], NDArray[np.float64]]:
+    """Return global name -> rounded weight as float64, made when asked for."""
+    specs = model_weights(spec)
+    return lambda name: source.full(specs[name], dtype)
+
+
+def compare(
+    spec: ModelSpec,
+    dtype: np.dtype[Any],
+    run: Outputs,
+    truth: Mapping[str, NDArray[np.float64]],
+    one_rank: Verdict | None = None,
+) -> Verdict:
+    """Judge a run.
+
+    Args:
+        spec: the model.
+        dtype: of the run; sets the tolerance.
+        run: from `collect`.
+        truth: from `oracle`.
+        one_rank: the verdict on the same model on one rank, for the distributed contract.
+    """
+    errors = tuple(
+        branch_error(name, run[name], truth[name], TOLERANCE[dtype.name] * _growth(name, spec))
+        for name in truth
+    )
+    alone = {error.name: error for error in one_rank.errors} if one_rank else {}
+    return Verdict(errors, all(error.within(alone.get(error.name)) for error in errors))
+
+
+def branch_error(
+    name: str, run: NDArray[Any], truth: NDArray[np.float64], tolerance: float
+) -> BranchError:
+    """Return the relative error of one output `[rows, width]`."""
+    difference = np.linalg.norm(run.astype(np.float64) - truth, axis=1)
+    size = np.linalg.norm(truth, axis=1)
+    if not len(size):
+        return BranchError(name, 0.0, 0.0, tolerance)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_row = np.where(difference == 0, 0.0, difference / size)
+        whole = np.linalg.norm(difference) / np.linalg.norm(size)
+    return BranchError(name, float(whole), float(by_row.max()), tolerance)
+
+
+def _growth(name: str, spec: ModelSpec) -> float:
+    """Return √(layers that the output has passed through)."""
+    parts = name.split(".")
+    return math.sqrt(int(parts[1]) + 1 if parts[0] == "layers" else len(spec.blocks))

@@ -1,0 +1,162 @@
+"""Weights and input bytes that every plan on every backend makes bit for bit alike.
+
+An element depends on its tensor's name and its *global* index only: Philox-4x64 (Salmon et al.
+2011) keyed by the name, counted by the index, gives 32 random bits; the value is those bits as an
+integer, scaled in float64 and rounded once to the dtype. No libm is involved and a rank makes
+only its shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.spec import ModelSpec, NormKind
+
+_PER_COUNTER = 8  # one Philox counter gives four 64-bit words = eight 32-bit elements
+_CHUNK_ELEMENTS = 1 << 20  # bounds the float64 scratch of a fill to 8 MB
+SCORE_STD = 2.0  # attention must matter: q·k/sqrt(head_dim) has about this deviation
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What a tensor of the model looks like before any splitting.
+
+    Attributes:
+        name: global name; keys the random stream.
+        shape: global shape, `[n]` or `[rows, cols]`.
+        bound: elements are uniform in offset ± bound.
+        offset: centre of the distribution.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bound: float
+    offset: float = 0.0
+
+
+def uniform_bound(std: float) -> float:
+    """Return the half-width of a uniform distribution with deviation `std`."""
+    return std * math.sqrt(3.0)
+
+
+def model_weights(spec: ModelSpec) -> dict[str, WeightSpec]:
+    """Return every tensor of a model by name; a linear weight is `[outputs, inputs]`.
+
+    Deviations keep activations near 1; q and k are larger, so that scores have `SCORE_STD`.
+    """
+    found: dict[str, WeightSpec] = {}
+    d_model = spec.d_model
+
+    def matrix(name: str, outputs: int, inputs: int, bias: bool = False, gain: float = 1.0) -> None:
+        found[name] = WeightSpec(name, (outputs, inputs), uniform_bound(gain / math.sqrt(inputs)))
+        if bias:
+            found[name + "_bias"] = WeightSpec(name + "_bias", (outputs,), 0.1)
+
+    def norm(name: str, kind: NormKind) -> None:
+        found[name + ".weight"] = WeightSpec(name + ".weight", (d_model,), 0.25, 1.0)
+        if kind == "layer":
+            found[name + ".bias"] = WeightSpec(name + ".bias", (d_model,), 0.1)
+
+    gain = math.sqrt(SCORE_STD)
+    found["embedding"] = WeightSpec("embedding", (spec.vocabulary, d_model), uniform_bound(1.0))
+    for index, layer in enumerate(spec.blocks):
+        at = f"layers.{index}."
+        qk_gain = 1.0 if layer.qk_norm else gain
+        norm(at + "attention_norm", layer.norm)
+        bias = layer.attention_bias
+        matrix(at + "attention.q", layer.heads * layer.head_dim, d_model, bias, qk_gain)
+        matrix(at + "attention.k", layer.n_kv_heads * layer.head_dim, d_model, bias, qk_gain)
+        matrix(at + "attention.v", layer.n_kv_heads * layer.value_dim, d_model, bias)
+        matrix(at + "attention.out", d_model, layer.heads * layer.value_dim, bias)
+        if layer.qk_norm:
+            for name in (at + "attention.q_norm", at + "attention.k_norm"):
+                found[name] = WeightSpec(name, (layer.head_dim,), 0.25 * gain, gain)
+        norm(at + "mlp_norm", layer.norm)
+        for name in ("mlp.gate", "mlp.up") if layer.gated else ("mlp.up",):
+            matrix(at + name, layer.mlp_hidden, d_model, layer.mlp_bias)
+        matrix(at + "mlp.down", d_model, layer.mlp_hidden, layer.mlp_bias)
+    norm("final_norm", spec.blocks[-1].norm)
+    if not spec.tied_head:
+        matrix("head", spec.vocabulary, d_model)
+    return found
+
+
+class PhiloxSource:
+    """Random weights, made on the host.
+
+    Args:
+        seed: another seed is another model.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fill(
+        self,
+        spec: WeightSpec,
+        out: NDArray[Any],
+        rows: tuple[int, int] | None = None,
+        cols: tuple[int, int] | None = None,
+    ) -> None:
+        """Fill `out` with `spec`'s elements [rows, cols]; None means all.
+
+        Args:
+            spec: the tensor.
+            out: `[rows, cols]` (or `[rows]`) of the wanted dtype, rounded to nearest even.
+            rows: (start, stop) of the first axis.
+            cols: (start, stop) of the second axis.
+        """
+        width = spec.shape[1] if len(spec.shape) == 2 else 1
+        first_row, last_row = rows or (0, spec.shape[0])
+        first_col, last_col = cols or (0, width)
+        shard = out.reshape(last_row - first_row, last_col - first_col)
+        if (first_col, last_col) == (0, width):
+            flat = shard.reshape(-1)
+            for at in range(0, flat.size, _CHUNK_ELEMENTS):
+                part = flat[at : at + _CHUNK_ELEMENTS]
+                part[:] = self._values(spec, first_row * width + at, part.size)
+            return
+        for row in range(first_row, last_row):
+            start = row * width + first_col
+            shard[row - first_row] = self._values(spec, start, last_col - first_col)
+
+    def full(self, spec: WeightSpec, dtype: np.dtype[Any]) -> NDArray[np.float64]:
+        """Return the whole tensor, rounded to `dtype`, as float64: what the oracle computes on."""
+        out = np.empty(spec.shape, dtype)
+        self.fill(spec, out)
+        return out.astype(np.float64)
+
+    def _values(self, spec: WeightSpec, start: int, count: int) -> NDArray[np.float64]:
+        bits = philox_bits(f"{self.seed}/{spec.name}", start, count)
+        return (bits.astype(np.float64) - 2147483647.5) * (spec.bound / 2147483648.0) + spec.offset
+
+
+def philox_bits(name: str, start: int, count: int) -> NDArray[np.uint32]:
+    """Return elements start..start+count of the 32-bit stream keyed by `name`."""
+    counter, skip = divmod(start, _PER_COUNTER)
+    words = -(-(skip + count) // _PER_COUNTER) * 4
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+    raw = np.random.Philox(key=key, counter=counter).random_raw(words)
+    return raw.astype("<u8", copy=False).view("<u4")[skip : skip + count]
+
+
+def input_ids(text: bytes, tokens: int) -> NDArray[np.int32]:
+    """Return `tokens` byte values of a text; each repeat of it is permuted, never verbatim.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    if not text:
+        raise ValueError("input: expected at least one byte of text; got an empty file")
+    once = np.frombuffer(text, np.uint8).astype(np.int32)
+    parts = [once]
+    for repeat in range(1, -(-tokens // len(once))):
+        order = np.argsort(philox_bits(f"input/{repeat}", 0, len(once)), kind="stable")
+        parts.append(once[order])
+    return np.concatenate(parts)[:tokens]
