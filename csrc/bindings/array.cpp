@@ -48,7 +48,8 @@ TensorView input(const char* op, const char* name, const py::array& array) {
     }
   }
   const int last = view.rank - 1;
-  if (last >= 0 && view.shape[last] > 1 && view.stride[last] != 1) {
+  // NumPy gives the strides of an empty array no meaning.
+  if (view.size() > 0 && last >= 0 && view.shape[last] > 1 && view.stride[last] != 1) {
     fail(op, name, "a contiguous last dimension",
          "stride " + std::to_string(view.stride[last]) + " elements");
   }

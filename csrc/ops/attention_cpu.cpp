@@ -123,7 +123,7 @@ struct Worker {
     queries = reinterpret_cast<Group*>(values + layout.values);
   }
 
-  void pack(const KeyTile& tile, int64_t kv_head) {
+  __attribute__((noinline)) void pack(const KeyTile& tile, int64_t kv_head) {
     const T* k = static_cast<const T*>(args.k) + tile.row * args.k_row + kv_head * args.k_head;
     const T* v = static_cast<const T*>(args.v) + tile.row * args.v_row + kv_head * args.v_head;
     for (int64_t at = tile.span.first / kPanel * kPanel; at < tile.span.last; at += kPanel) {
@@ -136,7 +136,7 @@ struct Worker {
   }
 
   // Fills in the rows of a block; returns the offsets that any of them sees.
-  Span begin(const QueryBlock& block, const KeyTile& tile) {
+  __attribute__((noinline)) Span begin(const QueryBlock& block, const KeyTile& tile) {
     const T* q = static_cast<const T*>(args.q);
     flat_rows = block.rows * block.head_count;
     Span seen{0, 0};
@@ -174,7 +174,7 @@ struct Worker {
     }
   }
 
-  void fold() {
+  __attribute__((noinline)) void fold() {
     for (int64_t row = 0; row < flat_rows; ++row) {
       const Span strip = strips[row / kStrip];
       if (is_empty(strip)) continue;
@@ -186,7 +186,7 @@ struct Worker {
     }
   }
 
-  void weigh() {
+  __attribute__((noinline)) void weigh() {
     for (int64_t at = 0; at < args.v_head_dim; at += kPanel) {
       const int64_t columns = min_of(kPanel, args.v_head_dim - at);
       const int vectors = static_cast<int>(columns + W - 1) / W;

@@ -141,7 +141,7 @@ def _verify(
 
 
 def _failure(plan: Plan, verdicts: tuple[Verdict, Verdict]) -> str:
-    worst, alone = verdicts[0].worst, {e.name: e for e in verdicts[1].errors}
+    worst, alone = verdicts[0].failed[0], {e.name: e for e in verdicts[1].errors}
     one = alone[worst.name]
     return (
         f"plan {plan} failed verification: {worst.name} is off by {worst.norm:.2e} "

@@ -11,7 +11,7 @@ from rich.table import Table
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
 
-_WIDTH_WITHOUT_TERMINAL = 160
+_WIDTH_WITHOUT_TERMINAL = 140
 
 
 def console() -> Console:
@@ -48,7 +48,7 @@ def result_table(title: str, records: Sequence[Record]) -> Table:
     table = Table(
         title=title, caption=_caption(records, shared), title_justify="left", caption_justify="left"
     )
-    table.add_column("plan")
+    table.add_column("plan", no_wrap=True)
     for heading in (
         "ranks",
         "tps",
@@ -66,7 +66,7 @@ def result_table(title: str, records: Sequence[Record]) -> Table:
     baseline = next((r for r in records if r.role == "baseline"), None)
     for r in records:
         table.add_row(
-            f"{r.plan}\n{r.role}",
+            r.plan.replace(",micro_batches", ",\nmicro_batches") + f"\n{r.role}",
             str(r.ranks),
             f"{r.tps:,.0f}",
             f"{r.tpot_ms:.4g}",

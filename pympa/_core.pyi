@@ -1,0 +1,241 @@
+"""CPU kernels of pympa (C++, pybind11).
+
+Rules that hold for every function:
+
+- Arrays are NumPy arrays of float32, float16 or `ml_dtypes.bfloat16` ("dtype" below) unless a
+  type is given. Sums are float32; results are rounded to nearest, ties to even.
+- Shapes are written `[rows, columns]`. The last dimension is contiguous; outer ones may be
+  strided unless said otherwise.
+- Outputs and workspaces belong to the caller; a kernel allocates nothing. Workspaces are flat
+  uint8 arrays, at least as long as the `*_workspace_bytes` function says, contents arbitrary.
+- `isa` is one of `supported_isas()`. Bits are the same on every call with the same `isa`; they do
+  not depend on `threads`, which is the number of OpenMP threads (1: no parallel region).
+- The GIL is released while a kernel runs.
+- A wrong shape, dtype, name, workspace or ISA raises ValueError with argument, expected, got.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Bytes: TypeAlias = NDArray[np.uint8]
+Float32: TypeAlias = NDArray[np.float32]
+Int32: TypeAlias = NDArray[np.int32]
+Int64: TypeAlias = NDArray[np.int64]
+
+def supported_isas() -> list[str]:
+    """Name what this CPU runs, best first: avx512_bf16, avx512, avx2, portable."""
+
+def packed_weight_bytes(n: int, k: int, dtype: str, isa: str) -> int:
+    """Return the bytes of a packed `[n, k]` weight."""
+
+def pack_weight(weight: Array, packed: Bytes, isa: str) -> None:
+    """Copy a weight into the panels that `linear` reads; the dtype stays.
+
+    Args:
+        weight: `[n, k]`, row-major.
+        packed: at least `packed_weight_bytes(n, k, dtype, isa)` bytes; good for this `isa` only.
+        isa: instruction set.
+    """
+
+def linear_workspace_bytes(
+    m: int, n: int, k: int, dtype: str, gated: bool, threads: int, isa: str
+) -> int:
+    """Return the workspace bytes of `linear`, or of `gated_linear` if `gated`."""
+
+def linear(
+    x: Array,
+    packed: Bytes,
+    out: Array,
+    bias: Array | None,
+    activation: str,
+    residual: Array | None,
+    branch: Array | None,
+    workspace: Bytes,
+    threads: int,
+    isa: str,
+) -> None:
+    """Compute y = act(x W^T + bias), b = round(y), out = round(residual + b), or b.
+
+    Each element is the ascending sum of zero-started float32 partials over k-blocks of 512: its
+    bits depend on its row of x, its row of W and `isa` alone.
+
+    Args:
+        x: `[m, k]`.
+        packed: the packed `[n, k]` weight of x's dtype.
+        out: `[m, n]` of x's dtype, or float32 (then nothing is rounded); may be `residual`.
+        bias: `[n]` of x's dtype.
+        activation: "none", "gelu" (erf), "gelu_tanh" or "silu".
+        residual: `[m, n]` of out's dtype.
+        branch: `[m, n]` of out's dtype; receives b.
+        workspace: see `linear_workspace_bytes`.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def gated_linear(
+    x: Array,
+    packed_gate: Bytes,
+    packed_up: Bytes,
+    out: Array,
+    bias_gate: Array | None,
+    bias_up: Array | None,
+    activation: str,
+    workspace: Bytes,
+    threads: int,
+    isa: str,
+) -> None:
+    """Compute out = round(act(x Wg^T + bg) * (x Wu^T + bu)); arguments as for `linear`."""
+
+def attention_workspace_bytes(
+    head_dim: int, v_head_dim: int, dtype: str, threads: int, isa: str
+) -> int:
+    """Return the workspace bytes of `attend_block`: fixed, whatever the number of tokens."""
+
+def attend_block(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_ranges: Int64,
+    k_ranges: Int64,
+    row_max: Float32,
+    row_sum: Float32,
+    out: Float32,
+    kv_head_of_q: Int32,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+    workspace: Bytes,
+    threads: int,
+    isa: str,
+) -> None:
+    """Fold a block of keys into the running softmax state of each query row, in place.
+
+    A key tile is 512 positions of the sequence, at multiples of 512. Within a tile: scores, times
+    `scale`, capped, masked; row_max moves; probabilities exp(s - row_max) are rounded to the dtype
+    and summed as rounded; out is rescaled and takes the tile's partial. A row's bits depend on the
+    row, on the keys that it sees and on where the k ranges are cut (cuts at multiples of 512
+    change nothing), not on other rows, later keys or threads. K ranges are folded in their order.
+    Keys and values must be finite where a row does not see them.
+
+    Args:
+        q: `[rows, heads, head_dim]`.
+        k: `[keys, kv_heads, head_dim]` of q's dtype; `keys` may be 0.
+        v: `[keys, kv_heads, v_head_dim]` of q's dtype.
+        q_ranges: `[n, 3]` (sequence, global start, length); rows are packed in range order.
+        k_ranges: `[n, 3]` likewise for keys; queries see keys of their own sequence only.
+        row_max: `[rows, heads]`, -inf at first (natural logarithm).
+        row_sum: `[rows, heads]`, 0 at first.
+        out: `[rows, heads, v_head_dim]`, 0 at first; not normalised.
+        kv_head_of_q: `[heads]`, the K/V head of each query head.
+        scale: factor on q.k.
+        causal: key j is visible to query i only if j <= i.
+        window: 0 for none; else only if i - j < window and j - i < window.
+        softcap: 0 for none; else scores become softcap * tanh(score / softcap).
+        workspace: see `attention_workspace_bytes`.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def merge(
+    row_max: Float32,
+    row_sum: Float32,
+    out: Float32,
+    other_row_max: Float32,
+    other_row_sum: Float32,
+    other_out: Float32,
+    threads: int,
+    isa: str,
+) -> None:
+    """Fold another state of the same rows into the first; contiguous arrays, -inf safe."""
+
+def finish(
+    row_max: Float32,
+    row_sum: Float32,
+    out: Float32,
+    o: Array,
+    lse: Float32,
+    threads: int,
+    isa: str,
+) -> None:
+    """Compute o = round(out / row_sum) and lse = row_max + ln(row_sum); contiguous arrays.
+
+    Args:
+        row_max: `[rows, heads]`.
+        row_sum: `[rows, heads]`.
+        out: `[rows, heads, v_head_dim]`.
+        o: `[rows, heads, v_head_dim]` of any dtype; 0 for rows that saw no key.
+        lse: `[rows, heads]`; -inf for rows that saw no key.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def rope(x: Array, cos: Float32, sin: Float32, index: Int32, threads: int, isa: str) -> None:
+    """Rotate pairs (i, i + half) of the first 2 * half dims in place; rounds once.
+
+    Args:
+        x: `[rows, heads, head_dim]`.
+        cos: `[positions, half]`.
+        sin: `[positions, half]`.
+        index: `[rows]`, the row of the tables for each row of x.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def norm(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    eps: float,
+    kind: str,
+    out: Array,
+    threads: int,
+    isa: str,
+) -> None:
+    """Normalise the rows of x `[rows, columns]`: "rms" or "layer" (two passes); rounds once.
+
+    Args:
+        x: `[rows, columns]`.
+        weight: `[columns]`.
+        bias: `[columns]`.
+        eps: added to the mean square.
+        kind: "rms" or "layer".
+        out: `[rows, columns]`; may be `x`.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def embed(ids: Int32, table: Array, first_row: int, out: Array, threads: int, isa: str) -> None:
+    """Copy out[r] = table[ids[r] - first_row]; zeros for ids outside the table's rows.
+
+    Args:
+        ids: `[rows]`.
+        table: `[table_rows, columns]`, the vocabulary's rows from `first_row` on.
+        first_row: id of the table's first row.
+        out: `[rows, columns]`.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def add(a: Array, b: Array, out: Array, threads: int, isa: str) -> None:
+    """Compute out = round(a + b), all `[rows, columns]`; out may be a or b."""
+
+def sum_partials(parts: Array, bias: Array | None, out: Array, threads: int, isa: str) -> None:
+    """Compute out = round(parts[0] + parts[1] + ... + bias) in float32, in that order.
+
+    Args:
+        parts: `[parts, rows, columns]`.
+        bias: `[columns]`.
+        out: `[rows, columns]`; may be one of the parts.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def fma_peak(dtype: str, isa: str, seconds: float) -> float:
+    """Measure the flop/s of one core on register-only multiply-adds as products of dtype use."""
+
+def read_bandwidth(bytes: int, seconds: float) -> float:
+    """Measure the bytes/s at which one core reads a buffer of `bytes` bytes, over and over."""

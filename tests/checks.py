@@ -1,0 +1,103 @@
+"""What every endpoint must do: run on rank threads by test_local.py, over MPI by mpi/test_mpi.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import worlds
+
+from pympa.accounting import bytes_sent
+from pympa.arena import Arena
+from pympa.mesh import AXES, Plan
+from pympa.spec import DTYPES, ModelSpec
+from pympa.trace import Trace
+from pympa.transport import Endpoint, Traffic, Transport
+from pympa.transport.local import LocalWorld
+
+
+def transport(endpoint: Endpoint, axis: str = "cp") -> Transport:
+    return Transport(endpoint, axis, range(endpoint.size), Arena(), Trace(), Traffic())
+
+
+def messages_keep_their_order(endpoint: Endpoint) -> None:
+    """Several messages to one peer, and other axes in between, arrive as they were sent."""
+    ring, other = transport(endpoint, "cp"), transport(endpoint, "tp")
+    right, left = (ring.index + 1) % ring.size, (ring.index - 1) % ring.size
+    out = [np.full(3 + i, 100 * ring.index + i, np.float32) for i in range(4)]
+    got = [np.zeros(3 + i, np.float32) for i in range(4)]
+    pending = []
+    for i, axis in enumerate((ring, other, ring, other)):
+        pending.append(axis.start([(out[i], right)], [(got[i], left)]))
+    for i in (3, 1, 0, 2):
+        ring.wait(pending[i])
+    for i in range(4):
+        np.testing.assert_array_equal(got[i], 100 * left + i)
+
+
+def collectives_deliver(endpoint: Endpoint) -> None:
+    """Uneven and empty parts, every root, odd dtypes."""
+    group = transport(endpoint)
+    size, index = group.size, group.index
+    sizes = [(3 * i + 1) % 4 for i in range(size)]
+    parts = [np.full(n, i if i == index else -1, DTYPES["bfloat16"]) for i, n in enumerate(sizes)]
+    group.all_gather(parts)
+    for i, part in enumerate(parts):
+        assert (part.astype(int) == i).all()
+    received = [np.zeros(2, np.int32) for _ in range(size)]
+    group.all_to_all([np.array([index, i], np.int32) for i in range(size)], received)
+    assert [r.tolist() for r in received] == [[i, index] for i in range(size)]
+    for root in range(size):
+        value = np.full(5, index, np.float16)
+        group.broadcast(value, root)
+        assert (value == root).all()
+    counts = group.exchange_counts(np.arange(size) + 10 * index)
+    assert counts.tolist() == [10 * i + index for i in range(size)]
+    assert group.gather_objects({"rank": index}) == [{"rank": i} for i in range(size)]
+    at_root = group.gather_objects("x" * index, root=size - 1)
+    assert at_root == (["x" * i for i in range(size)] if index == size - 1 else [])
+
+
+def bytes_are_counted_by_pair(endpoint: Endpoint) -> None:
+    """A ring step of 12 bytes counts 12 bytes to the next rank and 12 from the previous."""
+    traffic = Traffic()
+    ring = Transport(endpoint, "cp", range(endpoint.size), Arena(), Trace(), traffic)
+    right, left = (ring.index + 1) % ring.size, (ring.index - 1) % ring.size
+    pending = ring.start([(np.ones(3, np.float32), right)], [(np.ones(3, np.float32), left)])
+    ring.wait(pending)
+    assert traffic.sent == {("cp", right): 12}
+    assert traffic.received == {("cp", left): 12}
+
+
+def plan_is_exact(
+    endpoint: Endpoint, spec: ModelSpec, plan: Plan, dtype: str = "float32"
+) -> str | None:
+    """A plan is within the contract and sends what the formula says; rank 0 returns its bits."""
+    outputs, rank = worlds.run_plan(endpoint, spec, plan, worlds.LENGTHS, dtype)
+    traffic = transport(endpoint).gather_objects(rank.traffic.sent)
+    if outputs is None:
+        return None
+    verdict = worlds.judge(spec, outputs, worlds.LENGTHS, dtype)
+    assert verdict.passed, (str(plan), verdict.failed)
+    sent = {axis: 0 for axis in AXES}
+    for counts in traffic:
+        for (axis, _), count in counts.items():
+            sent[axis] += count
+    expected = bytes_sent(spec, plan, worlds.LENGTHS, DTYPES[dtype].itemsize)
+    assert {axis: count for axis, count in sent.items() if count} == expected, str(plan)
+    return worlds.digest(outputs)
+
+
+def same_as_in_process(endpoint: Endpoint, spec: ModelSpec, plan: Plan, dtype: str) -> None:
+    """This endpoint gives the bits, and counts the bytes, that rank threads do."""
+    outputs, rank = worlds.run_plan(endpoint, spec, plan, worlds.LENGTHS, dtype)
+    traffic = transport(endpoint).gather_objects((rank.traffic.sent, rank.traffic.received))
+    if outputs is None:
+        return
+    local = LocalWorld(plan.world).run(
+        lambda e: worlds.run_plan(e, spec, plan, worlds.LENGTHS, dtype)
+    )
+    assert local[0][0] is not None
+    assert worlds.digest(outputs) == worlds.digest(local[0][0])
+    assert traffic == [(r.traffic.sent, r.traffic.received) for _, r in local]
+
+
+EVERYWHERE = (messages_keep_their_order, collectives_deliver, bytes_are_counted_by_pair)

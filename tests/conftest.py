@@ -1,0 +1,69 @@
+"""Shared by all tests. Under `mpirun ... pytest --with-mpi` only tests marked `mpi` run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--with-mpi", default=False):
+        return
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_size() > 1:
+        single = [item for item in items if item.get_closest_marker("mpi") is None]
+        items[:] = [item for item in items if item.get_closest_marker("mpi") is not None]
+        config.hook.pytest_deselected(items=single)
+
+
+@dataclass
+class Finished:
+    """A job that ended: exit status, what it printed, and how long it took."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+
+def run_job(ranks: int, *arguments: str, timeout: float = 120) -> Finished:
+    """Run `mpirun -n ranks python *arguments`, and leave nothing of it behind."""
+    if MPIRUN is None:
+        pytest.fail("mpirun: not found; install the extra 'mpich'")
+    command = [MPIRUN, "-n", str(ranks), sys.executable, *arguments]
+    start = time.monotonic()
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = job.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        out, err = job.communicate()
+        pytest.fail(f"{' '.join(command)} ran past {timeout} s\n{out[-2000:]}\n{err[-2000:]}")
+    return Finished(job.returncode, out, err, time.monotonic() - start)
+
+
+@pytest.fixture
+def clean_shm() -> Iterator[None]:
+    """Remove what an aborted MPICH job leaves in /dev/shm."""
+    shm = Path("/dev/shm")
+    before = set(shm.iterdir()) if shm.exists() else set()
+    yield
+    for left in set(shm.iterdir()) - before if shm.exists() else ():
+        if left.name.startswith("mpich"):
+            left.unlink(missing_ok=True)

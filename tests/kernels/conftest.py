@@ -1,0 +1,201 @@
+"""Kernels of one instruction set behind allocating wrappers, and tolerances by dtype alone."""
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pympa import _core
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+class Kernels:
+    """The functions of `pympa._core` for one ISA, with outputs and workspaces made on the spot."""
+
+    def __init__(self, isa: str):
+        self.isa = isa
+
+    def pack(self, weight):
+        n, k = weight.shape
+        size = _core.packed_weight_bytes(n, k, weight.dtype.name, self.isa)
+        packed = np.full(size, 0xA5, np.uint8)
+        _core.pack_weight(weight, packed, self.isa)
+        return packed
+
+    def linear(
+        self,
+        x,
+        weight,
+        *,
+        bias=None,
+        activation="none",
+        residual=None,
+        branch=None,
+        out=None,
+        out_dtype=None,
+        threads=1,
+    ):
+        m, k = x.shape
+        n = weight.shape[0]
+        if out is None:
+            out = np.full((m, n), np.nan, out_dtype or x.dtype)
+        size = _core.linear_workspace_bytes(m, n, k, x.dtype.name, False, threads, self.isa)
+        workspace = np.full(size, 0xFF, np.uint8)
+        packed = self.pack(weight)
+        _core.linear(
+            x, packed, out, bias, activation, residual, branch, workspace, threads, self.isa
+        )
+        return out
+
+    def gated_linear(self, x, gate, up, *, activation, bias_gate=None, bias_up=None, threads=1):
+        m, k = x.shape
+        n = gate.shape[0]
+        out = np.full((m, n), np.nan, x.dtype)
+        size = _core.linear_workspace_bytes(m, n, k, x.dtype.name, True, threads, self.isa)
+        workspace = np.full(size, 0xFF, np.uint8)
+        _core.gated_linear(
+            x,
+            self.pack(gate),
+            self.pack(up),
+            out,
+            bias_gate,
+            bias_up,
+            activation,
+            workspace,
+            threads,
+            self.isa,
+        )
+        return out
+
+    def new_state(self, rows, heads, v_head_dim):
+        return (
+            np.full((rows, heads), -np.inf, np.float32),
+            np.zeros((rows, heads), np.float32),
+            np.zeros((rows, heads, v_head_dim), np.float32),
+        )
+
+    def attend(
+        self,
+        q,
+        k,
+        v,
+        state,
+        *,
+        q_ranges: Sequence[tuple[int, int, int]],
+        k_ranges: Sequence[tuple[int, int, int]],
+        kv_head_of_q=None,
+        scale=None,
+        causal=True,
+        window=0,
+        softcap=0.0,
+        threads=1,
+    ):
+        """Fold keys into `state` in place."""
+        heads, head_dim = q.shape[1:]
+        if kv_head_of_q is None:
+            kv_head_of_q = np.arange(heads) * k.shape[1] // heads
+        size = _core.attention_workspace_bytes(
+            head_dim, v.shape[2], q.dtype.name, threads, self.isa
+        )
+        _core.attend_block(
+            q,
+            k,
+            v,
+            np.array(q_ranges, np.int64).reshape(-1, 3),
+            np.array(k_ranges, np.int64).reshape(-1, 3),
+            *state,
+            np.array(kv_head_of_q, np.int32),
+            head_dim**-0.5 if scale is None else scale,
+            causal,
+            window,
+            softcap,
+            np.full(size, 0xFF, np.uint8),
+            threads,
+            self.isa,
+        )
+
+    def finish(self, state, dtype, threads=1):
+        row_max, _, out = state
+        o = np.full(out.shape, np.nan, dtype)
+        lse = np.full(row_max.shape, np.nan, np.float32)
+        _core.finish(*state, o, lse, threads, self.isa)
+        return o, lse
+
+    def attention(self, q, k, v, **options):
+        """Return (o, lse) of one call over everything."""
+        state = self.new_state(q.shape[0], q.shape[1], v.shape[2])
+        options.setdefault("q_ranges", [(0, 0, q.shape[0])])
+        options.setdefault("k_ranges", [(0, 0, k.shape[0])])
+        self.attend(q, k, v, state, **options)
+        return self.finish(state, q.dtype)
+
+
+@pytest.fixture(params=_core.supported_isas(), scope="session")
+def kernels(request):
+    return Kernels(request.param)
+
+
+@pytest.fixture(scope="session")
+def best_kernels():
+    return Kernels(_core.supported_isas()[0])
+
+
+@pytest.fixture(params=list(DTYPES), scope="session")
+def dtype(request):
+    return DTYPES[request.param]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20250711)
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """Return a function that draws standard normal arrays of a dtype."""
+
+    def draw(rng, shape, dtype, scale=1.0):
+        return (rng.standard_normal(shape) * scale).astype(np.float32).astype(dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def check():
+    """Return the check of a result against float64: whole norm x 1, worst row x 8, no NaN."""
+
+    def compare(got, want, dtype):
+        tolerance = TOLERANCE[np.dtype(dtype).name]
+        got = np.asarray(got).astype(np.float64)
+        want = np.asarray(want, np.float64)
+        assert got.shape == want.shape
+        if got.size == 0:
+            return
+        assert np.isfinite(got).all()
+        error = np.linalg.norm(got - want)
+        assert error <= tolerance * np.linalg.norm(want) + 1e-30
+        row_axes = tuple(range(1, got.ndim))
+        row_error = np.sqrt(((got - want) ** 2).sum(axis=row_axes))
+        typical = np.sqrt((want**2).sum() / len(want))
+        assert row_error.max() <= 8 * tolerance * typical + 1e-30
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def same_bits():
+    """Return the check that two arrays are equal byte for byte."""
+
+    def compare(a, b):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+
+    return compare

@@ -1,0 +1,140 @@
+"""The bit contract of attention: a row's bits depend on that row and the keys it sees."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(params=["causal", "window", "softcap", "full"])
+def options(request):
+    return {
+        "causal": {"causal": True},
+        "window": {"causal": True, "window": 333},
+        "softcap": {"causal": True, "softcap": 6.0},
+        "full": {"causal": False},
+    }[request.param]
+
+
+@pytest.fixture
+def qkv(rng, normal, dtype):
+    return (
+        normal(rng, (700, 3, 24), dtype, 1.5),
+        normal(rng, (700, 2, 24), dtype, 1.5),
+        normal(rng, (700, 2, 37), dtype),
+    )
+
+
+def test_threads(kernels, qkv, same_bits, options):
+    one = kernels.attention(*qkv, **options)
+    for threads in (2, 3):
+        many = kernels.attention(*qkv, threads=threads, **options)
+        same_bits(many[0], one[0])
+        same_bits(many[1], one[1])
+
+
+@pytest.mark.parametrize("size", [1, 50, 97, 512])
+def test_query_chunks(kernels, qkv, same_bits, options, size):
+    q, k, v = qkv
+    whole, whole_lse = kernels.attention(q, k, v, **options)
+    starts = range(0, 700, size) if size > 1 else (0, 5, 511, 512, 699)
+    for start in starts:
+        length = min(size, 700 - start)
+        part, lse = kernels.attention(
+            q[start : start + size], k, v, q_ranges=[(0, start, length)], **options
+        )
+        same_bits(part, whole[start : start + size])
+        same_bits(lse, whole_lse[start : start + size])
+
+
+@pytest.mark.parametrize("size", [37, 200, 512])
+@pytest.mark.parametrize("window", [0, 90, 600])
+def test_streaming_with_a_cache(kernels, qkv, same_bits, size, window):
+    """Chunk by chunk, each against the keys so far, equals the whole sequence at once."""
+    q, k, v = qkv
+    whole, _ = kernels.attention(q, k, v, window=window)
+    for start in range(0, 700, size):
+        stop = min(start + size, 700)
+        part, _ = kernels.attention(
+            q[start:stop],
+            k[:stop],
+            v[:stop],
+            q_ranges=[(0, start, stop - start)],
+            window=window,
+        )
+        same_bits(part, whole[start:stop])
+
+
+def test_future_keys_may_hold_anything_finite(kernels, qkv, same_bits):
+    q, k, v = qkv
+    whole, _ = kernels.attention(q, k, v)
+    other_k, other_v = k.copy(), v.copy()
+    other_k[300:], other_v[300:] = 100, -100
+    part, _ = kernels.attention(q[:300], other_k, other_v)
+    same_bits(part, whole[:300])
+
+
+def test_keys_cut_at_a_tile(kernels, qkv, dtype, same_bits, options):
+    q, k, v = qkv
+    whole, whole_lse = kernels.attention(q, k, v, **options)
+    q_ranges = [(0, 0, 700)]
+    carried = kernels.new_state(700, 3, 37)
+    kernels.attend(
+        q, k[:512], v[:512], carried, q_ranges=q_ranges, k_ranges=[(0, 0, 512)], **options
+    )
+    kernels.attend(
+        q, k[512:], v[512:], carried, q_ranges=q_ranges, k_ranges=[(0, 512, 188)], **options
+    )
+    o, lse = kernels.finish(carried, dtype)
+    same_bits(o, whole)
+    same_bits(lse, whole_lse)
+
+
+def test_other_sequences_and_heads_change_nothing(kernels, qkv, same_bits):
+    q, k, v = qkv
+    alone, _ = kernels.attention(q[:, :1], k[:, :1], v[:, :1])
+    ranges = [(4, 0, 700), (1, 0, 700)]
+    both, _ = kernels.attention(
+        np.concatenate([q[::-1], q]),
+        np.concatenate([k[::-1], k]),
+        np.concatenate([v[::-1], v]),
+        q_ranges=ranges,
+        k_ranges=ranges,
+        kv_head_of_q=[0, 0, 1],
+        threads=2,
+    )
+    same_bits(np.ascontiguousarray(both[700:, :1]), alone)
+
+
+def test_a_long_sequence_stays_small():
+    """65,536 tokens of one bfloat16 head of 128 in a process below 300 MB."""
+    script = """
+import re
+from pathlib import Path
+import ml_dtypes, numpy as np
+from pympa import _core
+isa = _core.supported_isas()[0]
+tokens, dim, dtype = 65536, 128, ml_dtypes.bfloat16
+q, k, v = (np.full((tokens, 1, dim), 0.5, dtype) for _ in range(3))
+state = (np.full((tokens, 1), -np.inf, np.float32), np.zeros((tokens, 1), np.float32),
+         np.zeros((tokens, 1, dim), np.float32))
+workspace = np.zeros(_core.attention_workspace_bytes(dim, dim, "bfloat16", 1, isa), np.uint8)
+ranges = np.array([[0, 0, tokens]], np.int64)
+# A window keeps the work small; then the last rows see every key.
+_core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 256, 0.0,
+                   workspace, 1, isa)
+last = np.array([[0, tokens - 256, 256]], np.int64)
+_core.attend_block(q[-256:], k, v, last, ranges, *(a[-256:] for a in state),
+                   np.zeros(1, np.int32), 0.1, True, 0, 0.0, workspace, 1, isa)
+o = np.empty(q.shape, dtype)
+_core.finish(*state, o, np.empty((tokens, 1), np.float32), 1, isa)
+assert (o == 0.5).all()
+# Not ru_maxrss: that one starts from the parent's size.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300 * 1024  # KiB

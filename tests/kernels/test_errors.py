@@ -1,0 +1,157 @@
+"""Wrong arguments raise ValueError that names the argument, what was expected and what came."""
+
+import numpy as np
+import pytest
+
+from pympa import _core
+
+ISA = _core.supported_isas()[0]
+F32 = np.float32
+
+
+def linear_arguments():
+    weight = np.ones((6, 4), F32)
+    packed = np.empty(_core.packed_weight_bytes(6, 4, "float32", ISA), np.uint8)
+    _core.pack_weight(weight, packed, ISA)
+    workspace = _core.linear_workspace_bytes(3, 6, 4, "float32", False, 1, ISA)
+    return {
+        "x": np.ones((3, 4), F32),
+        "packed": packed,
+        "out": np.empty((3, 6), F32),
+        "bias": None,
+        "activation": "none",
+        "residual": None,
+        "branch": None,
+        "workspace": np.empty(workspace, np.uint8),
+        "threads": 1,
+        "isa": ISA,
+    }
+
+
+def attend_arguments():
+    workspace = _core.attention_workspace_bytes(8, 6, "float32", 1, ISA)
+    return {
+        "q": np.ones((5, 2, 8), F32),
+        "k": np.ones((7, 1, 8), F32),
+        "v": np.ones((7, 1, 6), F32),
+        "q_ranges": np.array([[0, 0, 5]]),
+        "k_ranges": np.array([[0, 0, 7]]),
+        "row_max": np.full((5, 2), -np.inf, F32),
+        "row_sum": np.zeros((5, 2), F32),
+        "out": np.zeros((5, 2, 6), F32),
+        "kv_head_of_q": np.zeros(2, np.int32),
+        "scale": 1.0,
+        "causal": True,
+        "window": 0,
+        "softcap": 0.0,
+        "workspace": np.empty(workspace, np.uint8),
+        "threads": 1,
+        "isa": ISA,
+    }
+
+
+def read_only(shape):
+    array = np.ones(shape, F32)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("x", np.ones((3, 4)), r"x: expected dtype .*float32.*, got float64"),
+        ("x", np.ones((3, 4), np.int32), r"x: expected .*bfloat16, got int32"),
+        ("x", np.ones(4, F32), r"x: expected shape \[any, any\], got \[4\]"),
+        ("x", np.ones((4, 3), F32).T, r"x: expected a contiguous last dimension, got stride 3"),
+        ("out", np.ones((2, 6), F32), r"out: expected shape \[3, any\], got \[2, 6\]"),
+        ("out", np.ones((3, 6), np.float16), r"out: expected dtype float32, got float16"),
+        ("out", read_only((3, 6)), r"out: expected a writeable array"),
+        ("bias", np.ones(5, F32), r"bias: expected shape \[6\], got \[5\]"),
+        ("bias", np.ones(6, np.float16), r"bias: expected dtype float32, got float16"),
+        ("residual", np.ones((3, 5), F32), r"residual: expected shape \[3, 6\], got \[3, 5\]"),
+        ("branch", np.ones((4, 6), F32), r"branch: expected shape \[3, 6\], got \[4, 6\]"),
+        ("activation", "relu", r"activation: expected none, gelu, .*, got 'relu'"),
+        ("packed", np.ones(8, np.uint8), r"packed: expected at least \d+ bytes, got 8 bytes"),
+        ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
+        ("workspace", np.ones(8, np.int32), r"workspace: expected dtype uint8, got int32"),
+        ("threads", 0, r"threads: expected at least 1, got 0"),
+        ("isa", "sse9", r"isa: expected one this CPU supports \(.*portable\), got 'sse9'"),
+    ],
+)
+def test_linear(argument, value, message):
+    _core.linear(**linear_arguments())
+    with pytest.raises(ValueError, match="linear: " + message):
+        _core.linear(**linear_arguments() | {argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("k", np.ones((7, 1, 9), F32), r"k: expected shape \[any, any, 8\], got \[7, 1, 9\]"),
+        ("k", np.ones((7, 1, 8), np.float16), r"k: expected dtype float32, got float16"),
+        ("v", np.ones((6, 1, 6), F32), r"v: expected shape \[7, 1, any\], got \[6, 1, 6\]"),
+        ("q_ranges", np.array([[0, 0, 4]]), r"q_ranges: expected lengths .* 5 rows, got 4"),
+        ("k_ranges", np.array([[0, 0, 8]]), r"k_ranges: expected lengths .* 7 rows, got 8"),
+        ("k_ranges", np.array([[0, -1, 7]]), r"range start: expected at least 0, got -1"),
+        ("k_ranges", np.array([[0, 7]]), r"k_ranges: expected shape \[any, 3\], got \[1, 2\]"),
+        ("k_ranges", np.ones((1, 3), np.int32), r"k_ranges: expected dtype int64, got int32"),
+        ("kv_head_of_q", np.array([0, 1], np.int32), r"kv_head_of_q: .*\[0, 1\), got 1 for head 1"),
+        ("kv_head_of_q", np.zeros(3, np.int32), r"kv_head_of_q: expected shape \[2\], got \[3\]"),
+        ("row_max", np.zeros((5, 1), F32), r"row_max: expected shape \[5, 2\], got \[5, 1\]"),
+        ("row_sum", np.zeros((5, 2)), r"row_sum: expected dtype .*, got float64"),
+        ("out", np.zeros((5, 2, 8), F32), r"out: expected shape \[5, 2, 6\], got \[5, 2, 8\]"),
+        ("out", np.zeros((5, 2, 6), np.float16), r"out: expected dtype float32, got float16"),
+        ("window", -1, r"window: expected at least 0, got -1"),
+        ("softcap", -1.0, r"softcap: expected 0 \(none\) or a positive number, got -1"),
+        ("scale", float("nan"), r"scale: expected a finite number, got nan"),
+        ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
+        ("threads", 0, r"threads: expected at least 1, got 0"),
+    ],
+)
+def test_attend_block(argument, value, message):
+    _core.attend_block(**attend_arguments())
+    with pytest.raises(ValueError, match=message):
+        _core.attend_block(**attend_arguments() | {argument: value})
+
+
+def test_rope():
+    x, cos = np.ones((2, 1, 8), F32), np.ones((4, 4), F32)
+    with pytest.raises(ValueError, match=r"index: expected entries in \[0, 4\), got 4 for row 1"):
+        _core.rope(x, cos, cos, np.array([0, 4], np.int32), 1, ISA)
+    wide = np.ones((4, 5), F32)
+    with pytest.raises(ValueError, match=r"cos: expected at most 4 columns .*, got 5"):
+        _core.rope(x, wide, wide, np.zeros(2, np.int32), 1, ISA)
+
+
+def test_rows():
+    x, ones = np.ones((2, 3), F32), np.ones(3, F32)
+    with pytest.raises(ValueError, match=r"norm: kind: expected rms or layer, got 'batch'"):
+        _core.norm(x, ones, None, 1e-5, "batch", x, 1, ISA)
+    with pytest.raises(ValueError, match=r"norm: eps: expected a number >= 0"):
+        _core.norm(x, ones, None, -1.0, "rms", x, 1, ISA)
+    with pytest.raises(ValueError, match=r"add: b: expected shape \[2, 3\], got \[2, 2\]"):
+        _core.add(x, np.ones((2, 2), F32), x, 1, ISA)
+    with pytest.raises(ValueError, match=r"sum_partials: out: expected shape \[2, 3\]"):
+        _core.sum_partials(np.ones((4, 2, 3), F32), None, np.ones((3, 3), F32), 1, ISA)
+    with pytest.raises(ValueError, match=r"embed: ids: expected dtype int32, got int64"):
+        _core.embed(np.zeros(2, np.int64), x, 0, x, 1, ISA)
+    state = np.ones((2, 1), F32), np.ones((2, 1), F32), np.ones((2, 1, 3), F32)
+    with pytest.raises(ValueError, match=r"finish: o: expected a contiguous array"):
+        _core.finish(*state, np.ones((4, 1, 3), F32)[::2], np.ones((2, 1), F32), 1, ISA)
+
+
+def test_names_and_sizes():
+    with pytest.raises(ValueError, match=r"dtype: expected float32, float16 or bfloat16, got 'f'"):
+        _core.packed_weight_bytes(1, 1, "f", ISA)
+    with pytest.raises(ValueError, match=r"head_dim: expected at least 1, got 0"):
+        _core.attention_workspace_bytes(0, 1, "float32", 1, ISA)
+    with pytest.raises(ValueError, match=r"seconds: expected a number in \(0, 60\]"):
+        _core.fma_peak("float32", ISA, 0.0)
+    with pytest.raises(ValueError, match=r"bytes: expected at least 4096, got 1"):
+        _core.read_bandwidth(1, 0.1)
+
+
+def test_peaks_are_plausible(kernels):
+    for dtype in ("float32", "float16", "bfloat16"):
+        assert 1e8 < _core.fma_peak(dtype, kernels.isa, 0.01) < 1e14
+    assert 1e7 < _core.read_bandwidth(1 << 20, 0.01) < 1e13

@@ -1,0 +1,164 @@
+"""Linear layers: values against float64, and the bit contract of their sums."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pympa import _core, reference
+
+
+def wide(x):
+    return x.astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [
+        (1, 1, 1),
+        (1, 300, 513),
+        (7, 65, 33),
+        (97, 130, 1025),
+        (5, 16, 512),
+        (0, 8, 8),
+        (200, 515, 64),
+    ],
+)
+def test_matches_the_formula(kernels, dtype, rng, normal, check, m, n, k):
+    x, weight = normal(rng, (m, k), dtype), normal(rng, (n, k), dtype, k**-0.5)
+    bias = normal(rng, n, dtype)
+    check(kernels.linear(x, weight), reference.linear(wide(x), wide(weight)), dtype)
+    want = reference.linear(wide(x), wide(weight), wide(bias))
+    check(kernels.linear(x, weight, bias=bias), want, dtype)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "silu"])
+def test_activation_residual_and_branch(kernels, dtype, rng, normal, check, activation):
+    m, n, k = 19, 75, 129
+    x, weight = normal(rng, (m, k), dtype), normal(rng, (n, k), dtype, 2 * k**-0.5)
+    bias, residual = normal(rng, n, dtype), normal(rng, (m, n), dtype)
+    branch = np.empty((m, n), dtype)
+    out = kernels.linear(
+        x, weight, bias=bias, activation=activation, residual=residual, branch=branch
+    )
+    want = reference.activate(reference.linear(wide(x), wide(weight), wide(bias)), activation)
+    check(branch, want, dtype)
+    # out adds the *rounded* branch: exactly what the elementwise kernel gives.
+    expected = np.empty_like(out)
+    _core.add(residual, branch, expected, 1, kernels.isa)
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_out_may_be_the_residual(kernels, dtype, rng, normal, same_bits):
+    x, weight = normal(rng, (9, 40), dtype), normal(rng, (33, 40), dtype)
+    residual = normal(rng, (9, 33), dtype)
+    separate = kernels.linear(x, weight, residual=residual)
+    kernels.linear(x, weight, residual=residual, out=residual)
+    same_bits(residual, separate)
+
+
+def test_float32_output_is_not_rounded(kernels, dtype, rng, normal, check):
+    x, weight = normal(rng, (11, 700), dtype), normal(rng, (70, 700), dtype, 0.05)
+    out = kernels.linear(x, weight, out_dtype=np.float32)
+    want = reference.linear(wide(x), wide(weight))
+    check(out, want, np.float32)
+    rounded = kernels.linear(x, weight)
+    assert rounded.tobytes() == out.astype(dtype).tobytes()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gated(kernels, dtype, rng, normal, check, activation, biased):
+    m, n, k = 101, 590, 200
+    x = normal(rng, (m, k), dtype)
+    gate, up = normal(rng, (n, k), dtype, k**-0.5), normal(rng, (n, k), dtype, k**-0.5)
+    bias_gate = normal(rng, n, dtype) if biased else None
+    bias_up = normal(rng, n, dtype) if biased else None
+    out = kernels.gated_linear(
+        x, gate, up, activation=activation, bias_gate=bias_gate, bias_up=bias_up
+    )
+    left = reference.linear(wide(x), wide(gate), wide(bias_gate) if biased else None)
+    right = reference.linear(wide(x), wide(up), wide(bias_up) if biased else None)
+    check(out, reference.activate(left, activation) * right, dtype)
+
+
+def test_strided_rows(kernels, dtype, rng, normal, same_bits):
+    wide_x, wide_out = normal(rng, (12, 100), dtype), np.zeros((12, 90), dtype)
+    weight = normal(rng, (80, 70), dtype)
+    x, w = wide_x[::2, 5:75], weight[::3, 1:67]
+    plain = kernels.linear(np.ascontiguousarray(x[:, :66]), np.ascontiguousarray(w))
+    out = wide_out[::2, 3 : 3 + len(w)]
+    kernels.linear(x[:, :66], w, out=out)
+    same_bits(np.ascontiguousarray(out), plain)
+    assert not wide_out[1::2].any()
+    assert not wide_out[:, 3 + len(w) :].any()
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    m=st.integers(1, 210),
+    n=st.integers(1, 700),
+    k=st.integers(1, 1100),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_bits_depend_on_nothing_but_the_row(kernels, dtype, normal, m, n, k, threads, seed):
+    rng = np.random.default_rng(seed)
+    x, weight = normal(rng, (m, k), dtype), normal(rng, (n, k), dtype, k**-0.5)
+    whole = kernels.linear(x, weight, activation="gelu")
+    threaded = kernels.linear(x, weight, activation="gelu", threads=threads)
+    assert whole.tobytes() == threaded.tobytes()
+    first, last = sorted(rng.integers(0, m + 1, 2))
+    left, right = sorted(rng.integers(0, n + 1, 2))
+    part = kernels.linear(
+        np.ascontiguousarray(x[first:last]), weight[left:right], activation="gelu"
+    )
+    assert part.tobytes() == np.ascontiguousarray(whole[first:last, left:right]).tobytes()
+
+
+def test_sums_are_partials_of_512(kernels, rng, normal, same_bits):
+    x, weight = normal(rng, (5, 1300), np.float32), normal(rng, (20, 1300), np.float32)
+    total = np.zeros((5, 20), np.float32)
+    for k in range(0, 1300, 512):
+        part = np.ascontiguousarray(x[:, k : k + 512])
+        total += kernels.linear(part, np.ascontiguousarray(weight[:, k : k + 512]))
+    same_bits(kernels.linear(x, weight), total)
+
+
+def test_nan_reaches_its_row_only(kernels, dtype, rng, normal):
+    x, weight = normal(rng, (8, 50), dtype), normal(rng, (70, 50), dtype)
+    x[3, 17] = np.nan
+    for activation in ("none", "gelu", "gelu_tanh", "silu"):
+        broken = np.isnan(kernels.linear(x, weight, activation=activation).astype(np.float32))
+        assert broken[3].all()
+        assert not np.delete(broken, 3, axis=0).any()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+def test_activations_over_their_whole_range(kernels, check, activation):
+    # The identity weight leaves the activation alone; rows of like size check the tails too.
+    x = np.concatenate([np.linspace(-12, 12, 4096), [-90.0, -30.0, 0.0, 30.0, 90.0, 3e38]])
+    x = np.resize(x.astype(np.float32), (x.size, 1))
+    got = kernels.linear(x, np.ones((1, 1), np.float32), activation=activation)[:, 0]
+    want = reference.activate(x.astype(np.float64), activation)[:, 0]
+    moderate = np.abs(x[:, 0]) < 4
+    np.testing.assert_allclose(got[moderate], want[moderate], rtol=3e-6, atol=1e-30)
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-7)
+
+
+def test_two_layers_against_torch(kernels, dtype, rng, normal, check):
+    torch = pytest.importorskip("torch", reason="torch is the second opinion on the MLP")
+    x = normal(rng, (33, 96), dtype)
+    gate, up = normal(rng, (150, 96), dtype, 0.1), normal(rng, (150, 96), dtype, 0.1)
+    down = normal(rng, (96, 150), dtype, 0.1)
+    tensors = [torch.tensor(wide(a)) for a in (x, gate, up, down)]
+    functional = torch.nn.functional
+    hidden = functional.silu(tensors[0] @ tensors[1].T) * (tensors[0] @ tensors[2].T)
+    ours = kernels.gated_linear(x, gate, up, activation="silu")
+    check(ours, hidden.numpy(), dtype)
+    check(kernels.linear(ours, down), (hidden @ tensors[3].T).numpy(), dtype)
+    for activation, options in [("gelu", {}), ("gelu_tanh", {"approximate": "tanh"})]:
+        want = functional.gelu(tensors[0] @ tensors[1].T, **options)
+        check(kernels.linear(x, gate, activation=activation), want.numpy(), dtype)

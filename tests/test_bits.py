@@ -1,0 +1,52 @@
+"""pp and dp move activations and split no sum: the bits of one rank, in every dtype."""
+
+import numpy as np
+import pytest
+import worlds
+from pympa.mesh import Plan
+
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def assert_same_bits(run, other):
+    assert run.keys() == other.keys()
+    for name, array in run.items():
+        np.testing.assert_array_equal(
+            array.view(np.uint8), other[name].view(np.uint8), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+@pytest.mark.parametrize("micro_batches", [1, 2, 5, 31])
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_pipeline_equals_one_rank(pp, micro_batches, spec, dtype):
+    if pp > len(spec.blocks):
+        pp = len(spec.blocks)
+    outputs, _ = worlds.run_local(spec, Plan(pp=pp, micro_batches=micro_batches), dtype=dtype)
+    assert_same_bits(outputs, worlds.one_rank(spec, worlds.LENGTHS, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("plan", [Plan(dp=3), Plan(dp=2, pp=2), Plan(dp=6)], ids=str)
+def test_data_parallel_equals_one_rank(plan, dtype):
+    outputs, _ = worlds.run_local(worlds.DENSE, plan, dtype=dtype)
+    assert_same_bits(outputs, worlds.one_rank(worlds.DENSE, worlds.LENGTHS, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_token_chunks_across_key_tiles(dtype):
+    """Chunks whose ends fall inside, on and across the kernel's key tiles of 512."""
+    lengths = (1300,)
+    for micro_batches in (2, 3, 13):
+        plan = Plan(pp=2, micro_batches=micro_batches)
+        outputs, _ = worlds.run_local(worlds.DENSE, plan, lengths, dtype)
+        assert_same_bits(outputs, worlds.one_rank(worlds.DENSE, lengths, dtype))
+
+
+@pytest.mark.parametrize("base", [Plan(tp=2), Plan(cp=3)], ids=str)
+def test_stages_on_top_of_another_axis_change_no_bit(base):
+    alone, _ = worlds.run_local(worlds.DENSE, base, dtype="bfloat16")
+    staged = Plan(pp=2, tp=base.tp, cp=base.cp, micro_batches=2)
+    outputs, _ = worlds.run_local(worlds.DENSE, staged, dtype="bfloat16", seed=4)
+    assert_same_bits(outputs, alone)

@@ -1,0 +1,135 @@
+"""Rank threads: transport, every plan of up to 16 ranks, delays, deadlocks."""
+
+import checks
+import numpy as np
+import pytest
+import worlds
+from pympa.mesh import Plan
+from pympa.transport import TransportError
+from pympa.transport.local import LocalEndpoint, LocalWorld
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("check", checks.EVERYWHERE)
+def test_transport(check, size, seed):
+    LocalWorld(size, seed=seed).run(check)
+
+
+@pytest.mark.parametrize("size", range(1, 17))
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+def test_every_plan_is_exact(spec, size):
+    found = worlds.plans(size, spec)
+    for number, plan in enumerate(found):
+        seed = number if number % 2 else None
+        LocalWorld(size, seed=seed).run(lambda e, p=plan: checks.plan_is_exact(e, spec, p))
+    if spec is worlds.DENSE:
+        assert found, f"no plan of {size} ranks ran"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(cp=16), Plan(tp=8, pp=2), Plan(tp=2, pp=2, cp=2, dp=2), Plan(cp=3, balance="contiguous")],
+    ids=str,
+)
+def test_half_precision(plan, dtype):
+    LocalWorld(plan.world).run(lambda e: checks.plan_is_exact(e, worlds.DENSE, plan, dtype))
+
+
+@pytest.mark.parametrize("spec", [worlds.WINDOWED, worlds.NOT_CAUSAL], ids=["window", "full"])
+@pytest.mark.parametrize("size", [1, 3, 4, 6])
+def test_masks(spec, size):
+    balance = "contiguous" if spec is worlds.WINDOWED else "zigzag"
+    for plan in (Plan(cp=size, balance=balance), Plan(dp=size), Plan(cp=size, tp=2, balance=balance)):
+        outputs, _ = worlds.run_local(spec, plan, seed=size)
+        assert worlds.judge(spec, outputs).passed, str(plan)
+
+
+def test_window_stops_the_ring():
+    spec, lengths = worlds.WINDOWED, (64,)
+    plan = Plan(cp=8, balance="contiguous")
+    outputs, ranks = worlds.run_local(spec, plan, lengths)
+    assert worlds.judge(spec, outputs, lengths).passed
+    # Chunks of 8 tokens and a window of 9: each rank needs one block besides its own.
+    block = 8 * 4 * (8 + 8) * 4
+    assert all(sum(rank.traffic.sent.values()) == 2 * block for rank in ranks)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 4, 9, 67])
+@pytest.mark.parametrize("plan", [Plan(pp=2), Plan(pp=2, cp=2), Plan(tp=2, pp=2, dp=2)], ids=str)
+def test_micro_batches(plan, micro_batches):
+    plan = Plan(**{**{a: getattr(plan, a) for a in ("pp", "cp", "tp", "dp")}},
+                micro_batches=micro_batches)  # fmt: skip
+    LocalWorld(plan.world, seed=micro_batches).run(
+        lambda e: checks.plan_is_exact(e, worlds.DENSE, plan)
+    )
+
+
+def test_more_ranks_than_tokens():
+    lengths = (3, 1)
+    for plan in (Plan(cp=16), Plan(dp=4), Plan(tp=8, pp=2), Plan(cp=5, balance="contiguous")):
+        outputs, _ = worlds.run_local(worlds.DENSE, plan, lengths, seed=3)
+        assert worlds.judge(worlds.DENSE, outputs, lengths).passed, str(plan)
+
+
+def test_delays_change_no_bit():
+    plan = Plan(cp=2, tp=2, pp=2, micro_batches=3)
+    runs = {worlds.digest(worlds.run_local(worlds.DENSE, plan, seed=s)[0]) for s in range(6)}
+    assert len(runs) == 1
+
+
+def test_same_seed_same_schedule():
+    def order(seed):
+        seen = []
+
+        def body(endpoint: LocalEndpoint):
+            for _ in range(5):
+                endpoint.poll()
+                seen.append(endpoint.rank)
+
+        LocalWorld(4, seed=seed).run(body)
+        return seen
+
+    assert order(5) == order(5)
+    assert order(5) != order(6)
+
+
+def test_deadlock_names_who_waits_for_whom():
+    def body(endpoint: LocalEndpoint):
+        ring = checks.transport(endpoint)
+        ring.wait(ring.start([], [(np.zeros(1), (ring.index + 1) % ring.size)]))
+
+    with pytest.raises(TransportError) as error:
+        LocalWorld(3).run(body)
+    for rank in range(3):
+        assert f"rank {rank} waits on cp to receive from [{(rank + 1) % 3}]" in str(error.value)
+
+
+def test_a_rank_that_ends_early_is_a_deadlock():
+    def body(endpoint: LocalEndpoint):
+        if endpoint.rank:
+            checks.transport(endpoint).all_gather([np.zeros(1), np.zeros(1)])
+
+    with pytest.raises(TransportError, match="rank 0 has ended; rank 1 waits"):
+        LocalWorld(2).run(body)
+
+
+def test_a_message_of_another_size_is_an_error():
+    def body(endpoint: LocalEndpoint):
+        pair, other = checks.transport(endpoint), 1 - endpoint.rank
+        size = 2 + endpoint.rank
+        pair.wait(pair.start([(np.zeros(size), other)], [(np.zeros(2), other)]))
+
+    with pytest.raises(TransportError, match="rank 0 expected 16 bytes from rank 1; got 24"):
+        LocalWorld(2).run(body)
+
+
+def test_an_exception_on_one_rank_reaches_the_caller():
+    def body(endpoint: LocalEndpoint):
+        if endpoint.rank == 2:
+            raise KeyError("lost")
+        checks.transport(endpoint).gather_objects(0)
+
+    with pytest.raises(KeyError, match="lost"):
+        LocalWorld(4).run(body)

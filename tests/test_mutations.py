@@ -1,0 +1,118 @@
+"""Verification must notice: each test breaks a run in one place and expects it to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import worlds
+from pympa.kernels.cpu import CpuKernels
+from pympa.mesh import Plan
+from pympa.rank import Rank
+from pympa.transport import Transport
+
+RING, TENSOR, STAGES = Plan(cp=4), Plan(tp=4), Plan(pp=2, micro_batches=2)
+KEPT = Plan(pp=2, micro_batches=9)  # token chunks, so K/V are kept
+
+
+def on_receive(
+    rank: Rank, axis: str, number: int, tamper: Callable[[list[np.ndarray], list[np.ndarray]], None]
+) -> None:
+    """Tamper with the `number`-th group of messages received on an axis.
+
+    `tamper` gets the arrays just received and a copy of the ones received before them.
+    """
+    transport: Transport = rank.transports[axis]
+    start, wait = transport.start, transport.wait
+    received: list[list[np.ndarray]] = []
+    waiting: dict[int, list[np.ndarray]] = {}
+
+    def tampered_start(sends, receives):
+        pending = start(sends, receives)
+        waiting[id(pending)] = [array for array, _ in receives if array.size]
+        return pending
+
+    def tampered_wait(pending):
+        wait(pending)
+        arrays = waiting.pop(id(pending))
+        if not arrays:
+            return
+        if len(received) == number:
+            tamper(arrays, received[-1] if received else arrays)
+        received.append([array.copy() for array in arrays])
+
+    transport.start, transport.wait = tampered_start, tampered_wait
+
+
+def drop(arrays, before):
+    for array in arrays:
+        array[...] = 0
+
+
+def double(arrays, before):
+    for array, old in zip(arrays, before, strict=False):
+        rows = min(len(array), len(old))
+        array[:rows] = old[:rows]
+
+
+def swap_rows(arrays, before):
+    for array in arrays:
+        array[...] = array[::-1].copy()
+
+
+def fails(plan: Plan, alter: Callable[[Rank], None], dtype: str) -> bool:
+    outputs, _ = worlds.run_local(worlds.DENSE, plan, dtype=dtype, alter=alter)
+    return not worlds.judge(worlds.DENSE, outputs, worlds.LENGTHS, dtype).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tamper", [drop, double, swap_rows])
+@pytest.mark.parametrize(("plan", "axis"), [(RING, "cp"), (TENSOR, "tp"), (STAGES, "pp"),
+                                            (KEPT, "pp"), (Plan(cp=2, tp=2), "cp")], ids=str)  # fmt: skip
+def test_messages(plan, axis, tamper, dtype):
+    last = plan.world - 1
+
+    def alter(rank: Rank) -> None:
+        if rank.mesh.rank == last:
+            on_receive(rank, axis, 1, tamper)
+
+    assert fails(plan, alter, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("plan", "times"),
+    [(RING, 0), (RING, 2), *((p, 0) for p in (Plan(), TENSOR, STAGES, KEPT, Plan(dp=2)))],
+    ids=str,
+)
+def test_key_blocks(plan, times, dtype):
+    """One block of keys attended to not at all; in a ring, where it is a part of them, twice."""
+
+    def alter(rank: Rank) -> None:
+        kernels = rank.kernels
+        assert isinstance(kernels, CpuKernels)
+        attend, calls = kernels.attend_block, []
+
+        def tampered(q, q_layout, kv, state, spec):
+            calls.append(None)
+            for _ in range(times if len(calls) == 1 else 1):
+                attend(q, q_layout, kv, state, spec)
+
+        if rank.mesh.rank == 0:
+            kernels.attend_block = tampered
+
+    assert fails(plan, alter, dtype)
+
+
+def test_nan_never_passes():
+    def alter(rank: Rank) -> None:
+        if rank.mesh.rank == 1:
+            on_receive(rank, "cp", 0, lambda arrays, _: arrays[0].fill(np.nan))
+
+    assert fails(RING, alter, "float32")
+
+
+def test_untouched_runs_pass():
+    for plan in (RING, TENSOR, STAGES, KEPT):
+        assert not fails(plan, lambda rank: None, "bfloat16")
