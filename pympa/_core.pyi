@@ -36,7 +36,8 @@ def pack_weight(weight: Array, packed: Bytes, isa: str) -> None:
 
     Args:
         weight: `[n, k]`, row-major.
-        packed: at least `packed_weight_bytes(n, k, dtype, isa)` bytes; good for this `isa` only.
+        packed: at least `packed_weight_bytes(n, k, dtype, isa)` bytes; good for this `isa` only;
+            fastest if aligned to 64 bytes.
         isa: instruction set.
     """
 

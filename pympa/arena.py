@@ -85,6 +85,11 @@ class Arena:
                 self._blocks[current].used = offset
             self.used_bytes, self._current = used, current
 
+    def restart_peak(self) -> int:
+        """Return the high-water mark and start a new one from what is in use."""
+        peak, self.peak_bytes = self.peak_bytes, self.used_bytes
+        return peak
+
     def close(self) -> None:
         """Return all memory to the system; arrays handed out must no longer be used."""
         self._blocks = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,23 +66,29 @@ def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: i
         tuple(split_tokens(part, plan.cp, plan.balance))
         for part in split_micro_batches(mine, micro_batches)
     ]
-    positions = np.unique(np.concatenate([share[index].positions for share in shares]))
+    spans = {(r.start, r.length) for share in shares for r in share[index].ranges}
+    positions = np.unique(_joined([np.arange(a, a + n) for a, n in spans], np.int64))
 
     def micro_batch(layouts: tuple[Layout, ...]) -> MicroBatch:
         layout = layouts[index]
-        parts = [ids[r.sequence][r.start : r.start + r.length] for r in layout.ranges]
         ends = layout.sequence_ends(lengths)
+        tokens = [ids[r.sequence][r.start : r.start + r.length] for r in layout.ranges]
+        rows = [np.searchsorted(positions, r.start) + np.arange(r.length) for r in layout.ranges]
         return MicroBatch(
             layouts,
             index,
-            np.concatenate([np.empty(0, np.int32), *parts]),
-            np.searchsorted(positions, layout.positions).astype(np.int32),
+            _joined(tokens, np.int32),
+            _joined(rows, np.int32),
             np.array([row for _, row in ends], np.int32),
             tuple(sequence for sequence, _ in ends),
         )
 
     keeps_kv = streams_tokens(mine, micro_batches)
     return Batch(lengths, tuple(map(micro_batch, shares)), keeps_kv, positions)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
 
 
 class KvCache:

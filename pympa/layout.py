@@ -42,12 +42,6 @@ class Layout:
         """The ranges as int64 `[n, 3]` (sequence, start, length), as kernels take them."""
         return np.array(self.ranges, np.int64).reshape(-1, 3)
 
-    @cached_property
-    def positions(self) -> NDArray[np.int64]:
-        """Position of each row in its sequence, int64 `[rows]`."""
-        parts = [np.arange(r.start, r.start + r.length) for r in self.ranges]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
     def global_rows(self, lengths: Sequence[int]) -> NDArray[np.int64]:
         """Return each row's index among all tokens of the batch, sequences end to end."""
         offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])

@@ -59,6 +59,7 @@ class Rank:
             self.arena,
             dtype,
             source or PhiloxSource(),
+            rehearsal=self.arena.dry,
         )
 
 
@@ -71,14 +72,10 @@ def rehearse(
     *,
     isa: str,
     threads: int = 1,
-) -> Rank:
-    """Run one step on shapes: what rank `rank` of the plan will allocate and send.
-
-    Returns:
-        The rank, with `arena.peak_bytes` and `traffic` as a real step would leave them.
-    """
+) -> int:
+    """Return the arena bytes that rank `rank` of a plan will need, by running it on shapes."""
     rehearsed = Rank(NullEndpoint(rank, plan.world), plan, isa=isa, threads=threads, dry=True)
     model = rehearsed.model(spec, dtype)
     ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
     model.forward(model.prepare(ids))
-    return rehearsed
+    return rehearsed.arena.peak_bytes

@@ -71,6 +71,7 @@ class Session:
         self.threads = threads
         self.timeout_seconds = timeout_seconds
         self._owns_job = comm is None
+        self.rank = 0
 
     def __enter__(self) -> Session:
         from mpi4py import MPI

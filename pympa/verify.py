@@ -9,6 +9,7 @@ NaN never passes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa import reference
-from pympa.arena import Array
-from pympa.layout import Layout
-from pympa.model import Logits, Model, Prepared
+from pympa.collect import LOGITS, Outputs
 from pympa.spec import ModelSpec
-from pympa.transport import Transport
 from pympa.weights import PhiloxSource, model_weights
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 WORST_ROW_FACTOR = 8.0
 DISTRIBUTED_FACTOR = 1.2
 DISTRIBUTED_SHARE = 0.25
-LOGITS = "logits"
-
-Outputs = dict[str, NDArray[Any]]
-"""By name, `[all tokens, d_model]`, sequences end to end; "logits" is `[sequences, vocabulary]`."""
 
 
 @dataclass(frozen=True)
@@ -89,66 +83,6 @@ def _share(error: BranchError) -> float:
     return max(error.norm, error.worst_row / WORST_ROW_FACTOR) / error.tolerance
 
 
-def collect(model: Model, prepared: Prepared, world: Transport) -> Outputs | None:
-    """Run one step and bring every branch together on rank 0; others get None. Collective.
-
-    Raises:
-        ValueError: a row came twice (on rank 0).
-    """
-    lengths = prepared.batch.lengths
-    seen: list[tuple[str, Array, Layout]] = []
-
-    def probe(name: str, array: Array, layout: Layout) -> None:
-        if model.mesh.coordinate("tp") == 0:
-            seen.append((name, array.copy(), layout))
-
-    logits = model.forward(prepared, probe)
-    parts = world.gather_objects((seen, [_copied(part) for part in logits]), root=0)
-    if world.index != 0:
-        return None
-    return assemble(
-        model.spec,
-        lengths,
-        [s for part, _ in parts for s in part],
-        [g for _, p in parts for g in p],
-    )
-
-
-def assemble(
-    spec: ModelSpec,
-    lengths: Sequence[int],
-    branches: Sequence[tuple[str, Array, Layout]],
-    logits: Sequence[Logits],
-) -> Outputs:
-    """Put all ranks' rows in their global places; rows that no rank sent stay NaN.
-
-    Raises:
-        ValueError: a row came twice.
-    """
-    names = [f"layers.{i}.{b}" for i in range(len(spec.blocks)) for b in ("attention", "mlp")]
-    dtype = branches[0][1].dtype if branches else np.dtype(np.float32)
-    outputs = {
-        name: np.full((sum(lengths), spec.d_model), np.nan, dtype) for name in [*names, "output"]
-    }
-    filled = {name: np.zeros(sum(lengths), bool) for name in outputs}
-    for name, array, layout in branches:
-        rows = layout.global_rows(lengths)
-        if filled[name][rows].any():
-            raise ValueError(f"{name}: rows of {layout.ranges[0]} came twice")
-        filled[name][rows] = True
-        outputs[name][rows] = array
-    table = np.full((len(lengths), spec.vocabulary), np.nan, np.float32)
-    for part in logits:
-        first, last = part.vocabulary
-        table[list(part.sequences), first:last] = part.values
-    outputs[LOGITS] = table[[i for i, length in enumerate(lengths) if length]]
-    return outputs
-
-
-def _copied(part: Logits) -> Logits:
-    return Logits(part.sequences, part.vocabulary, part.values.copy())
-
-
 def oracle(
     spec: ModelSpec, dtype: np.dtype[Any], source: PhiloxSource, ids: Sequence[NDArray[np.int32]]
 ) -> Mapping[str, NDArray[np.float64]]:
@@ -188,6 +122,59 @@ def compare(
     alone = {e.name: e for e in one_rank.errors if e.name != LOGITS} if one_rank else {}
     failed = tuple(error for error in errors if not error.within(alone.get(error.name)))
     return Verdict(errors, failed)
+
+
+def compare_sampled(
+    spec: ModelSpec,
+    dtype: np.dtype[Any],
+    run: Outputs,
+    source: PhiloxSource,
+    ids: NDArray[np.int32],
+    rows: NDArray[np.int64],
+) -> Verdict:
+    """Judge some rows of one sequence, layer by layer, where the whole oracle would not fit.
+
+    Each branch is computed in float64 from the run's own residual stream before it, so every
+    output has passed one layer only and gets the tolerance of one.
+
+    Args:
+        spec: the model.
+        dtype: of the run; sets the tolerance.
+        run: outputs of that sequence alone, from `collect`.
+        source: where the run's weights come from.
+        ids: token ids of the sequence.
+        rows: positions to check.
+    """
+    weight = oracle_weights(spec, dtype, source)
+    tolerance = TOLERANCE[dtype.name]
+    errors = []
+    stream = weight("embedding")[ids].astype(dtype)
+
+    def check(name: str, truth: NDArray[np.float64], values: NDArray[Any]) -> None:
+        errors.append(branch_error(name, values, truth, tolerance))
+
+    def add(branch: NDArray[Any]) -> NDArray[Any]:
+        return (stream.astype(np.float32) + branch.astype(np.float32)).astype(dtype)
+
+    for index, layer in enumerate(spec.blocks):
+        block = functools.partial(_in_block, weight, index)
+        name = f"layers.{index}.attention"
+        exact = stream.astype(np.float64)
+        truth = reference.attention_branch(spec, layer, exact, block, rows)
+        check(name, truth, run[name][rows])
+        stream = add(run[name])
+        name = f"layers.{index}.mlp"
+        truth = reference.mlp_branch(layer, stream[rows].astype(np.float64), block)
+        check(name, truth, run[name][rows])
+        stream = add(run[name])
+    check("output", stream[rows].astype(np.float64), run["output"][rows])
+    check(LOGITS, reference.logits(spec, weight, stream[-1].astype(np.float64)), run[LOGITS])
+    failed = tuple(error for error in errors if not error.within())
+    return Verdict(tuple(errors), failed, sampled_rows=len(rows))
+
+
+def _in_block(weight: Callable[[str], NDArray[Any]], index: int, name: str) -> NDArray[Any]:
+    return weight(f"layers.{index}.{name}")
 
 
 def branch_error(

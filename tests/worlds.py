@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from pympa.collect import Outputs, collect
 from pympa.kernels.cpu import supported_isas
 from pympa.mesh import Plan, all_plans, broken_rule
 from pympa.rank import Rank
 from pympa.spec import DTYPES, LayerSpec, ModelSpec, Rope
 from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
 from pympa.transport.local import LocalWorld
-from pympa.verify import Outputs, Verdict, collect, compare, oracle
+from pympa.verify import Verdict, compare, oracle
 from pympa.weights import PhiloxSource, input_ids
 
 ISA = supported_isas()[0]

@@ -52,8 +52,23 @@ PYMPA_INLINE void store_raw(T* target, Wide wide, int64_t count) {
 #endif
 }
 
+// GCC splits __builtin_convertvector into half vectors here; the intrinsics are one instruction.
+#if PYMPA_ISA_LEVEL >= 2
+PYMPA_INLINE VBits widen(VShort x) {
+  return reinterpret_cast<VBits>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+}
+PYMPA_INLINE VShort narrow(VBits x) {
+  return reinterpret_cast<VShort>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+}
+#elif PYMPA_ISA_LEVEL == 1
+PYMPA_INLINE VBits widen(VShort x) {
+  return reinterpret_cast<VBits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+}
+PYMPA_INLINE VShort narrow(VBits x) { return __builtin_convertvector(x, VShort); }
+#else
 PYMPA_INLINE VBits widen(VShort x) { return __builtin_convertvector(x, VBits); }
 PYMPA_INLINE VShort narrow(VBits x) { return __builtin_convertvector(x, VShort); }
+#endif
 
 PYMPA_INLINE V bfloat_to_float(VShort x) { return from_bits(widen(x) << 16); }
 

@@ -11,36 +11,48 @@ namespace pympa::PYMPA_ISA {
 constexpr float kInfinity = __builtin_inff();
 
 // exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2; exp(0) is exactly 1.
-PYMPA_INLINE V exp(V x) {
+//
+// kCount vectors advance together, stage by stage: one vector's chain of dependent steps is so long
+// that a few of them in a row would fill the core's scheduler and leave its units idle.
+template <int kCount>
+PYMPA_INLINE void exp(V (&x)[kCount]) {
+  constexpr float kCoefficients[] = {0.00836871658f, 0.0416683890f, 0.166665211f,
+                                     0.49999994f,    1.0f,          1.0f};
 #if PYMPA_ISA_LEVEL >= 2
   // vscalefps rounds results below the normal range itself; the clamps only keep n finite.
   const V low = splat(-110.0f), high = splat(90.0f);
-  const V z = _mm512_min_ps(high, _mm512_max_ps(low, x));
 #else
   const V low = splat(-87.33654f), high = splat(88.72283f);
-  const V z = x > high ? high : (x < low ? low : x);
 #endif
-  const V n = round_to_integer(z * splat(1.44269504f));
-  V r = fma(n, splat(-0.693359375f), z);
-  r = fma(n, splat(2.12194440e-4f), r);
-  V p = splat(0.00138146011f);
-  p = fma(p, r, splat(0.00836871658f));
-  p = fma(p, r, splat(0.0416683890f));
-  p = fma(p, r, splat(0.166665211f));
-  p = fma(p, r, splat(0.49999994f));
-  p = fma(p, r, splat(1.0f));
-  p = fma(p, r, splat(1.0f));
+  V z[kCount], n[kCount], p[kCount];
+  for (int i = 0; i < kCount; ++i) z[i] = min_or(high, max_or(low, x[i]));
+  for (int i = 0; i < kCount; ++i) n[i] = round_to_integer(z[i] * splat(1.44269504f));
+  for (int i = 0; i < kCount; ++i) p[i] = splat(0.00138146011f);
+  V r[kCount];
+  for (int i = 0; i < kCount; ++i) r[i] = fma(n[i], splat(-0.693359375f), z[i]);
+  for (int i = 0; i < kCount; ++i) r[i] = fma(n[i], splat(2.12194440e-4f), r[i]);
+  for (float coefficient : kCoefficients) {
+    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], r[i], splat(coefficient));
+  }
+  for (int i = 0; i < kCount; ++i) {
 #if PYMPA_ISA_LEVEL >= 2
-  return _mm512_scalef_ps(p, n);
+    x[i] = _mm512_scalef_ps(p[i], n[i]);
 #else
-  // Two steps, since 2^128 alone is not a float; the results below 2^-126 are taken as zero.
-  const VInt exponent = __builtin_convertvector(z == z ? n : V{}, VInt);
-  const VInt first = exponent >> 1;
-  const V scale_a = reinterpret_cast<V>((first + 127) << 23);
-  const V scale_b = reinterpret_cast<V>((exponent - first + 127) << 23);
-  const V y = p * scale_a * scale_b;
-  return x < low ? V{} : (x > high ? splat(kInfinity) : y);
+    // Two steps, since 2^128 alone is not a float; the results below 2^-126 are taken as zero.
+    const VInt exponent = __builtin_convertvector(z[i] == z[i] ? n[i] : V{}, VInt);
+    const VInt first = exponent >> 1;
+    const V scale_a = reinterpret_cast<V>((first + 127) << 23);
+    const V scale_b = reinterpret_cast<V>((exponent - first + 127) << 23);
+    const V y = p[i] * scale_a * scale_b;
+    x[i] = x[i] < low ? V{} : (x[i] > high ? splat(kInfinity) : y);
 #endif
+  }
+}
+
+PYMPA_INLINE V exp(V x) {
+  V one[1] = {x};
+  exp(one);
+  return one[0];
 }
 
 // Natural logarithm of normal positive x: log(2^e * m) = e ln 2 + 2 atanh((m-1)/(m+1)).

@@ -16,6 +16,7 @@
 #include "core/dtype.hpp"
 
 #define PYMPA_INLINE inline __attribute__((always_inline))
+#define PYMPA_NOINLINE __attribute__((noinline))
 
 namespace pympa::PYMPA_ISA {
 
@@ -57,7 +58,7 @@ PYMPA_INLINE V fma(V a, V b, V c) {
 #endif
 }
 
-// The larger of the two; `other` where x is NaN.
+// The larger of the two; `other` where either is NaN.
 PYMPA_INLINE V max_or(V x, V other) {
 #if PYMPA_ISA_LEVEL >= 2
   return _mm512_max_ps(x, other);
@@ -65,6 +66,17 @@ PYMPA_INLINE V max_or(V x, V other) {
   return _mm256_max_ps(x, other);
 #else
   return x > other ? x : other;
+#endif
+}
+
+// The smaller of the two; `other` where either is NaN.
+PYMPA_INLINE V min_or(V x, V other) {
+#if PYMPA_ISA_LEVEL >= 2
+  return _mm512_min_ps(x, other);
+#elif PYMPA_ISA_LEVEL == 1
+  return _mm256_min_ps(x, other);
+#else
+  return x < other ? x : other;
 #endif
 }
 
@@ -91,25 +103,22 @@ PYMPA_INLINE V sqrt(V x) {
 #endif
 }
 
+// The lanes rotated down by `half`: lane i holds lane i + half.
+PYMPA_INLINE V rotated(V x, int half) {
+  return __builtin_shuffle(x, (lane_index() + half) & (W - 1));
+}
+
 // Horizontal sum by halving: a fixed order for each ISA.
 PYMPA_INLINE float sum_lanes(V x) {
-  float lanes[W];
-  __builtin_memcpy(lanes, &x, sizeof lanes);
-  for (int half = W / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2) x += rotated(x, half);
+  return x[0];
 }
 
 PYMPA_INLINE float max_lanes(V x) {
-  float lanes[W];
-  __builtin_memcpy(lanes, &x, sizeof lanes);
-  for (int half = W / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) {
-      lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
-    }
-  }
-  return lanes[0];
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2) x = max_or(x, rotated(x, half));
+  return x[0];
 }
 
 PYMPA_INLINE int64_t round_up(int64_t value, int64_t step) {

@@ -8,6 +8,9 @@
 
 namespace pympa::PYMPA_ISA {
 
+// Vectors of scores that go through exp side by side: as many as the registers carry.
+constexpr int kTogether = PYMPA_ISA_LEVEL >= 2 ? 4 : 2;
+
 // Offsets [first, last) into a key tile; empty if last <= first.
 struct Span {
   int64_t first, last;
@@ -22,28 +25,40 @@ PYMPA_INLINE V mask_outside(V x, int64_t offset, Span visible) {
   return lane >= last ? splat(-kInfinity) : x;
 }
 
-// Rounds to T, stores in compute format at element `offset`, and returns the rounded lanes.
+// How probabilities of T are rounded, stored in compute format and summed as rounded: kVectors
+// vectors of lanes at a time, at offsets that are multiples of kVectors * W.
 template <class T>
-PYMPA_INLINE V store_probabilities(typename MathOf<T>::Attention::Group* row, int64_t offset, V p) {
-#if PYMPA_ISA_LEVEL == 3
-  if constexpr (MathOf<T>::Attention::kDepth == 2) {
-    const auto rounded = reinterpret_cast<VShort>(_mm512_cvtneps_pbh(p));
-    store_raw(reinterpret_cast<BFloat*>(row) + offset, rounded);
-    return bfloat_to_float(rounded);
+struct Probabilities {
+  static constexpr int kVectors = 1;
+  static PYMPA_INLINE void store_and_sum(float* row, int64_t offset, const V* p, V& sums) {
+    const V rounded = round_to<T>(*p);
+    store(row + offset, rounded);
+    sums += rounded;
   }
+};
+
+#if PYMPA_ISA_LEVEL == 3
+// Pairs: one product with ones adds 32 rounded probabilities.
+template <>
+struct Probabilities<BFloat> {
+  static constexpr int kVectors = 2;
+  static PYMPA_INLINE void store_and_sum(uint32_t* row, int64_t offset, const V* p, V& sums) {
+    const __m512bh rounded = _mm512_cvtne2ps_pbh(p[1], p[0]);
+    store_raw(row + offset / 2, reinterpret_cast<VBits>(rounded));
+    const VBits ones = VBits{} + 0x3f803f80u;
+    sums = _mm512_dpbf16_ps(sums, rounded, reinterpret_cast<__m512bh>(ones));
+  }
+};
 #endif
-  const V rounded = round_to<T>(p);
-  store(reinterpret_cast<float*>(row) + offset, rounded);
-  return rounded;
-}
 
 // Scales, caps and masks the scores of `visible` in place; returns their maximum. A NaN score is
 // passed over here and comes back as a NaN probability.
-template <bool kCapped>
+template <bool kCapped, int kStep>
 PYMPA_INLINE float scale_scores(float* scores, Span visible, float scale, float softcap) {
   const V inverse_cap = splat(kCapped ? 1.0f / softcap : 0.0f);
   V largest = splat(-kInfinity);
-  for (int64_t i = visible.first / W * W; i < visible.last; i += W) {
+  const int64_t end = round_up(visible.last, kStep);
+  for (int64_t i = visible.first / kStep * kStep; i < end; i += W) {
     V x = load(scores + i) * splat(scale);
     if constexpr (kCapped) x = splat(softcap) * tanh(x * inverse_cap);
     if (i < visible.first || i + W > visible.last) x = mask_outside(x, i, visible);
@@ -53,35 +68,58 @@ PYMPA_INLINE float scale_scores(float* scores, Span visible, float scale, float 
   return max_lanes(largest);
 }
 
-// Replaces the scores of one row by probabilities, in place, zero in `needed` outside `visible`.
-// Returns the factor by which the row's earlier output is to be rescaled.
+// Largest score of one row, which is then ready for `fold_row`; -inf if it sees no key.
+template <class T>
+PYMPA_INLINE float prepare_row(float* scores, Span visible, float scale, float softcap) {
+  constexpr int kStep = Probabilities<T>::kVectors * W;
+  if (visible.last <= visible.first) return -kInfinity;
+  return softcap > 0.0f ? scale_scores<true, kStep>(scores, visible, scale, softcap)
+                        : scale_scores<false, kStep>(scores, visible, scale, softcap);
+}
+
+// Probabilities of kCount steps of prepared scores from offset `at` on, in place.
+template <class T, int kCount>
+PYMPA_INLINE void exponentials(float* scores, int64_t at, V shift, V& sums) {
+  constexpr int kVectors = Probabilities<T>::kVectors;
+  auto* row = reinterpret_cast<typename MathOf<T>::Attention::Group*>(scores);
+  V p[kCount * kVectors];
+  for (int v = 0; v < kCount * kVectors; ++v) p[v] = load(scores + at + v * W) - shift;
+  exp(p);
+  for (int v = 0; v < kCount * kVectors; v += kVectors) {
+    Probabilities<T>::store_and_sum(row, at + v * W, p + v, sums);
+  }
+}
+
+// Replaces the prepared scores of one row by probabilities, in place, zero in `needed` outside
+// `visible`. Returns the factor by which the row's earlier output is to be rescaled.
 //
 // Each lane sums the keys at its own absolute offset in ascending order, so row_sum depends neither
 // on the other rows of the call nor on masked keys.
 template <class T>
-PYMPA_INLINE float fold_row(float* scores, Span visible, Span needed, float scale, float softcap,
+PYMPA_INLINE float fold_row(float* scores, Span visible, Span needed, float tile_max,
                             float& row_max, float& row_sum) {
+  constexpr int kVectors = Probabilities<T>::kVectors;
+  constexpr int kStep = kVectors * W;
   auto* row = reinterpret_cast<typename MathOf<T>::Attention::Group*>(scores);
   const bool empty = visible.last <= visible.first;
-  const int64_t begin = empty ? needed.first / W * W : visible.first / W * W;
-  const int64_t end = empty ? begin : round_up(visible.last, W);
-
-  float tile_max = -kInfinity;
-  if (!empty) {
-    tile_max = softcap > 0.0f ? scale_scores<true>(scores, visible, scale, softcap)
-                              : scale_scores<false>(scores, visible, scale, softcap);
-  }
+  const int64_t begin = (empty ? needed.first : visible.first) / kStep * kStep;
+  const int64_t end = empty ? begin : round_up(visible.last, kStep);
   const float old_max = row_max;
   const float new_max = old_max > tile_max ? old_max : tile_max;
   // A row that has seen no key keeps -inf; 0 in its place makes exp(-inf - 0) = 0, not NaN.
   const V shift = splat(new_max == -kInfinity ? 0.0f : new_max);
 
   V sums{};
-  for (int64_t i = needed.first / W * W; i < begin; i += W) store_probabilities<T>(row, i, V{});
-  for (int64_t i = begin; i < end; i += W) {
-    sums += store_probabilities<T>(row, i, exp(load(scores + i) - shift));
+  const V zeros[kVectors] = {};
+  for (int64_t at = needed.first / kStep * kStep; at < begin; at += kStep) {
+    Probabilities<T>::store_and_sum(row, at, zeros, sums);
   }
-  for (int64_t i = end; i < needed.last; i += W) store_probabilities<T>(row, i, V{});
+  int64_t at = begin;
+  for (; at + kTogether * W <= end; at += kTogether * W) {
+    exponentials<T, kTogether / kVectors>(scores, at, shift, sums);
+  }
+  for (; at < end; at += kStep) exponentials<T, 1>(scores, at, shift, sums);
+  for (; at < needed.last; at += kStep) Probabilities<T>::store_and_sum(row, at, zeros, sums);
 
   const float rescale = exp(splat(old_max) - shift)[0];
   row_max = new_max;

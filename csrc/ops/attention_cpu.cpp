@@ -92,7 +92,8 @@ PYMPA_INLINE Span hull(Span a, Span b) {
   return {min_of(a.first, b.first), max_of(a.last, b.last)};
 }
 
-// One thread's scratch and the folding of blocks with it.
+// One thread's scratch and the folding of blocks with it. Each step is a function of its own in the
+// binary too, so that its loops get all registers and a profile tells the steps apart.
 template <class T>
 struct Worker {
   using Math = typename MathOf<T>::Attention;
@@ -123,7 +124,7 @@ struct Worker {
     queries = reinterpret_cast<Group*>(values + layout.values);
   }
 
-  __attribute__((noinline)) void pack(const KeyTile& tile, int64_t kv_head) {
+  PYMPA_NOINLINE void pack(const KeyTile& tile, int64_t kv_head) {
     const T* k = static_cast<const T*>(args.k) + tile.row * args.k_row + kv_head * args.k_head;
     const T* v = static_cast<const T*>(args.v) + tile.row * args.v_row + kv_head * args.v_head;
     for (int64_t at = tile.span.first / kPanel * kPanel; at < tile.span.last; at += kPanel) {
@@ -136,7 +137,7 @@ struct Worker {
   }
 
   // Fills in the rows of a block; returns the offsets that any of them sees.
-  __attribute__((noinline)) Span begin(const QueryBlock& block, const KeyTile& tile) {
+  PYMPA_NOINLINE Span begin(const QueryBlock& block, const KeyTile& tile) {
     const T* q = static_cast<const T*>(args.q);
     flat_rows = block.rows * block.head_count;
     Span seen{0, 0};
@@ -157,7 +158,7 @@ struct Worker {
     return seen;
   }
 
-  void score(Span seen) {
+  PYMPA_NOINLINE void score(Span seen) {
     const int64_t groups = groups_of<Math>(args.head_dim);
     for (int64_t at = seen.first / kPanel * kPanel; at < seen.last; at += kPanel) {
       for (int64_t row = 0; row < flat_rows; row += kStrip) {
@@ -174,19 +175,29 @@ struct Worker {
     }
   }
 
-  __attribute__((noinline)) void fold() {
-    for (int64_t row = 0; row < flat_rows; ++row) {
-      const Span strip = strips[row / kStrip];
+  PYMPA_NOINLINE void fold() {
+    for (int64_t at = 0; at < flat_rows; at += kStrip) {
+      const Span strip = strips[at / kStrip];
       if (is_empty(strip)) continue;
       // The product reads whole groups, so a pair's other half must be zero.
       const Span needed{strip.first / Math::kDepth * Math::kDepth,
                         round_up(strip.last, Math::kDepth)};
-      rescale[row] = fold_row<T>(scores + row * kScoreStride, visible[row], needed, args.scale,
-                                 args.softcap, *row_max[row], *row_sum[row]);
+      // The strip's maxima first: exponentials then need not wait for their own row's.
+      float tile_max[kStrip];
+      const int64_t rows = min_of(kStrip, flat_rows - at);
+      for (int64_t r = 0; r < rows; ++r) {
+        tile_max[r] = prepare_row<T>(scores + (at + r) * kScoreStride, visible[at + r], args.scale,
+                                     args.softcap);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = at + r;
+        rescale[row] = fold_row<T>(scores + row * kScoreStride, visible[row], needed, tile_max[r],
+                                   *row_max[row], *row_sum[row]);
+      }
     }
   }
 
-  __attribute__((noinline)) void weigh() {
+  PYMPA_NOINLINE void weigh() {
     for (int64_t at = 0; at < args.v_head_dim; at += kPanel) {
       const int64_t columns = min_of(kPanel, args.v_head_dim - at);
       const int vectors = static_cast<int>(columns + W - 1) / W;

@@ -3,6 +3,12 @@
 #include "cpu/tile.hpp"
 #include "ops/peak.hpp"
 
+#if defined(__x86_64__)
+#define PYMPA_VECTOR_REGISTER "v"
+#else
+#define PYMPA_VECTOR_REGISTER "w"
+#endif
+
 namespace pympa::PYMPA_ISA {
 
 namespace {
@@ -18,15 +24,15 @@ double rounds_of(int64_t rounds) {
   V sums[kSums] = {};
   // Hides that all sums are equal, or the compiler would keep only one.
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) asm volatile("" : "+v"(sums[i]));
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+" PYMPA_VECTOR_REGISTER(sums[i]));
   for (int64_t round = 0; round < rounds; ++round) {
     // Hides the factors' values, or the compiler would hoist the products.
-    asm volatile("" : "+v"(a), "+v"(b));
+    asm volatile("" : "+" PYMPA_VECTOR_REGISTER(a), "+" PYMPA_VECTOR_REGISTER(b));
 #pragma GCC unroll 24
     for (int i = 0; i < kSums; ++i) sums[i] = Math::dot(sums[i], a, b);
   }
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) asm volatile("" : : "v"(sums[i]));
+  for (int i = 0; i < kSums; ++i) asm volatile("" : : PYMPA_VECTOR_REGISTER(sums[i]));
   return 2.0 * Math::kDepth * W * kSums * static_cast<double>(rounds);
 }
 

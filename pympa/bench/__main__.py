@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from pympa.bench.experiment import (
     Experiment,
@@ -13,7 +14,8 @@ from pympa.bench.experiment import (
     load_ids,
     packaged_experiments,
 )
-from pympa.bench.measure import measure_machine, run_plan
+from pympa.bench.measure import measure_machine, roofline, run_plan
+from pympa.bench.memory import fitting_plans
 from pympa.bench.options import parse_options
 from pympa.bench.record import Record, RecordFile
 from pympa.bench.table import console, experiment_list, result_table
@@ -23,6 +25,7 @@ from pympa.session import RefusedError, Session
 from pympa.spec import numpy_dtype
 from pympa.weights import PhiloxSource
 
+LONG_STEP_SECONDS = 10.0
 Planned = list[tuple[PlannedRun, Plan]]
 Task = tuple[str, Experiment, Size, Planned]
 
@@ -33,18 +36,15 @@ def main(arguments: list[str]) -> int:
         options, complaint = parse_options(arguments), None
     except RefusedError as error:
         options, complaint = parse_options([]), error
-    speaks = True
+    session = Session(isa=options.isa, threads=options.threads, timeout_seconds=options.timeout)
     try:
-        with Session(
-            isa=options.isa, threads=options.threads, timeout_seconds=options.timeout
-        ) as session:
-            speaks = session.rank == 0
+        with session:
             session.agree("arguments", arguments)
             if complaint is not None:
                 raise complaint
             return _run(session, options)
     except RefusedError as error:
-        if speaks:
+        if session.rank == 0:
             print(f"pympa: {error}", file=sys.stderr, flush=True)
         return 2
 
@@ -66,7 +66,7 @@ def _run(session: Session, options: argparse.Namespace) -> int:
     for task in tasks:
         failures += _run_experiment(session, options, task, output)
     if failures and session.rank == 0:
-        print("pympa: " + "\npympa: ".join(failures), file=sys.stderr, flush=True)
+        print("pympa: " + "\n".join(failures), file=sys.stderr, flush=True)
     return 1 if failures else 0
 
 
@@ -77,7 +77,7 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
     planned = [(run, run.resolve(size.model, world)) for run in runs or experiment.plans]
     for _, plan in planned:
         check_plan(plan, size.model, world, size.batch)
-    return name, experiment, size, planned
+    return Path(name).name.removesuffix(".toml"), experiment, size, planned
 
 
 def _run_experiment(
@@ -88,19 +88,27 @@ def _run_experiment(
     dtype = numpy_dtype(options.dtype or experiment.dtype)
     ids = session.check(lambda: load_ids(options.input, size))
     job = Job(name, options.size, size, dtype, tuple(ids), PhiloxSource())
-    machine = measure_machine(session, dtype.name)
+    failures: list[str] = []
+    fitting: list[tuple[PlannedRun, list[Plan]]] = []
+    for run, plan in planned:
+        variants, complaint = fitting_plans(session, job, run, plan)
+        if variants:
+            fitting.append((run, variants))
+        else:
+            failures.append(f"{name}: {complaint}")
     truth = None
-    if not options.no_verify:
+    if fitting and not options.no_verify:
         _progress(session, f"{name}: computing the float64 oracle")
         truth = Truth(session, job)
+    machine = measure_machine(session, dtype.name)
     records: list[Record] = []
-    failures: list[str] = []
-    for run, plan in planned:
-        _progress(session, f"{name}: {run.role} {plan}")
-        result = run_plan(session, job, run, plan, truth, machine, options)
+    for run, variants in fitting:
+        least = roofline(job, session, machine)
+        hint = f" (a step takes at least {least:,.0f} s here)" if least > LONG_STEP_SECONDS else ""
+        _progress(session, f"{name}: {run.role} {', '.join(map(str, variants))}{hint}")
+        result = run_plan(session, job, run, variants, truth, machine, options)
         if isinstance(result, str):
             failures.append(f"{name}: {result}")
-            _progress(session, failures[-1])
             continue
         records.append(result)
         output.write(result)

@@ -39,6 +39,7 @@ _SHAPES = ((2048, 2048, 2048), (512, 4096, 1024), (1, 4096, 4096))  # m, n, k
 _HEAD_DIMS = (64, 128, 512)
 _TOKENS = (2048, 4096)
 _PIPE_COLUMNS = 110
+_LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Arr
     return rng.standard_normal(shape, np.float32).astype(_DTYPES[dtype])
 
 
+def _aligned_bytes(size: int) -> NDArray[np.uint8]:
+    """Return `size` bytes that start on a cache line, as an arena would give them."""
+    buffer = np.empty(size + _LINE_BYTES, np.uint8)
+    start = -buffer.ctypes.data % _LINE_BYTES
+    return buffer[start : start + size]
+
+
 def _relative_error(got: Array, want: Array) -> float:
     return float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want))
 
@@ -138,7 +146,7 @@ def linear_case(
     m, n, k = shape
     rng = np.random.default_rng(0)
     x, weight = _normal(rng, (m, k), dtype), _normal(rng, (n, k), dtype)
-    packed = np.empty(_core.packed_weight_bytes(n, k, dtype, isa), np.uint8)
+    packed = _aligned_bytes(_core.packed_weight_bytes(n, k, dtype, isa))
     _core.pack_weight(weight, packed, isa)
     out = np.empty((m, n), x.dtype)
     workspace_bytes = _core.linear_workspace_bytes(m, n, k, dtype, False, threads, isa)

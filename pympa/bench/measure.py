@@ -1,10 +1,10 @@
-"""One plan of one job: check that it fits, verify it, then time it."""
+"""One plan of one job: does it fit, is it right, how fast is it."""
 
 from __future__ import annotations
 
 import argparse
-import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -12,18 +12,33 @@ import msgspec
 from pympa import _core
 from pympa.accounting import roofline_seconds, step_flops
 from pympa.bench.experiment import PlannedRun
-from pympa.bench.memory import available_bytes, process_peak_bytes, reset_process_peak
+from pympa.bench.memory import process_peak_bytes, reset_process_peak
 from pympa.bench.record import Record, by_rank, environment, spread
 from pympa.bench.truth import Job, Truth
 from pympa.mesh import Plan
 from pympa.model import Model, Prepared
-from pympa.rank import Rank, rehearse
-from pympa.session import RefusedError, Session
+from pympa.rank import Rank
+from pympa.session import Session
 from pympa.verify import Verdict
 
-SEARCHED_MICRO_BATCHES = (1, 2, 4, 8)
-_PEAK_SECONDS = 0.05
+_PEAK_SECONDS = 0.02
+_PEAK_TRIES = 10  # the machine may be busy for a moment; a peak is what it can do at best
 _BANDWIDTH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """This rank's timed steps.
+
+    Attributes:
+        seconds: of each step. compute: mean seconds in kernels.
+        waits: mean seconds waited, by axis. peak_bytes: of the arena, loading included.
+    """
+
+    seconds: list[float]
+    compute: float
+    waits: dict[str, float]
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -38,83 +53,56 @@ def measure_machine(session: Session, dtype: str) -> Machine:
     """Measure one core on rank 0 while the others wait. Collective."""
     machine = None
     if session.rank == 0:
+        best = range(_PEAK_TRIES)
         machine = Machine(
-            _core.fma_peak(dtype=dtype, isa=session.isa, seconds=_PEAK_SECONDS),
-            _core.read_bandwidth(bytes=_BANDWIDTH_BYTES, seconds=_PEAK_SECONDS),
+            max(_core.fma_peak(dtype, session.isa, _PEAK_SECONDS) for _ in best),
+            max(_core.read_bandwidth(_BANDWIDTH_BYTES, _PEAK_SECONDS) for _ in best),
         )
     measured: Machine = session.world.gather_objects(machine)[0]
     return measured
 
 
-def check_memory(session: Session, job: Job, plan: Plan) -> None:
-    """Rehearse the plan on shapes and refuse it if a node lacks the memory. Collective.
-
-    Raises:
-        RefusedError: with the bytes needed and present.
-    """
-    needed = rehearse(
+def roofline(job: Job, session: Session, machine: Machine) -> float:
+    """Return the seconds that a step takes at least on the cores of this run."""
+    return roofline_seconds(
         job.size.model,
-        plan,
-        session.rank,
         job.size.lengths,
-        job.dtype,
-        isa=session.isa,
-        threads=session.threads,
-    ).arena.peak_bytes
-    everyone = session.world.gather_objects((platform.node(), needed, available_bytes()))
-    total: Counter[str] = Counter()
-    present: dict[str, int] = {}
-    for node, peak, available in everyone:
-        total[node] += peak
-        present[node] = min(available, present.get(node, available))
-    for node in total:
-        if total[node] > present[node]:
-            raise RefusedError(
-                f"{job.experiment} at size {job.size_name}, plan {plan}: node {node} needs "
-                f"{total[node]:,} bytes ({max(p for _, p, _ in everyone):,} on the largest rank); "
-                f"{present[node]:,} are available. Use more nodes, another plan or --size local"
-            )
+        job.dtype.itemsize,
+        flops_per_second=machine.flops_per_second,
+        bytes_per_second=machine.bytes_per_second,
+        cores=min(session.size * session.threads, session.total_cores),
+    )
 
 
 def run_plan(
     session: Session,
     job: Job,
     planned: PlannedRun,
-    plan: Plan,
+    variants: Sequence[Plan],
     truth: Truth | None,
     machine: Machine,
     options: argparse.Namespace,
 ) -> Record | str:
-    """Verify and time one plan. Collective.
+    """Verify and time a plan, in all its variants in micro-batches; keep the fastest. Collective.
 
     Returns:
         The record, or why it failed verification.
     """
-    check_memory(session, job, plan)
     reset_process_peak()
-    rank = session.on(plan)
+    rank = session.on(variants[0])
     try:
         model = rank.model(job.size.model, job.dtype, job.source)
+        loading_peak = rank.arena.restart_peak()
         records: list[Record] = []
-        for count in _micro_batches(job, planned, plan):
+        for variant in variants:
             with rank.arena.scope():
-                variant = msgspec.structs.replace(plan, micro_batches=count)
-                prepared = model.prepare(job.ids, count)
+                prepared = model.prepare(job.ids, variant.micro_batches)
                 verdicts = _verify(truth, rank, model, prepared)
                 if verdicts is not None and not verdicts[0].passed:
                     return _failure(variant, verdicts)
-                seconds, compute, waits = _time(session, rank, model, prepared, options)
+                timing = _time(session, rank, model, prepared, options, loading_peak)
                 records.append(
-                    _record(
-                        session,
-                        job,
-                        planned,
-                        variant,
-                        rank,
-                        verdicts,
-                        machine,
-                        (seconds, compute, waits),
-                    )
+                    _record(session, job, planned, variant, rank, verdicts, machine, timing)
                 )
     finally:
         rank.arena.close()
@@ -122,17 +110,9 @@ def run_plan(
     return msgspec.structs.replace(best, searched={r.plan: r.tps for r in records})
 
 
-def _micro_batches(job: Job, planned: PlannedRun, plan: Plan) -> list[int]:
-    """Return the numbers of micro-batches to try: searched where a family leaves them open."""
-    if planned.family is None or plan.pp == 1:
-        return [plan.micro_batches]
-    most = job.size.tokens * job.size.batch if job.size.model.causal else job.size.batch
-    return [count for count in SEARCHED_MICRO_BATCHES if count <= most]
-
-
 def _verify(
     truth: Truth | None, rank: Rank, model: Model, prepared: Prepared
-) -> tuple[Verdict, Verdict] | None:
+) -> tuple[Verdict, Verdict | None] | None:
     rank.traffic.clear()
     if truth is not None:
         return truth.judge(model, prepared)
@@ -140,20 +120,32 @@ def _verify(
     return None
 
 
-def _failure(plan: Plan, verdicts: tuple[Verdict, Verdict]) -> str:
-    worst, alone = verdicts[0].failed[0], {e.name: e for e in verdicts[1].errors}
-    one = alone[worst.name]
-    return (
+def _failure(plan: Plan, verdicts: tuple[Verdict, Verdict | None]) -> str:
+    worst = verdicts[0].failed[0]
+    text = (
         f"plan {plan} failed verification: {worst.name} is off by {worst.norm:.2e} "
-        f"(worst row {worst.worst_row:.2e}), tolerance {worst.tolerance:.2e}; "
-        f"one rank is off by {one.norm:.2e} (worst row {one.worst_row:.2e})"
+        f"(worst row {worst.worst_row:.2e}), tolerance {worst.tolerance:.2e}"
     )
+    alone = _error_of(verdicts[1], worst.name)
+    return text if alone is None else f"{text}; one rank is off by {alone:.2e}"
+
+
+def _error_of(verdict: Verdict | None, name: str) -> float | None:
+    """Return the norm of one output's error."""
+    if verdict is None:
+        return None
+    return next(error.norm for error in verdict.errors if error.name == name)
 
 
 def _time(
-    session: Session, rank: Rank, model: Model, prepared: Prepared, options: argparse.Namespace
-) -> tuple[list[float], float, dict[str, float]]:
-    """Return this rank's seconds of each step, and its mean computing and waiting by axis."""
+    session: Session,
+    rank: Rank,
+    model: Model,
+    prepared: Prepared,
+    options: argparse.Namespace,
+    loading_peak: int,
+) -> Timing:
+    rank.arena.restart_peak()  # verification holds copies of the branches; a step does not
     for _ in range(options.warmup):
         model.forward(prepared)
     blocks, seconds = rank.arena.blocks, []
@@ -165,12 +157,12 @@ def _time(
         seconds.append(rank.trace.clock() - start)
     if options.warmup and rank.arena.blocks != blocks:
         raise RuntimeError("the arena grew inside a timed step")
-    waits = rank.trace.seconds_by_name("wait")
     steps = options.iterations
-    return (
+    return Timing(
         seconds,
         rank.trace.seconds("compute") / steps,
-        {axis: total / steps for axis, total in waits.items()},
+        {axis: total / steps for axis, total in rank.trace.seconds_by_name("wait").items()},
+        max(loading_peak, rank.arena.peak_bytes),
     )
 
 
@@ -180,43 +172,24 @@ def _record(
     planned: PlannedRun,
     plan: Plan,
     rank: Rank,
-    verdicts: tuple[Verdict, Verdict] | None,
+    verdicts: tuple[Verdict, Verdict | None] | None,
     machine: Machine,
-    timing: tuple[list[float], float, dict[str, float]],
+    timing: Timing,
 ) -> Record:
-    seconds, compute, waits = timing
     everyone = session.world.gather_objects(
-        (
-            seconds,
-            compute,
-            sum(waits.values()),
-            waits.get("pp", 0.0),
-            rank.traffic.sent,
-            rank.traffic.received,
-            rank.arena.peak_bytes,
-            process_peak_bytes(),
-        )
+        (timing, rank.traffic.sent, rank.traffic.received, process_peak_bytes())
     )
-    all_seconds, computes, all_waits, bubbles, sent, received, peaks, process = zip(
-        *everyone, strict=True
-    )
+    timings, sent, received, process = zip(*everyone, strict=True)
+    waits = [sum(t.waits.values()) for t in timings]
+    bubbles = [t.waits.get("pp", 0.0) for t in timings]
     spec, lengths = job.size.model, job.size.lengths
-    step = spread([max(iteration) for iteration in zip(*all_seconds, strict=True)])
+    step = spread([max(iteration) for iteration in zip(*(t.seconds for t in timings), strict=True)])
     by_axis: Counter[str] = Counter()
     for counts in sent:
         for (axis, _), count in counts.items():
             by_axis[axis] += count
-    ideal = roofline_seconds(
-        spec,
-        lengths,
-        job.dtype.itemsize,
-        flops_per_second=machine.flops_per_second,
-        bytes_per_second=machine.bytes_per_second,
-        cores=min(session.size * session.threads, session.total_cores),
-    )
     worst = verdicts[0].worst if verdicts else None
-    alone = {e.name: e.norm for e in verdicts[1].errors} if verdicts else {}
-    exposed = None if session.oversubscribed else max(all_waits) / step.median
+    exposed = None if session.oversubscribed else max(waits) / step.median
     bubble = None if session.oversubscribed or plan.pp == 1 else max(bubbles) / step.median
     return Record(
         experiment=job.experiment,
@@ -230,22 +203,22 @@ def _record(
         tps=sum(lengths) / step.median,
         tpot_ms=1e3 * step.median / sum(lengths),
         step_seconds=step,
-        compute_seconds=by_rank(list(computes)),
-        comm_seconds=by_rank(list(all_waits)),
+        compute_seconds=by_rank([t.compute for t in timings]),
+        comm_seconds=by_rank(waits),
         comm_fraction=exposed,
         bubble_fraction=bubble,
         bytes_sent=by_rank([sum(counts.values()) for counts in sent]),
         bytes_received=by_rank([sum(counts.values()) for counts in received]),
         bytes_sent_by_axis=dict(by_axis),
-        peak_bytes=by_rank(list(peaks)),
+        peak_bytes=by_rank([t.peak_bytes for t in timings]),
         process_peak_bytes=by_rank(list(process)),
         flops_per_token=step_flops(spec, lengths) / sum(lengths),
-        roofline_fraction=ideal / step.median,
+        roofline_fraction=roofline(job, session, machine) / step.median,
         oversubscribed=session.oversubscribed,
         error=worst.norm if worst else None,
         tolerance=worst.tolerance if worst else None,
         error_of=worst.name if worst else None,
-        error_one_rank=alone.get(worst.name) if worst else None,
+        error_one_rank=_error_of(verdicts[1], worst.name) if verdicts and worst else None,
         sampled_rows=verdicts[0].sampled_rows if verdicts else None,
         verified=verdicts is not None,
         searched={},

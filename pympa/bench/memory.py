@@ -1,11 +1,79 @@
-"""Memory as the operating system sees it (Linux)."""
+"""Does a plan fit: what it needs by rehearsal, what there is by the operating system (Linux)."""
 
 from __future__ import annotations
 
+import platform
 import resource
+from collections import Counter
 from pathlib import Path
 
+import msgspec
+
+from pympa.bench.experiment import PlannedRun
+from pympa.bench.truth import Job
+from pympa.mesh import Plan
+from pympa.rank import rehearse
+from pympa.session import Session
+
+SEARCHED_VARIANTS = 4
+MOST_MICRO_BATCHES = 128
+PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, beside its arena
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def fitting_plans(
+    session: Session, job: Job, planned: PlannedRun, plan: Plan
+) -> tuple[list[Plan], str]:
+    """Return the plan's variants to measure that fit into memory. Collective.
+
+    A family with stages leaves the number of micro-batches open: powers of two are tried, at most
+    `SEARCHED_VARIANTS` of them.
+
+    Returns:
+        The variants, and why the last one that does not fit does not.
+    """
+    variants, complaint = [plan], ""
+    if planned.family is not None and plan.pp > 1:
+        most = min(MOST_MICRO_BATCHES, job.size.tokens if job.size.model.causal else job.size.batch)
+        counts = [2**i for i in range(most.bit_length())]
+        variants = [msgspec.structs.replace(plan, micro_batches=count) for count in counts]
+    fitting: list[Plan] = []
+    for variant in variants:
+        lacking = _lacking_memory(session, job, variant)
+        if lacking is None:
+            fitting.append(variant)
+        else:
+            complaint = lacking
+        if len(fitting) == SEARCHED_VARIANTS:
+            break
+    return fitting, complaint
+
+
+def _lacking_memory(session: Session, job: Job, plan: Plan) -> str | None:
+    """Rehearse the plan on shapes and say which node lacks the memory, if any. Collective."""
+    needed = PROCESS_BYTES + rehearse(
+        job.size.model,
+        plan,
+        session.rank,
+        job.size.lengths,
+        job.dtype,
+        isa=session.isa,
+        threads=session.threads,
+    )
+    everyone = session.world.gather_objects((platform.node(), needed, available_bytes()))
+    total: Counter[str] = Counter()
+    present: dict[str, int] = {}
+    for node, peak, available in everyone:
+        total[node] += peak
+        present[node] = min(available, present.get(node, available))
+    for node in total:
+        if total[node] > present[node]:
+            return (
+                f"plan {plan} at size {job.size_name} does not fit: node {node} needs "
+                f"{total[node]:,} bytes ({max(p for _, p, _ in everyone):,} on the largest rank), "
+                f"{present[node]:,} are available; use more nodes, another plan or another size"
+            )
+    return None
 
 
 def available_bytes() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
 
-_WIDTH_WITHOUT_TERMINAL = 140
+_WIDTH_WITHOUT_TERMINAL = 150
 
 
 def console() -> Console:
@@ -44,25 +45,28 @@ def experiment_list(experiments: dict[str, Experiment]) -> Table:
 def result_table(title: str, records: Sequence[Record]) -> Table:
     """Return one row for each plan of an experiment."""
     shared = any(record.oversubscribed for record in records)
-    ratio = "ratio to baseline" + (" (total work)" if shared else "")
     table = Table(
-        title=title, caption=_caption(records, shared), title_justify="left", caption_justify="left"
+        title=title,
+        caption=_caption(records, shared),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
     )
     table.add_column("plan", no_wrap=True)
     for heading in (
         "ranks",
         "tps",
-        "ms/token (1/tps)",
-        ratio,
-        "exposed comm",
+        "ms/token\n(1/tps)",
+        "ratio to\nbaseline" + ("\n(total work)" if shared else ""),
+        "exposed\ncomm",
         "MB sent",
-        "peak MB/rank",
+        "peak MB\nper rank",
         "roofline",
-        "error / tolerance",
-        "published tps",
-        "published ratio",
+        "error /\ntolerance",
+        "published\ntps",
+        "published\nratio",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     baseline = next((r for r in records if r.role == "baseline"), None)
     for r in records:
         table.add_row(
@@ -75,7 +79,7 @@ def result_table(title: str, records: Sequence[Record]) -> Table:
             f"{sum(r.bytes_sent.by_rank) / 1e6:,.1f}",
             f"{r.peak_bytes.max / 1e6:,.1f}",
             f"{r.roofline_fraction:.1%}",
-            "not verified" if r.error is None else f"{r.error:.1e} / {r.tolerance:.1e}",
+            "unverified" if r.error is None else f"{r.error:.1e} / {r.tolerance:.1e}",
             "-" if r.published_tps is None else f"{r.published_tps:,.0f}",
             _published_ratio(r, baseline),
         )

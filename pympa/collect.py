@@ -1,0 +1,101 @@
+"""Bring a run's outputs together on rank 0, in the order of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Array
+from pympa.layout import Layout
+from pympa.model import Logits, Model, Prepared
+from pympa.spec import ModelSpec
+from pympa.transport import Transport
+
+LOGITS = "logits"
+
+Outputs = dict[str, NDArray[Any]]
+"""By name, `[tokens, d_model]`, sequences end to end; "logits" is `[sequences, vocabulary]`."""
+
+
+def collect(
+    model: Model, prepared: Prepared, world: Transport, only: int | None = None
+) -> Outputs | None:
+    """Run one step and bring every branch together on rank 0; others get None. Collective.
+
+    Args:
+        model: this rank's part.
+        prepared: the batch.
+        world: all ranks.
+        only: the one sequence to keep; None keeps all.
+
+    Raises:
+        ValueError: a row came twice (on rank 0).
+    """
+    lengths = [n if only in (None, s) else 0 for s, n in enumerate(prepared.batch.lengths)]
+    seen: list[tuple[str, Array, Layout]] = []
+
+    def probe(name: str, array: Array, layout: Layout) -> None:
+        if model.mesh.coordinate("tp") == 0:
+            for first, last, kept in _rows_of(layout, only):
+                seen.append((name, array[first:last].copy(), kept))
+
+    logits = model.forward(prepared, probe)
+    parts = world.gather_objects((seen, [_copied(part) for part in logits]), root=0)
+    if world.index != 0:
+        return None
+    return assemble(
+        model.spec,
+        lengths,
+        [s for part, _ in parts for s in part],
+        [g for _, p in parts for g in p],
+    )
+
+
+def assemble(
+    spec: ModelSpec,
+    lengths: Sequence[int],
+    branches: Sequence[tuple[str, Array, Layout]],
+    logits: Sequence[Logits],
+) -> Outputs:
+    """Put all ranks' rows in their global places; rows that no rank sent stay NaN.
+
+    Raises:
+        ValueError: a row came twice.
+    """
+    names = [f"layers.{i}.{b}" for i in range(len(spec.blocks)) for b in ("attention", "mlp")]
+    dtype = branches[0][1].dtype if branches else np.dtype(np.float32)
+    outputs = {
+        name: np.full((sum(lengths), spec.d_model), np.nan, dtype) for name in [*names, "output"]
+    }
+    filled = {name: np.zeros(sum(lengths), bool) for name in outputs}
+    for name, array, layout in branches:
+        rows = layout.global_rows(lengths)
+        if filled[name][rows].any():
+            raise ValueError(f"{name}: rows of {layout.ranges[0]} came twice")
+        filled[name][rows] = True
+        outputs[name][rows] = array
+    table = np.full((len(lengths), spec.vocabulary), np.nan, np.float32)
+    for part in logits:
+        first, last = part.vocabulary
+        table[list(part.sequences), first:last] = part.values
+    outputs[LOGITS] = table[[i for i, length in enumerate(lengths) if length]]
+    return outputs
+
+
+def _copied(part: Logits) -> Logits:
+    return Logits(part.sequences, part.vocabulary, part.values.copy())
+
+
+def _rows_of(layout: Layout, only: int | None) -> list[tuple[int, int, Layout]]:
+    """Return (start, stop, layout) of the rows that belong to a sequence, or of all."""
+    if only is None:
+        return [(0, layout.rows, layout)]
+    found, at = [], 0
+    for r in layout.ranges:
+        if r.sequence == only:
+            found.append((at, at + r.length, Layout((r,))))
+        at += r.length
+    return found

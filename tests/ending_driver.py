@@ -1,0 +1,42 @@
+"""Runs the main job and breaks one rank after the first record; see test_ending.py."""
+
+import os
+import signal
+import sys
+import time
+
+from pympa.bench import __main__ as bench
+
+HOW, RANK = sys.argv[1], 2
+
+
+def fail() -> None:
+    if HOW == "exception":
+        raise KeyError("planned failure")
+    if HOW == "value":
+        raise ValueError("planned: expected 1; got 2")
+    if HOW == "exit":
+        sys.exit(0)
+    if HOW == "hard-exit":
+        os._exit(3)
+    if HOW == "late":
+        time.sleep(3600)
+    os.kill(os.getpid(), getattr(signal, HOW))
+
+
+def main() -> int:
+    run_plan, calls = bench.run_plan, []
+
+    def breaks_at_second_plan(session, *rest):
+        calls.append(None)
+        if len(calls) == 2 and session.rank == RANK:
+            print(f"breaking at {time.time()}", file=sys.stderr, flush=True)
+            fail()
+        return run_plan(session, *rest)
+
+    bench.run_plan = breaks_at_second_plan
+    return bench.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

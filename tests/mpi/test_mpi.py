@@ -1,0 +1,126 @@
+"""The same checks over MPI, on as many ranks as mpirun started."""
+
+import functools
+
+import checks
+import numpy as np
+import pytest
+import worlds
+from mpi4py import MPI
+from pympa.mesh import Plan
+from pympa.session import RefusedError, Session
+from pympa.transport import TransportError
+from pympa.transport.mpi import MpiEndpoint
+
+pytestmark = pytest.mark.mpi
+SIZE = MPI.COMM_WORLD.Get_size()
+
+
+@pytest.fixture(params=["world", "split", "duplicate", "self"])
+def endpoint(request):
+    """An endpoint on several communicators; each must behave like the others."""
+    world = MPI.COMM_WORLD
+    comm = {
+        "world": lambda: world.Dup(),
+        "split": lambda: world.Split(world.Get_rank() % 2, -world.Get_rank()),
+        "duplicate": lambda: world.Dup(),
+        "self": lambda: MPI.COMM_SELF.Dup(),
+    }[request.param]()
+    made = MpiEndpoint(comm, timeout_seconds=60, naps=True)
+    yield made
+    made.close()
+    comm.Free()
+
+
+@pytest.fixture(scope="module")
+def world():
+    made = MpiEndpoint(MPI.COMM_WORLD, timeout_seconds=60, naps=True)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("check", checks.EVERYWHERE)
+def test_transport(endpoint, check):
+    check(endpoint)
+
+
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+def test_plans_are_exact(world, spec):
+    for plan in worlds.plans(SIZE, spec)[:: 1 if SIZE < 16 else 5]:
+        checks.plan_is_exact(world, spec, plan)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_same_bits_and_bytes_as_in_process(world, dtype):
+    found = worlds.plans(SIZE, worlds.DENSE)
+    for plan in (found[0], found[-1], found[len(found) // 2], Plan(cp=SIZE)):
+        checks.same_as_in_process(world, worlds.DENSE, plan, dtype)
+
+
+def test_token_chunks(world):
+    if SIZE % 2:
+        plan = Plan(cp=SIZE, micro_batches=5)
+    else:
+        plan = Plan(pp=2, cp=SIZE // 2, micro_batches=5)
+    checks.plan_is_exact(world, worlds.DENSE, plan)
+
+
+def test_session_ring_attention():
+    with Session() as session:
+        layout = session.layout(worlds.LENGTHS)
+        rng = np.random.default_rng(0)
+        rows = layout.global_rows(worlds.LENGTHS)
+        q, k, v = (rng.standard_normal((sum(worlds.LENGTHS), 4, 8), np.float32) for _ in range(3))
+        o, lse = session.ring_attention(q[rows], k[rows], v[rows], lengths=worlds.LENGTHS)
+        with Session("tp=1", comm=MPI.COMM_SELF) as alone:
+            whole = alone.layout(worlds.LENGTHS).global_rows(worlds.LENGTHS)
+            assert (whole == np.arange(len(q))).all()
+            expected, expected_lse = alone.ring_attention(q, k, v, lengths=worlds.LENGTHS)
+        np.testing.assert_allclose(o, expected[rows], atol=2e-6)
+        np.testing.assert_allclose(lse, expected_lse[rows], atol=2e-5)
+
+
+def test_session_refuses_ranks_that_differ():
+    if SIZE == 1:
+        pytest.skip("one rank differs from nobody")
+    with pytest.raises(RefusedError, match="seed: expected the same on all ranks"), Session() as s:
+        s.agree("seed", int(s.rank == s.size - 1))
+
+
+def test_session_refuses_where_one_rank_objects():
+    def local(rank):
+        if rank == SIZE - 1:
+            raise FileNotFoundError("weights.bin: not on this node")
+
+    with pytest.raises(RefusedError, match=r"weights\.bin: not on this node"), Session() as session:
+        session.check(functools.partial(local, session.rank))
+
+
+def test_session_refuses_a_plan_of_another_size():
+    with pytest.raises(RefusedError, match=f"takes {SIZE + 1} ranks; this session has {SIZE}"):
+        Session(f"cp={SIZE + 1}").__enter__()
+
+
+def test_a_message_that_never_comes_has_a_deadline(world):
+    if SIZE == 1:
+        pytest.skip("needs a rank to wait for")
+    brief = MpiEndpoint(MPI.COMM_WORLD, timeout_seconds=0.2, naps=True)
+    if brief.rank == 1:
+        group = checks.transport(brief)
+        with pytest.raises(TransportError, match=r"rank 1 waited 0.2 s on cp .* ranks \[0\]"):
+            group.wait(group.start([], [(np.zeros(1), 0)]))
+    checks.transport(world).gather_objects(None)
+    if brief.rank == 0:
+        group = checks.transport(brief)
+        group.wait(group.start([(np.zeros(1), 1)], []))
+
+
+def test_a_message_of_another_size_is_an_error(world):
+    if SIZE == 1:
+        pytest.skip("needs two ranks")
+    group = checks.transport(world)
+    if group.index == 0:
+        group.wait(group.start([(np.zeros(1), 1)], []))
+    if group.index == 1:
+        with pytest.raises(TransportError, match="expected 16 bytes on cp from rank 0; got 8"):
+            group.wait(group.start([], [(np.zeros(2), 0)]))

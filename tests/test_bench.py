@@ -1,0 +1,129 @@
+"""The main job as a user starts it."""
+
+from pathlib import Path
+
+import conftest
+import msgspec
+import pytest
+from pympa.bench.record import Record
+from test_ending import TINY
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def records(path: Path) -> list[Record]:
+    return [msgspec.json.decode(line, type=Record) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_any_number_of_ranks(tiny, tmp_path, ranks):
+    output = tmp_path / "r.jsonl"
+    job = conftest.run_job(ranks, "-m", "pympa.bench", str(tiny), "--output", str(output))
+    assert job.status == 0, job.err
+    found = records(output)
+    assert [r.role for r in found] == ["baseline", "proposed"]
+    for r in found:
+        assert r.verified
+        assert r.error <= r.tolerance
+        assert r.ranks == ranks == len(r.bytes_sent.by_rank)
+        assert r.tps > 0
+        assert abs(r.tps * r.tpot_ms / 1e3 - 1) < 1e-9
+        assert sum(r.bytes_sent.by_rank) == sum(r.bytes_sent_by_axis.values())
+        assert sum(r.bytes_sent.by_rank) == sum(r.bytes_received.by_rank)
+        assert (r.comm_fraction is None) == r.oversubscribed
+        assert r.clock == "measured"
+    assert found[1].plan == (f"cp={ranks}" if ranks > 1 else "tp=1")
+    for word in ("published tps", "error / tolerance", "roofline"):
+        assert any(word.split()[0] in line for line in job.out.splitlines())
+
+
+def test_options(tiny, tmp_path):
+    output, text = tmp_path / "r.jsonl", tmp_path / "text"
+    text.write_bytes(b"to be or not to be")
+    job = conftest.run_job(
+        4, "-m", "pympa.bench", str(tiny), "--plan", "cp=2,tp=2", "--plan", "dp=4", "--dtype",
+        "float16", "--warmup", "0", "--iterations", "2", "--output", str(output), "--no-verify",
+        "--input", str(text), "--threads", "2", "--isa", "portable", "--timeout", "60",
+    )  # fmt: skip
+    assert job.status == 0, job.err
+    found = records(output)
+    assert [r.plan for r in found] == ["cp=2,tp=2", "dp=4"]
+    assert all(r.dtype == "float16" and not r.verified and r.error is None for r in found)
+    assert all(r.step_seconds.iterations == 2 for r in found)
+    assert found[0].environment.isa == "portable"
+    assert "unverified" in job.out
+
+
+def test_list_and_help():
+    listed = conftest.run_job(2, "-m", "pympa.bench", "--list")
+    assert listed.status == 0
+    assert listed.out.count("ring-dense-fp16") == 3  # one row for each size, printed once
+    assert "(ours)" in listed.out
+    helped = conftest.run_job(2, "-m", "pympa.bench", "--help")
+    assert helped.status == 0
+    assert helped.out.count("--no-verify") == 2  # usage and description, printed once
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ring-dens"], "did you mean 'ring-dense'?"),
+        (["nowhere/x.toml"], "experiment nowhere/x.toml: No such file or directory"),
+        (["--plan", "cp=3"], "takes 3 ranks; this run has 4. nearest plans that work on 4: cp=4"),
+        (["--plan", "tp=2,dim=2"], "dim=2: this version splits whole heads only"),
+        (["--plan", "cp"], "expected key=value, as in 'tp=8,pp=2'; got 'cp'"),
+        (["--plan", "cp=4,cp=1"], "cp is given twice"),
+        (["--plan", "cp=0"], "cp is a number of at least 1; got '0'"),
+        (["--size", "huge"], "size is one of paper, local; got 'huge'"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--iterations", "0"], "expected a number of at least 1; got '0'"),
+        (["--isa", "sse9"], "isa: expected one of"),
+        (["--input", "/nowhere"], "/nowhere"),
+        (["--output", "/nowhere/r.jsonl"], "/nowhere/r.jsonl"),
+        (["--size", "paper", "--plan", "cp=4"], "bytes"),
+    ],
+)
+def test_bad_input_is_refused_once_and_soon(arguments, says):
+    names = [] if arguments[0].startswith("ring") or "x.toml" in arguments[0] else ["ring-dense"]
+    job = conftest.run_job(4, "-m", "pympa.bench", *names, *arguments, timeout=60)
+    assert job.status != 0
+    assert says in job.err
+    assert job.err.count("pympa: ") == 1, job.err
+    assert "Traceback" not in job.err
+    assert job.seconds < 20
+
+
+def test_paper_size_says_what_is_needed_and_present():
+    job = conftest.run_job(
+        2, "-m", "pympa.bench", "ring-dense", "--size", "paper", "--plan", "cp=2", "--plan", "tp=2"
+    )
+    assert job.status == 1
+    assert "oracle" not in job.err
+    assert "available" in job.err
+    assert "on the largest rank" in job.err
+
+
+def test_a_failed_verification_is_told_and_not_timed(tiny, tmp_path):
+    output, driver = tmp_path / "r.jsonl", tmp_path / "driver.py"
+    driver.write_text(
+        "import sys\n"
+        "from pympa.kernels.cpu import CpuKernels\n"
+        "from pympa.bench.__main__ import main\n"
+        "add = CpuKernels.add\n"
+        "def wrong(self, a, b, out):\n"
+        "    add(self, a, b, out)\n"
+        "    if out.flags.writeable:  # not in the rehearsal on shapes\n"
+        "        out[0] = 0\n"
+        "CpuKernels.add = wrong\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    job = conftest.run_job(2, str(driver), str(tiny), "--output", str(output), "--plan", "tp=2",
+                           "--plan", "cp=2")  # fmt: skip
+    assert job.status == 1
+    assert "plan tp=2 failed verification" in job.err
+    assert [r.plan for r in records(output)] == ["cp=2"]

@@ -1,0 +1,70 @@
+"""One rank of four ends while the others wait: the job is gone soon, non-zero, records intact."""
+
+import re
+import time
+from pathlib import Path
+
+import conftest
+import msgspec
+import pytest
+from pympa.bench.record import Record
+
+TINY = """
+title = "tiny"
+dtype = "float32"
+[sizes.local]
+batch = 2
+tokens = 32
+[sizes.local.model]
+d_model = 32
+vocabulary = 256
+layers = [{ repeat = 2, heads = 4, head_dim = 8, mlp_hidden = 64 }]
+[[plans]]
+role = "baseline"
+family = "baseline"
+[[plans]]
+role = "proposed"
+family = "ring"
+"""
+
+
+@pytest.mark.usefixtures("clean_shm")
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("exception", "pympa: rank 2: Traceback"),
+        ("value", "pympa: rank 2: ValueError: planned: expected 1; got 2"),
+        ("exit", "pympa: rank 2: left early by sys.exit(0)"),
+        ("hard-exit", None),
+        ("SIGKILL", None),
+        ("SIGTERM", None),
+    ],
+)
+def test_one_rank_ends(how, says, tmp_path: Path):
+    experiment, output = tmp_path / "tiny.toml", tmp_path / "r.jsonl"
+    experiment.write_text(TINY)
+    job = conftest.run_job(
+        4, "tests/ending_driver.py", how, str(experiment), "--output", str(output), timeout=90
+    )
+    ended = time.time()
+    broke = float(re.search(r"breaking at ([\d.]+)", job.err)[1])
+    assert ended - broke < 10, job.err
+    assert job.status != 0
+    if says is not None:
+        assert job.err.count("pympa: rank") == 1, job.err
+        assert says in job.err
+    records = [msgspec.json.decode(line, type=Record) for line in output.read_bytes().splitlines()]
+    assert [record.role for record in records] == ["baseline"]
+    assert records[0].verified
+
+
+@pytest.mark.usefixtures("clean_shm")
+def test_a_rank_that_stays_away_is_not_waited_for(tmp_path: Path):
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(TINY)
+    job = conftest.run_job(
+        4, "tests/ending_driver.py", "late", str(experiment), "--timeout", "2", timeout=60
+    )
+    assert job.status != 0
+    assert "waited 2 s on world" in job.err
+    assert time.time() - float(re.search(r"breaking at ([\d.]+)", job.err)[1]) < 12
