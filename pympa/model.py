@@ -58,7 +58,7 @@ class Prepared:
     """
 
     batch: Batch
-    rope: Mapping[tuple[Rope | None, int], tuple[Array, Array]]
+    rope: Mapping[tuple[Rope, int], tuple[Array, Array]]
     logits: tuple[Logits, ...]
 
 
@@ -112,7 +112,9 @@ class Model:
         """
         batch = lay_out_batch(self.mesh, ids, micro_batches or self.mesh.plan.micro_batches)
         kinds = {(layer.rope, layer.rotated_dim) for layer in self.spec.blocks if layer.rope}
-        tables = {kind: self._rope_table(*kind, batch.positions) for kind in sorted(kinds, key=str)}
+        tables = {
+            kind: self._rope_table(*kind, batch.positions) for kind in sorted(kinds, key=repr)
+        }
         share = self._weights.vocabulary
         logits = tuple(
             Logits(
@@ -318,11 +320,11 @@ class Model:
         )
 
     def _rope_table(
-        self, rope: Rope | None, rotated: int, positions: NDArray[np.int64]
+        self, rope: Rope, rotated: int, positions: NDArray[np.int64]
     ) -> tuple[Array, Array]:
         shape = (len(positions), rotated // 2)
         cos, sin = self._arena.empty(shape, np.float32), self._arena.empty(shape, np.float32)
-        if rope is not None and not self._arena.dry:
+        if not self._arena.dry:
             frequency = rope.theta ** (-np.arange(rotated // 2) * 2.0 / rotated)
             angle = (positions / rope.scaling_factor)[:, None] * frequency
             cos[:], sin[:] = np.cos(angle), np.sin(angle)

@@ -27,7 +27,7 @@ def activate(x: F64, kind: str) -> F64:
     if kind == "none":
         return x
     if kind == "gelu":
-        return 0.5 * x * (1.0 + np.asarray(_erf(x / math.sqrt(2.0))))
+        return 0.5 * x * (1.0 + np.asarray(_erf(x / math.sqrt(2.0)), np.float64))
     if kind == "gelu_tanh":
         return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     if kind == "silu":
@@ -45,7 +45,7 @@ def norm(x: F64, weight: F64, bias: F64 | None, eps: float, kind: str) -> F64:
     """Normalise the last axis of `x`: "rms" or "layer"."""
     if kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
-    y = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    y: F64 = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
     return y if bias is None else y + bias
 
 

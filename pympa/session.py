@@ -245,10 +245,10 @@ class Session:
     def _common_isa(self) -> str:
         offers = self.world.gather_objects(supported_isas())
         common = [isa for isa in offers[0] if all(isa in offer for offer in offers)]
-        wanted = self.world.gather_objects(self._asked_isa)[0]
+        wanted: str | None = self.world.gather_objects(self._asked_isa)[0]
         if wanted is not None and wanted not in common:
             raise RefusedError(f"isa: expected one of {', '.join(common)}; got {wanted!r}")
-        return wanted or common[0]
+        return wanted or str(common[0])
 
 
 def _cores(comm: Any, threads: int) -> tuple[int, bool]:

@@ -41,7 +41,11 @@ def test_half_precision(plan, dtype):
 @pytest.mark.parametrize("size", [1, 3, 4, 6])
 def test_masks(spec, size):
     balance = "contiguous" if spec is worlds.WINDOWED else "zigzag"
-    for plan in (Plan(cp=size, balance=balance), Plan(dp=size), Plan(cp=size, tp=2, balance=balance)):
+    for plan in (
+        Plan(cp=size, balance=balance),
+        Plan(dp=size),
+        Plan(cp=size, tp=2, balance=balance),
+    ):
         outputs, _ = worlds.run_local(spec, plan, seed=size)
         assert worlds.judge(spec, outputs).passed, str(plan)
 

@@ -67,9 +67,7 @@ def run_plan(
 ) -> tuple[Outputs | None, Rank]:  # fmt: skip
     """Run one step; rank 0 gets all outputs, every rank what it sent."""
     rank = Rank(endpoint, plan, isa=ISA)
-    world = Transport(
-        endpoint, WORLD, range(endpoint.size), rank.arena, rank.trace, rank.traffic
-    )
+    world = Transport(endpoint, WORLD, range(endpoint.size), rank.arena, rank.trace, rank.traffic)
     alter(rank)
     model = rank.model(spec, DTYPES[dtype])
     outputs = collect(model, model.prepare(batch(lengths, spec.vocabulary)), world)

@@ -1,0 +1,82 @@
+"""The arena counts what it gives; a rehearsal on shapes needs what a run needs."""
+
+import numpy as np
+import pytest
+import worlds
+from hypothesis import given
+from hypothesis import strategies as st
+from pympa.arena import ALIGNMENT_BYTES, BLOCK_BYTES, Arena
+from pympa.mesh import Plan
+from pympa.rank import rehearse
+from pympa.spec import DTYPES
+from pympa.transport.local import LocalWorld
+
+
+def test_arrays_are_aligned_and_apart():
+    arena = Arena()
+    arrays = [arena.empty((n, 3), np.float32) for n in (1, 7, 0, 100)]
+    for number, array in enumerate(arrays):
+        array[...] = number
+        assert array.size == 0 or array.ctypes.data % ALIGNMENT_BYTES == 0
+    assert [int(a.flat[0]) for a in arrays if a.size] == [0, 1, 3]
+
+
+def test_scopes_give_back_and_reuse():
+    arena = Arena()
+    keep = arena.empty((10,), np.uint8)
+    for _ in range(3):
+        with arena.scope():
+            inner = arena.empty((BLOCK_BYTES,), np.uint8)
+            with arena.scope():
+                arena.empty((BLOCK_BYTES,), np.uint8)[:] = 1
+            again = arena.empty((BLOCK_BYTES,), np.uint8)
+            again[:] = 2
+            inner[:] = 3
+            assert (again == 2).all()
+        assert arena.used_bytes == 64
+    keep[:] = 1
+    assert arena.blocks == 3
+    assert arena.peak_bytes == 64 + 2 * BLOCK_BYTES
+    arena.close()
+    assert arena.used_bytes == 0
+
+
+@given(st.lists(st.integers(0, 3 * BLOCK_BYTES), max_size=8))
+def test_dry_counts_as_a_real_one(sizes):
+    dry, real = Arena(dry=True), Arena()
+    for arena in (dry, real):
+        for size in sizes:
+            with arena.scope():
+                arena.empty((size,), np.uint8)
+                arena.empty((size // 2, 2), np.float16)
+    assert dry.peak_bytes == real.peak_bytes
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(), Plan(cp=4), Plan(tp=4, pp=2, micro_batches=3), Plan(pp=2, micro_batches=50),
+     Plan(dp=2, cp=2, balance="contiguous")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rehearsal_needs_what_a_run_needs(plan, dtype):
+    lengths = (2500, 3, 700)
+
+    def body(endpoint):
+        from pympa.rank import Rank
+
+        rank = Rank(endpoint, plan, isa=worlds.ISA)
+        model = rank.model(worlds.DENSE, DTYPES[dtype])
+        prepared = model.prepare(worlds.batch(lengths))
+        model.forward(prepared)
+        blocks = rank.arena.blocks
+        model.forward(prepared)
+        assert rank.arena.blocks == blocks, "a second step took new memory"
+        return rank.arena.peak_bytes
+
+    measured = LocalWorld(plan.world).run(body)
+    rehearsed = [
+        rehearse(worlds.DENSE, plan, r, lengths, DTYPES[dtype], isa=worlds.ISA)
+        for r in range(plan.world)
+    ]
+    assert measured == rehearsed
