@@ -1,10 +1,10 @@
-"""What every endpoint must do: run on rank threads by test_local.py, over MPI by mpi/test_mpi.py."""
+"""What every endpoint must do; test_local.py runs it on rank threads, mpi/test_mpi.py over MPI."""
 
 from __future__ import annotations
 
 import numpy as np
-import worlds
 
+import worlds
 from pympa.accounting import bytes_sent
 from pympa.arena import Arena
 from pympa.mesh import AXES, Plan
@@ -77,7 +77,7 @@ def plan_is_exact(
         return None
     verdict = worlds.judge(spec, outputs, worlds.LENGTHS, dtype)
     assert verdict.passed, (str(plan), verdict.failed)
-    sent = {axis: 0 for axis in AXES}
+    sent = dict.fromkeys(AXES, 0)
     for counts in traffic:
         for (axis, _), count in counts.items():
             sent[axis] += count

@@ -18,8 +18,36 @@ ROOT = Path(__file__).parent.parent
 MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
+TINY = """
+title = "tiny"
+dtype = "float32"
+[sizes.local]
+batch = 2
+tokens = 32
+[sizes.local.model]
+d_model = 32
+vocabulary = 256
+layers = [{ repeat = 2, heads = 4, head_dim = 8, mlp_hidden = 64 }]
+[[plans]]
+role = "baseline"
+family = "baseline"
+[[plans]]
+role = "proposed"
+family = "ring"
+"""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the MPI part to test_mpirun.py: importing it would make this process an MPI rank."""
+    return True if collection_path.name == "mpi" and not _with_mpi(config) else None
+
+
+def _with_mpi(config: pytest.Config) -> bool:
+    return bool(config.getoption("--with-mpi", default=False))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--with-mpi", default=False):
+    if not _with_mpi(config):
         return
     from mpi4py import MPI
 

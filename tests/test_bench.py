@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import conftest
 import msgspec
 import pytest
+
+import conftest
 from pympa.bench.record import Record
-from test_ending import TINY
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
+    path.write_text(conftest.TINY)
     return path
 
 

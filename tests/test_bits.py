@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import worlds
 from pympa.mesh import Plan
 

@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pympa.accounting import visible_pairs
 from pympa.layout import (
     Layout,

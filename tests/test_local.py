@@ -1,8 +1,10 @@
 """Rank threads: transport, every plan of up to 16 ranks, delays, deadlocks."""
 
-import checks
+import msgspec
 import numpy as np
 import pytest
+
+import checks
 import worlds
 from pympa.mesh import Plan
 from pympa.transport import TransportError
@@ -63,8 +65,7 @@ def test_window_stops_the_ring():
 @pytest.mark.parametrize("micro_batches", [2, 3, 4, 9, 67])
 @pytest.mark.parametrize("plan", [Plan(pp=2), Plan(pp=2, cp=2), Plan(tp=2, pp=2, dp=2)], ids=str)
 def test_micro_batches(plan, micro_batches):
-    plan = Plan(**{**{a: getattr(plan, a) for a in ("pp", "cp", "tp", "dp")}},
-                micro_batches=micro_batches)  # fmt: skip
+    plan = msgspec.structs.replace(plan, micro_batches=micro_batches)
     LocalWorld(plan.world, seed=micro_batches).run(
         lambda e: checks.plan_is_exact(e, worlds.DENSE, plan)
     )

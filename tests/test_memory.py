@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import worlds
 from hypothesis import given
 from hypothesis import strategies as st
+
+import worlds
 from pympa.arena import ALIGNMENT_BYTES, BLOCK_BYTES, Arena
 from pympa.mesh import Plan
 from pympa.rank import rehearse

@@ -3,9 +3,10 @@
 import math
 
 import pytest
-import worlds
 from hypothesis import given
 from hypothesis import strategies as st
+
+import worlds
 from pympa.mesh import (
     AXES,
     Mesh,
@@ -110,5 +111,5 @@ def test_rules(plan, spec, rule):
 def test_experts_are_refused_by_name():
     layer = LayerSpec(heads=2, head_dim=4, mlp_hidden=8, experts=4, top_k=2)
     spec = ModelSpec(d_model=8, vocabulary=8, layers=(layer,))
-    with pytest.raises(PlanError, match="dense layers only.*no plan of this version"):
+    with pytest.raises(PlanError, match=r"dense layers only.*no plan of this version"):
         check_plan(Plan(), spec, 1, 1)

@@ -1,7 +1,8 @@
 """Starts the MPI part of the suite itself, on 2, 4, 7 and 16 ranks."""
 
-import conftest
 import pytest
+
+import conftest
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 7, 16])

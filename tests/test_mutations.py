@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 import worlds
 from pympa.kernels.cpu import CpuKernels
 from pympa.mesh import Plan
@@ -68,8 +69,11 @@ def fails(plan: Plan, alter: Callable[[Rank], None], dtype: str) -> bool:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tamper", [drop, double, swap_rows])
-@pytest.mark.parametrize(("plan", "axis"), [(RING, "cp"), (TENSOR, "tp"), (STAGES, "pp"),
-                                            (KEPT, "pp"), (Plan(cp=2, tp=2), "cp")], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "axis"),
+    [(RING, "cp"), (TENSOR, "tp"), (STAGES, "pp"), (KEPT, "pp"), (Plan(cp=2, tp=2), "cp")],
+    ids=str,
+)
 def test_messages(plan, axis, tamper, dtype):
     last = plan.world - 1
 

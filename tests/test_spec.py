@@ -1,6 +1,7 @@
 """TOML to specs: what is wrong is named."""
 
 import pytest
+
 from pympa.bench.experiment import Experiment, load_experiment, packaged_experiments
 from pympa.spec import LayerSpec, ModelSpec, Rope, SpecError, numpy_dtype, parse_toml
 

@@ -4,9 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
-import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import worlds
 from pympa.spec import DTYPES
 from pympa.weights import (
     SCORE_STD,

@@ -2,11 +2,12 @@
 
 import functools
 
-import checks
 import numpy as np
 import pytest
-import worlds
 from mpi4py import MPI
+
+import checks
+import worlds
 from pympa.mesh import Plan
 from pympa.session import RefusedError, Session
 from pympa.transport import TransportError
@@ -58,10 +59,8 @@ def test_same_bits_and_bytes_as_in_process(world, dtype):
 
 
 def test_token_chunks(world):
-    if SIZE % 2:
-        plan = Plan(cp=SIZE, micro_batches=5)
-    else:
-        plan = Plan(pp=2, cp=SIZE // 2, micro_batches=5)
+    pp = 1 if SIZE % 2 else 2
+    plan = Plan(pp=pp, cp=SIZE // pp, micro_batches=5)
     checks.plan_is_exact(world, worlds.DENSE, plan)
 
 
