@@ -18,22 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO, TypeAlias
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pympa import _core
+from pympa import _core, reference
+from pympa.spec import DTYPES
+from pympa.verify import TOLERANCE
 
 Array: TypeAlias = NDArray[Any]
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-_TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 _CHECKED_ROWS = 16
 _SHAPES = ((2048, 2048, 2048), (512, 4096, 1024), (1, 4096, 4096))  # m, n, k
 _HEAD_DIMS = (64, 128, 512)
@@ -105,7 +100,7 @@ class Result:
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    return rng.standard_normal(shape, np.float32).astype(_DTYPES[dtype])
+    return rng.standard_normal(shape, np.float32).astype(DTYPES[dtype])
 
 
 def _aligned_bytes(size: int) -> NDArray[np.uint8]:
@@ -169,12 +164,17 @@ def linear_case(
 def _attention_error(q: Array, k: Array, v: Array, o: Array, causal: bool) -> float:
     tokens, _, head_dim = q.shape
     rows = np.unique(np.linspace(0, tokens - 1, _CHECKED_ROWS).astype(int))
-    wide_q, wide_k, wide_v = (a[:, 0].astype(np.float64) for a in (q[rows], k, v))
-    scores = wide_q @ wide_k.T * head_dim**-0.5
-    if causal:
-        scores[rows[:, None] < np.arange(tokens)] = -np.inf
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return _relative_error(o[rows, 0], weights @ wide_v / weights.sum(axis=1, keepdims=True))
+    want, _ = reference.attention(
+        q[rows].astype(np.float64),
+        k.astype(np.float64),
+        v.astype(np.float64),
+        rows,
+        np.arange(tokens),
+        kv_head_of_q=[0],
+        scale=head_dim**-0.5,
+        causal=causal,
+    )
+    return _relative_error(o[rows], want)
 
 
 def attention_case(
@@ -249,7 +249,7 @@ def measure(case: Case, peak: float, iterations: int, threads: int, isa: str) ->
         SystemExit: if the error exceeds the dtype's tolerance; nothing unchecked is timed.
     """
     case.run()
-    error, tolerance = case.error(), _TOLERANCE[case.dtype]
+    error, tolerance = case.error(), TOLERANCE[case.dtype]
     if not error <= tolerance:
         raise SystemExit(
             f"{case.kernel} {case.dtype} {case.shape}: relative error: "
@@ -319,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--against", choices=["torch"], help="alternate with a peer")
     parser.add_argument("--threads", type=int, default=1, help="threads of a kernel (default 1)")
-    parser.add_argument("--dtype", choices=list(_DTYPES), help="only this dtype (default: all)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="only this dtype (default: all)")
     parser.add_argument(
         "--isa", choices=_core.supported_isas(), default=_core.supported_isas()[0],
         help="instruction set (default: the best)",
@@ -338,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
     output: TextIO | None = options.output
     torch = _torch(options.threads) if options.against == "torch" else None
-    dtypes = [options.dtype] if options.dtype else list(_DTYPES)
+    dtypes = [options.dtype] if options.dtype else list(DTYPES)
     peaks = {dtype: _core.fma_peak(dtype, options.isa, 0.5) * options.threads for dtype in dtypes}
     # Rich takes a pipe for 80 columns wide, too few for this table.
     console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)

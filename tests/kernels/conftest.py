@@ -2,18 +2,12 @@
 
 from collections.abc import Sequence
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from pympa import _core
-
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+from pympa.spec import DTYPES
+from pympa.verify import TOLERANCE
 
 
 class Kernels:

@@ -121,12 +121,8 @@ state = (np.full((tokens, 1), -np.inf, np.float32), np.zeros((tokens, 1), np.flo
          np.zeros((tokens, 1, dim), np.float32))
 workspace = np.zeros(_core.attention_workspace_bytes(dim, dim, "bfloat16", 1, isa), np.uint8)
 ranges = np.array([[0, 0, tokens]], np.int64)
-# A window keeps the work small; then the last rows see every key.
-_core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 256, 0.0,
+_core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 0, 0.0,
                    workspace, 1, isa)
-last = np.array([[0, tokens - 256, 256]], np.int64)
-_core.attend_block(q[-256:], k, v, last, ranges, *(a[-256:] for a in state),
-                   np.zeros(1, np.int32), 0.1, True, 0, 0.0, workspace, 1, isa)
 o = np.empty(q.shape, dtype)
 _core.finish(*state, o, np.empty((tokens, 1), np.float32), 1, isa)
 assert (o == 0.5).all()
@@ -134,7 +130,7 @@ assert (o == 0.5).all()
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300 * 1024  # KiB
