@@ -90,6 +90,7 @@ class Session:
         self.world = Transport(self._endpoint, WORLD, world, Arena(), Trace(), Traffic())
         try:
             self.agree("threads", self.threads)
+            self.agree("isa", self._asked_isa)
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)
         except BaseException:
@@ -245,10 +246,9 @@ class Session:
     def _common_isa(self) -> str:
         offers = self.world.gather_objects(supported_isas())
         common = [isa for isa in offers[0] if all(isa in offer for offer in offers)]
-        wanted: str | None = self.world.gather_objects(self._asked_isa)[0]
-        if wanted is not None and wanted not in common:
-            raise RefusedError(f"isa: expected one of {', '.join(common)}; got {wanted!r}")
-        return wanted or str(common[0])
+        if self._asked_isa is not None and self._asked_isa not in common:
+            raise RefusedError(f"isa: expected one of {', '.join(common)}; got {self._asked_isa!r}")
+        return self._asked_isa or str(common[0])
 
 
 def _cores(comm: Any, threads: int) -> tuple[int, bool]:

@@ -6,7 +6,11 @@ import msgspec
 import pytest
 
 import conftest
+from pympa.accounting import bytes_sent
+from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
+from pympa.mesh import parse_plan
+from pympa.spec import parse_toml
 
 
 @pytest.fixture
@@ -37,6 +41,8 @@ def test_any_number_of_ranks(tiny, tmp_path, ranks):
         assert sum(r.bytes_sent.by_rank) == sum(r.bytes_received.by_rank)
         assert (r.comm_fraction is None) == r.oversubscribed
         assert r.clock == "measured"
+        model = parse_toml(conftest.TINY, Experiment, "tiny").sizes["local"].model
+        assert r.bytes_sent_by_axis == bytes_sent(model, parse_plan(r.plan), [32, 32], 4)
     assert found[1].plan == (f"cp={ranks}" if ranks > 1 else "tp=1")
     for word in ("published tps", "error / tolerance", "roofline"):
         assert any(word.split()[0] in line for line in job.out.splitlines())
@@ -57,6 +63,20 @@ def test_options(tiny, tmp_path):
     assert all(r.step_seconds.iterations == 2 for r in found)
     assert found[0].environment.isa == "portable"
     assert "unverified" in job.out
+
+
+def test_the_arena_is_most_of_the_process(tmp_path):
+    """What the arena does not know of: interpreter, libraries, MPI, host lists; no activations."""
+    output = tmp_path / "r.jsonl"
+    job = conftest.run_job(
+        2, "-m", "pympa.bench", "ring-dense-fp16", "--plan", "cp=2", "--no-verify", "--output",
+        str(output), "--iterations", "1",
+    )  # fmt: skip
+    assert job.status == 0, job.err
+    (record,) = records(output)
+    assert record.peak_bytes.max > 100e6
+    beside = record.process_peak_bytes.max - record.peak_bytes.max
+    assert 0 < beside < 150 * 2**20
 
 
 def test_list_and_help():

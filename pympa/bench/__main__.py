@@ -105,7 +105,8 @@ def _run_experiment(
     for run, variants in fitting:
         least = roofline(job, session, machine)
         hint = f" (a step takes at least {least:,.0f} s here)" if least > LONG_STEP_SECONDS else ""
-        _progress(session, f"{name}: {run.role} {', '.join(map(str, variants))}{hint}")
+        search = ", searching micro_batches" if len(variants) > 1 else ""
+        _progress(session, f"{name}: {run.role} {variants[0]}{search}{hint}")
         result = run_plan(session, job, run, variants, truth, machine, options)
         if isinstance(result, str):
             failures.append(f"{name}: {result}")

@@ -21,6 +21,7 @@ from pympa.rank import Rank
 from pympa.session import Session
 from pympa.verify import Verdict
 
+CLEARLY_SLOWER = 0.95
 _PEAK_SECONDS = 0.02
 _PEAK_TRIES = 10  # the machine may be busy for a moment; a peak is what it can do at best
 _BANDWIDTH_BYTES = 256 << 20
@@ -33,12 +34,15 @@ class Timing:
     Attributes:
         seconds: of each step. compute: mean seconds in kernels.
         waits: mean seconds waited, by axis. peak_bytes: of the arena, loading included.
+        sent, received: bytes of one step by (axis, peer).
     """
 
     seconds: list[float]
     compute: float
     waits: dict[str, float]
     peak_bytes: int
+    sent: Counter[tuple[str, int]]
+    received: Counter[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ def run_plan(
     machine: Machine,
     options: argparse.Namespace,
 ) -> Record | str:
-    """Verify and time a plan, in all its variants in micro-batches; keep the fastest. Collective.
+    """Verify and time a plan; of its variants in micro-batches keep the fastest. Collective.
+
+    More micro-batches fill the pipeline better until they are too small to compute well, so the
+    search ends where it gets clearly slower.
 
     Returns:
         The record, or why it failed verification.
@@ -104,6 +111,8 @@ def run_plan(
                 records.append(
                     _record(session, job, planned, variant, rank, verdicts, machine, timing)
                 )
+            if records[-1].tps < CLEARLY_SLOWER * max(record.tps for record in records):
+                break
     finally:
         rank.arena.close()
     best = max(records, key=lambda record: record.tps)
@@ -113,7 +122,6 @@ def run_plan(
 def _verify(
     truth: Truth | None, rank: Rank, model: Model, prepared: Prepared
 ) -> tuple[Verdict, Verdict | None] | None:
-    rank.traffic.clear()
     if truth is not None:
         return truth.judge(model, prepared)
     model.forward(prepared)
@@ -152,6 +160,7 @@ def _time(
     rank.trace.clear()
     for _ in range(options.iterations):
         session.barrier()
+        rank.traffic.clear()
         start = rank.trace.clock()
         model.forward(prepared)
         seconds.append(rank.trace.clock() - start)
@@ -163,6 +172,8 @@ def _time(
         rank.trace.seconds("compute") / steps,
         {axis: total / steps for axis, total in rank.trace.seconds_by_name("wait").items()},
         max(loading_peak, rank.arena.peak_bytes),
+        rank.traffic.sent,
+        rank.traffic.received,
     )
 
 
@@ -176,17 +187,15 @@ def _record(
     machine: Machine,
     timing: Timing,
 ) -> Record:
-    everyone = session.world.gather_objects(
-        (timing, rank.traffic.sent, rank.traffic.received, process_peak_bytes())
-    )
-    timings, sent, received, process = zip(*everyone, strict=True)
+    everyone = session.world.gather_objects((timing, process_peak_bytes()))
+    timings, process = zip(*everyone, strict=True)
     waits = [sum(t.waits.values()) for t in timings]
     bubbles = [t.waits.get("pp", 0.0) for t in timings]
     spec, lengths = job.size.model, job.size.lengths
     step = spread([max(iteration) for iteration in zip(*(t.seconds for t in timings), strict=True)])
     by_axis: Counter[str] = Counter()
-    for counts in sent:
-        for (axis, _), count in counts.items():
+    for of_rank in timings:
+        for (axis, _), count in of_rank.sent.items():
             by_axis[axis] += count
     worst = verdicts[0].worst if verdicts else None
     exposed = None if session.oversubscribed else max(waits) / step.median
@@ -207,8 +216,8 @@ def _record(
         comm_seconds=by_rank(waits),
         comm_fraction=exposed,
         bubble_fraction=bubble,
-        bytes_sent=by_rank([sum(counts.values()) for counts in sent]),
-        bytes_received=by_rank([sum(counts.values()) for counts in received]),
+        bytes_sent=by_rank([t.sent.total() for t in timings]),
+        bytes_received=by_rank([t.received.total() for t in timings]),
         bytes_sent_by_axis=dict(by_axis),
         peak_bytes=by_rank([t.peak_bytes for t in timings]),
         process_peak_bytes=by_rank(list(process)),

@@ -15,7 +15,6 @@ from pympa.mesh import Plan
 from pympa.rank import rehearse
 from pympa.session import Session
 
-SEARCHED_VARIANTS = 4
 MOST_MICRO_BATCHES = 128
 PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, beside its arena
 _CGROUP = Path("/sys/fs/cgroup")
@@ -26,8 +25,7 @@ def fitting_plans(
 ) -> tuple[list[Plan], str]:
     """Return the plan's variants to measure that fit into memory. Collective.
 
-    A family with stages leaves the number of micro-batches open: powers of two are tried, at most
-    `SEARCHED_VARIANTS` of them.
+    A family with stages leaves the number of micro-batches open: powers of two are variants.
 
     Returns:
         The variants, and why the last one that does not fit does not.
@@ -44,8 +42,6 @@ def fitting_plans(
             fitting.append(variant)
         else:
             complaint = lacking
-        if len(fitting) == SEARCHED_VARIANTS:
-            break
     return fitting, complaint
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
+from pympa.mesh import parse_plan
 
 _WIDTH_WITHOUT_TERMINAL = 150
 
@@ -102,8 +103,10 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
         )
     for r in records:
         if len(r.searched) > 1:
-            tried = ", ".join(f"{plan}: {tps:,.0f}" for plan, tps in r.searched.items())
-            lines.append(f"{r.role}: best of {tried} tps")
+            tried = ", ".join(
+                f"{parse_plan(plan).micro_batches}: {tps:,.0f}" for plan, tps in r.searched.items()
+            )
+            lines.append(f"{r.role}: best of these micro_batches and their tps: {tried}")
         if r.bubble_fraction is not None:
             lines.append(f"{r.plan}: pipeline bubble {r.bubble_fraction:.1%} of the step")
         if r.published_tps and r.published_tpot_ms:

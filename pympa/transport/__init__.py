@@ -86,9 +86,9 @@ class Traffic:
         self.received: Counter[tuple[str, int]] = Counter()
 
     def clear(self) -> None:
-        """Start counting from zero."""
-        self.sent.clear()
-        self.received.clear()
+        """Start counting from zero; counters taken before keep their counts."""
+        self.sent = Counter()
+        self.received = Counter()
 
 
 class Transport:

@@ -1,0 +1,54 @@
+"""Closed forms against counting by hand."""
+
+import msgspec
+import numpy as np
+
+import worlds
+from pympa.accounting import (
+    bytes_sent,
+    linear_parameters,
+    parameters,
+    roofline_seconds,
+    step_flops,
+)
+from pympa.bench.experiment import load_experiment
+from pympa.mesh import Plan
+from pympa.weights import model_weights
+
+
+def test_parameters_are_the_weights():
+    for spec in (worlds.DENSE, worlds.ODD, worlds.WINDOWED):
+        matrices = [w for w in model_weights(spec).values() if len(w.shape) == 2]
+        assert parameters(spec) == sum(int(np.prod(w.shape)) for w in matrices)
+
+
+def test_flops_of_a_step():
+    spec = worlds.DENSE
+    per_token = 2 * linear_parameters(spec, spec.blocks[0])
+    pairs = sum(n * (n + 1) // 2 for n in (5, 1))
+    attention = 2 * pairs * 8 * (16 + 16)
+    head = 2 * 2 * 256 * 40
+    assert step_flops(spec, (5, 1)) == 4 * (6 * per_token + attention) + head
+    layer = msgspec.structs.replace(worlds.WINDOWED.layers[0], window=None)
+    unwindowed = msgspec.structs.replace(worlds.WINDOWED, layers=(layer,))
+    assert step_flops(worlds.WINDOWED, (64,)) < step_flops(unwindowed, (64,))
+
+
+def test_seed_000_by_hand():
+    """Seed 000 at paper size: 4 layers, 4096 wide, MLP 32768, 128 × 100,000 tokens, bfloat16."""
+    size = load_experiment("ring-dense").sizes["paper"]
+    assert linear_parameters(size.model, size.model.blocks[0]) == 4 * 4096**2 + 2 * 4096 * 32768
+    tokens, stream = 128 * 100_000, 128 * 100_000 * 4096 * 2
+    ring = bytes_sent(size.model, Plan(cp=16), size.lengths, 2)
+    assert ring == {"cp": 4 * 15 * tokens * 32 * (128 + 128) * 2}
+    baseline = bytes_sent(size.model, Plan(tp=8, pp=2), size.lengths, 2)
+    assert baseline == {"tp": 9 * 2 * 7 * stream, "pp": 8 * stream}
+
+
+def test_roofline_takes_the_slower_of_computing_and_reading():
+    spec = worlds.DENSE
+    common = {"spec": spec, "lengths": (10,), "itemsize": 4, "cores": 2}
+    computing = roofline_seconds(**common, flops_per_second=1e9, bytes_per_second=1e30)
+    reading = roofline_seconds(**common, flops_per_second=1e30, bytes_per_second=1e9)
+    np.testing.assert_allclose(computing, step_flops(spec, (10,)) / 2e9)
+    np.testing.assert_allclose(reading, parameters(spec) * 4 / 2e9)
