@@ -81,7 +81,7 @@ class Session:
         self._comm = self._comm or MPI.COMM_WORLD
         self._abort = self._comm.Abort
         self.total_cores, self.oversubscribed = _cores(self._comm, self.threads)
-        self.library = MPI.Get_library_version().split("\n")[0].strip()
+        self.library = " ".join(MPI.Get_library_version().split("\n")[0].split())
         self._endpoint = MpiEndpoint(
             self._comm, timeout_seconds=self.timeout_seconds, naps=self.oversubscribed
         )

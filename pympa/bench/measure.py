@@ -116,7 +116,8 @@ def run_plan(
     finally:
         rank.arena.close()
     best = max(records, key=lambda record: record.tps)
-    return msgspec.structs.replace(best, searched={r.plan: r.tps for r in records})
+    searched = {record.plan: record.tps for record in records} if len(variants) > 1 else {}
+    return msgspec.structs.replace(best, searched=searched)
 
 
 def _verify(

@@ -102,7 +102,7 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
             "total work, not speed-up, and exposed waiting is n/a"
         )
     for r in records:
-        if len(r.searched) > 1:
+        if r.searched:
             tried = ", ".join(
                 f"{parse_plan(plan).micro_batches}: {tps:,.0f}" for plan, tps in r.searched.items()
             )

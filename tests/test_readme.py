@@ -1,0 +1,28 @@
+"""What the README shows works as printed."""
+
+import re
+from pathlib import Path
+
+import conftest
+
+README = (conftest.ROOT / "README.md").read_text()
+
+
+def test_the_program_runs(tmp_path: Path):
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(program.strip().splitlines()) <= 11
+    path = tmp_path / "ring.py"
+    path.write_text(program)
+    job = conftest.run_job(4, str(path))
+    assert job.status == 0, job.err
+    assert sorted(line.split(":")[0] for line in job.out.splitlines()) == [
+        f"rank {rank}" for rank in range(4)
+    ]
+    assert job.out.count("(1024, 8, 64)") == 4
+
+
+def test_options_are_listed():
+    helped = conftest.run_job(1, "-m", "pympa.bench", "--help")
+    options = set(re.findall(r"--[a-z-]+", helped.out)) - {"--help"}
+    listed = re.search(r"Options: `(.*?)`;", README, re.S)[1].split()
+    assert options == set(listed)
