@@ -11,7 +11,7 @@ from pympa.kernels import Kernels, PackedWeight
 from pympa.layout import split
 from pympa.mesh import Mesh
 from pympa.parallel.tensor import HeadShare, head_share, weight_shard
-from pympa.spec import ModelSpec
+from pympa.spec import LayerSpec, ModelSpec
 from pympa.weights import PhiloxSource, model_weights
 
 Part = tuple[int, int] | None
@@ -70,6 +70,13 @@ class Shards:
                 self._keep(name, None)
             table = "embedding" if spec.tied_head else "head"
             self.matrices["head"] = self._pack(table, self.vocabulary, None)
+
+    def normed(self, name: str, layer: LayerSpec, rows: Array) -> Array:
+        """Return rows `[rows, d_model]` after the norm called `name`, in memory of the arena."""
+        out = self._arena.empty(rows.shape, self._dtype)
+        weight, bias = self.vectors[f"{name}.weight"], self.vectors.get(f"{name}.bias")
+        self._kernels.norm(rows, weight, bias, out, eps=layer.norm_eps, kind=layer.norm)
+        return out
 
     def _keep(self, name: str, rows: Part) -> None:
         spec = self._specs[name]

@@ -15,9 +15,8 @@ def test_the_program_runs(tmp_path: Path):
     path.write_text(program)
     job = conftest.run_job(4, str(path))
     assert job.status == 0, job.err
-    assert sorted(line.split(":")[0] for line in job.out.splitlines()) == [
-        f"rank {rank}" for rank in range(4)
-    ]
+    for rank in range(4):  # lines of several ranks may run into each other
+        assert job.out.count(f"rank {rank}: (Range(") == 1
     assert job.out.count("(1024, 8, 64)") == 4
 
 
