@@ -3,10 +3,15 @@
 Importing this package starts neither MPI nor a GPU; `pympa.session.Session` does.
 """
 
-from importlib.metadata import version
 from pkgutil import extend_path
 
 # In a checkout this folder hides the installed package, which alone has the compiled core.
 __path__ = extend_path(__path__, __name__)
 
-__version__ = version("pympa")
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version  # costs 40 ms, which every rank would pay
+
+        return version("pympa")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pympa.arena import Arena, Array
+from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.layout import Layout, split_batch, split_tokens
@@ -33,12 +34,7 @@ from pympa.trace import Trace
 from pympa.transport import WORLD, Traffic, Transport, TransportError
 
 T = TypeVar("T")
-DEFAULT_TIMEOUT_SECONDS = 300.0
 _STAGGER_SECONDS = 0.02  # ranks that fail together speak in turn; the first one ends the job
-
-
-class RefusedError(ValueError):
-    """All ranks agree that the request cannot be done; the message says why and what would."""
 
 
 class Session:
@@ -63,7 +59,7 @@ class Session:
         comm: Any = None,
         isa: str | None = None,
         threads: int = 1,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: float = 300.0,
     ) -> None:
         self._plan = plan
         self._comm = comm
@@ -110,6 +106,7 @@ class Session:
             time.sleep(_STAGGER_SECONDS * self.rank)
             _tell(self.rank, error)
             self._abort(1)
+            os._exit(1)  # some libraries return from Abort; nothing may be printed twice
 
     def agree(self, what: str, value: Any) -> None:
         """Refuse unless all ranks gave the same value. Collective.

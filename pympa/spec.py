@@ -6,7 +6,10 @@ and nothing about how it is split.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import ml_dtypes
 import msgspec
@@ -178,7 +181,7 @@ def _positive(spec: msgspec.Struct, *fields: str) -> None:
             raise SpecError(f"{field}: expected a positive number; got {value}")
 
 
-def parse_toml(text: bytes | str, kind: type[T], where: str) -> T:
+def parse_toml(text: bytes, kind: type[T], where: str) -> T:
     """Decode TOML into the frozen struct `kind`.
 
     Args:
@@ -189,7 +192,29 @@ def parse_toml(text: bytes | str, kind: type[T], where: str) -> T:
     Raises:
         SpecError: not TOML, or a field is missing, unknown or of a wrong type.
     """
+    if not text.strip():
+        raise SpecError(f"{where}: the file is empty")
     try:
         return msgspec.toml.decode(text, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{where}: {error}") from None
+        raise SpecError(f"{where}: {error}{_nearest_field(str(error), kind)}") from None
+
+
+def _nearest_field(message: str, kind: type[Any]) -> str:
+    """Return a hint where the message is about a misspelt field."""
+    unknown = re.search(r"unknown field `(.+?)`", message)
+    if unknown is None:
+        return ""
+    known = {field for struct in _structs(kind) for field in struct.__struct_fields__}
+    near = difflib.get_close_matches(unknown[1], sorted(known), n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    """Yield the struct types that a type is built from."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+        for inner in get_type_hints(kind).values():
+            yield from _structs(inner)
+    for inner in get_args(kind):
+        yield from _structs(inner)

@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 
-from pympa.bench import __main__ as bench
+from pympa.bench import __main__ as command
+from pympa.bench import run as bench
 
 HOW, RANK = sys.argv[1], 2
 
@@ -35,7 +36,7 @@ def main() -> int:
         return run_plan(session, *rest)
 
     bench.run_plan = breaks_at_second_plan
-    return bench.main(sys.argv[2:])
+    return command.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

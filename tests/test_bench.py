@@ -41,7 +41,7 @@ def test_any_number_of_ranks(tiny, tmp_path, ranks):
         assert sum(r.bytes_sent.by_rank) == sum(r.bytes_received.by_rank)
         assert (r.comm_fraction is None) == r.oversubscribed
         assert r.clock == "measured"
-        model = parse_toml(conftest.TINY, Experiment, "tiny").sizes["local"].model
+        model = parse_toml(conftest.TINY.encode(), Experiment, "tiny").sizes["local"].model
         assert r.bytes_sent_by_axis == bytes_sent(model, parse_plan(r.plan), [32, 32], 4)
     assert found[1].plan == (f"cp={ranks}" if ranks > 1 else "tp=1")
     for word in ("published tps", "error / tolerance", "roofline"):
@@ -100,7 +100,7 @@ def test_list_and_help():
         (["--plan", "cp=4,cp=1"], "cp is given twice"),
         (["--plan", "cp=0"], "cp is a number of at least 1; got '0'"),
         (["--size", "huge"], "size is one of paper, local; got 'huge'"),
-        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--dtype", "int8"], "dtype: expected one of float32, float16, bfloat16; got 'int8'"),
         (["--iterations", "0"], "expected a number of at least 1; got '0'"),
         (["--isa", "sse9"], "isa: expected one of"),
         (["--input", "/nowhere"], "/nowhere"),

@@ -25,7 +25,10 @@ def test_kv_heads_need_not_divide():
         (("heads = 2", "heads = 0"), "heads: expected a positive number; got 0"),
         (("heads = 2", "heads = 2, kv_heads = 3"), "kv_heads: expected at most heads=2"),
         (("head_dim = 4", "head_dim = 5"), "expected an even number in 2..5"),
-        (("heads = 2", "headz = 2"), "unknown field `headz`"),
+        (
+            ("heads = 2", "headz = 2"),
+            "unknown field `headz` - at `$.layers[0]`; did you mean `heads`?",
+        ),
         (("heads = 2", 'heads = "2"'), "Expected `int`, got `str` - at `$.layers[0].heads`"),
         (("heads = 2", 'heads = 2, norm = "batch"'), "Invalid enum value 'batch'"),
         (("d_model = 8\n", ""), "missing required field `d_model`"),
@@ -34,7 +37,7 @@ def test_kv_heads_need_not_divide():
 )
 def test_mistakes(change, says):
     with pytest.raises(SpecError) as error:
-        parse_toml(MODEL.replace(*change), ModelSpec, "model.toml")
+        parse_toml(MODEL.replace(*change).encode(), ModelSpec, "model.toml")
     assert says in str(error.value)
 
 
@@ -67,4 +70,6 @@ def test_packaged_experiments_state_the_papers_sizes():
 
 def test_a_plan_row_has_a_family_or_a_plan():
     with pytest.raises(SpecError, match="either a family or a plan"):
-        parse_toml('title="t"\ndtype="float32"\nsizes={}\nplans=[{role="x"}]', Experiment, "x.toml")
+        parse_toml(
+            b'title="t"\ndtype="float32"\nsizes={}\nplans=[{role="x"}]', Experiment, "x.toml"
+        )

@@ -15,6 +15,8 @@ from pympa.mesh import Plan, family_plan, parse_plan
 from pympa.spec import ModelSpec, SpecError, parse_toml
 from pympa.weights import input_ids
 
+LARGEST_FILE_BYTES = 1 << 20  # an experiment is a page of text; anything else is another file
+
 
 class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model and a batch.
@@ -112,9 +114,12 @@ def load_experiment(name: str) -> Experiment:
         text = (resources.files("pympa") / "experiments" / f"{name}.toml").read_bytes()
     elif name.endswith(".toml") or "/" in name:
         try:
-            text = Path(name).read_bytes()
+            with Path(name).open("rb") as file:
+                text = file.read(LARGEST_FILE_BYTES + 1)
         except OSError as error:
             raise SpecError(f"experiment {name}: {error.strerror}") from None
+        if len(text) > LARGEST_FILE_BYTES:
+            raise SpecError(f"experiment {name}: expected at most {LARGEST_FILE_BYTES:,} bytes")
     else:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -85,6 +85,7 @@ def run_plan(
     variants: Sequence[Plan],
     truth: Truth | None,
     machine: Machine,
+    repeat: int,
     options: argparse.Namespace,
 ) -> Record | str:
     """Verify and time a plan; of its variants in micro-batches keep the fastest. Collective.
@@ -117,7 +118,7 @@ def run_plan(
         rank.arena.close()
     best = max(records, key=lambda record: record.tps)
     searched = {record.plan: record.tps for record in records} if len(variants) > 1 else {}
-    return msgspec.structs.replace(best, searched=searched)
+    return msgspec.structs.replace(best, searched=searched, repeat=repeat)
 
 
 def _verify(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -83,6 +84,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool
     exact: bool = True
     searched: dict[str, float]
+    repeat: int = 1
     published_tps: float | None
     published_tpot_ms: float | None
     ttft_ms: float | None = None
@@ -123,7 +125,7 @@ class RecordFile:
         path: JSON lines; None writes nothing.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; its message names it.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -134,9 +136,43 @@ class RecordFile:
         """Append one line and flush it to the disk."""
         self._append(msgspec.json.encode(record) + b"\n")
 
+    def read(self) -> list[Record]:
+        """Return the records already there; a last line that was cut short is removed.
+
+        Raises:
+            ValueError: a whole line is no record of this schema.
+        """
+        if self._path is None:
+            return []
+        whole, _, cut = self._path.read_bytes().rpartition(b"\n")
+        if cut:
+            os.truncate(self._path, len(whole) + 1 if whole else 0)
+        return self.load(str(self._path))
+
+    @staticmethod
+    def load(path: str) -> list[Record]:
+        """Return all records of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a line is no record of this schema.
+        """
+        records = []
+        for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+            try:
+                records.append(msgspec.json.decode(line, type=Record))
+            except msgspec.DecodeError as error:
+                raise ValueError(f"{path}: line {number} is not a record: {error}") from None
+        return records
+
     def _append(self, line: bytes) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             with self._path.open("ab") as file:
                 file.write(line)
                 file.flush()
-                os.fsync(file.fileno())
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or device cannot sync
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(f"--output {self._path}: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Sequence
 
@@ -23,9 +24,8 @@ def console() -> Console:
 
 def experiment_list(experiments: dict[str, Experiment]) -> Table:
     """Return one row for each experiment and size."""
-    table = Table(
-        "experiment", "seed", "size", "batch × tokens", "layers", "dtype", "plans", "what"
-    )
+    headings = ("experiment", "seed", "size", "batch × tokens", "layers", "dtype", "plans", "what")
+    table = Table(*headings, box=SIMPLE_HEAD)
     for name, experiment in experiments.items():
         for size_name, size in experiment.sizes.items():
             label = size_name if size.ours is None else f"{size_name} (ours)"
@@ -43,12 +43,18 @@ def experiment_list(experiments: dict[str, Experiment]) -> Table:
     return table
 
 
-def result_table(title: str, records: Sequence[Record]) -> Table:
-    """Return one row for each plan of an experiment."""
-    shared = any(record.oversubscribed for record in records)
+def result_table(title: str, rows: Sequence[Sequence[Record]]) -> Table:
+    """Return one row for each plan of an experiment.
+
+    Args:
+        title: of the table.
+        rows: the records of each plan, one for each repeat; the one of median speed is shown.
+    """
+    typical = [_typical(records) for records in rows]
+    shared = any(record.oversubscribed for record in typical)
     table = Table(
         title=title,
-        caption=_caption(records, shared),
+        caption=_caption(typical, shared),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -68,23 +74,40 @@ def result_table(title: str, records: Sequence[Record]) -> Table:
         "published\nratio",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    baseline = next((r for r in records if r.role == "baseline"), None)
-    for r in records:
+    baseline = next((records for records in rows if records[0].role == "baseline"), None)
+    for records, r in zip(rows, typical, strict=True):
         table.add_row(
             r.plan.replace(",micro_batches", ",\nmicro_batches") + f"\n{r.role}",
             str(r.ranks),
-            f"{r.tps:,.0f}",
+            _spread([record.tps for record in records], ",.0f"),
             f"{r.tpot_ms:.4g}",
-            f"{r.tps / baseline.tps:.2f}" if baseline else "-",
+            _ratios(records, baseline),
             "n/a" if r.comm_fraction is None else f"{r.comm_fraction:.1%}",
             f"{sum(r.bytes_sent.by_rank) / 1e6:,.1f}",
             f"{r.peak_bytes.max / 1e6:,.1f}",
             f"{r.roofline_fraction:.1%}",
             "unverified" if r.error is None else f"{r.error:.1e} / {r.tolerance:.1e}",
             "-" if r.published_tps is None else f"{r.published_tps:,.0f}",
-            _published_ratio(r, baseline),
+            _published_ratio(r, None if baseline is None else baseline[0]),
         )
     return table
+
+
+def _typical(records: Sequence[Record]) -> Record:
+    return sorted(records, key=lambda record: record.tps)[(len(records) - 1) // 2]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Return the median, and the range under it if there are several."""
+    text = format(statistics.median(values), form)
+    return text if len(values) == 1 else f"{text}\n{min(values):{form}}..{max(values):{form}}"
+
+
+def _ratios(records: Sequence[Record], baseline: Sequence[Record] | None) -> str:
+    """Return the speed over the baseline's of the same repeat."""
+    slow = {record.repeat: record.tps for record in baseline or ()}
+    ratios = [record.tps / slow[record.repeat] for record in records if record.repeat in slow]
+    return _spread(ratios, ".2f") if ratios else "-"
 
 
 def _published_ratio(record: Record, baseline: Record | None) -> str:

@@ -1,0 +1,74 @@
+"""The console command `pympa`: a table of contents of the command lines."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pympa.command import REFUSED, Parser, complain, disagree, once
+from pympa.errors import RefusedError
+
+COMMANDS = {
+    "bench": ("pympa.bench.__main__", "verify and time ways of splitting a model over MPI ranks"),
+    "kernels": ("pympa.bench.kernels", "check and time single kernels of one core"),
+    "compare": ("pympa.bench.compare", "compare the records of two runs"),
+    "info": ("pympa.info", "say what this machine, its MPI and this installation can do"),
+}
+_SHELLS = ("bash", "zsh", "tcsh")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in COMMANDS:
+        module = importlib.import_module(COMMANDS[words[0]][0])
+        return int(module.main(words[1:]))
+    if disagree(words):
+        return REFUSED
+    return once(lambda: _without_command(words))
+
+
+def _without_command(words: Sequence[str]) -> int:
+    parser = build_parser()
+    try:
+        options = parser.parse_args(words)
+    except RefusedError as error:
+        return complain(error)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"pympa {version('pympa')}")
+    elif options.completion is not None:
+        import shtab
+
+        print(shtab.complete(parser, shell=options.completion))
+    else:
+        print(parser.format_help())
+    return 0
+
+
+def build_parser() -> Parser:
+    """Return the parser of the console command, with those of its commands below it."""
+    parser = Parser(
+        prog="pympa",
+        description="Exact multi-rank inference of long-context transformers.",
+        epilog="Under MPI: mpirun -n 16 pympa bench",
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument(
+        "--completion",
+        choices=_SHELLS,
+        help='print a completion script: eval "$(pympa --completion bash)"',
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    for name, (module, what) in COMMANDS.items():
+        theirs = importlib.import_module(module).build_parser(prog=f"pympa {name}")
+        commands.add_parser(name, help=what, parents=[theirs], add_help=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""`pympa compare A.jsonl B.jsonl`: two runs of the same plans, their ratio and the noise."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pympa.bench.record import Record, RecordFile
+from pympa.command import Parser, once, start
+
+Key = tuple[str, str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One plan in two runs.
+
+    Attributes:
+        key: experiment, size, dtype, role, clock, ranks.
+        plans: the plan in each run (a searched number of micro-batches may differ).
+        tps: median tokens/s of each run.
+        ratio: second over first.
+        noise: half the spread of the steps of both runs, relative: what a ratio must pass.
+    """
+
+    key: Key
+    plans: tuple[str, str]
+    tps: tuple[float, float]
+    ratio: float
+    noise: float
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if abs(self.ratio - 1) <= self.noise:
+            return "within the noise"
+        return "faster" if self.ratio > 1 else "slower"
+
+
+def build_parser(prog: str = "pympa compare") -> Parser:
+    """Return the parser."""
+    parser = Parser(prog=prog, description="Compare the records of two runs.", add_help=False)
+    parser.add_argument("before", nargs="?", metavar="A.jsonl", help="records of the first run")
+    parser.add_argument("after", nargs="?", metavar="B.jsonl", help="records of the second run")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the comparison and return the exit status."""
+    options = start(build_parser(), arguments)
+    if isinstance(options, int):
+        return options
+    return once(lambda: _print_comparison(options.before, options.after))
+
+
+def _print_comparison(before: str | None, after: str | None) -> int:
+    if before is None or after is None:
+        raise ValueError(f"compare: expected two files of records\n{build_parser().format_usage()}")
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from pympa.bench.table import console
+
+    records = RecordFile.load(before), RecordFile.load(after)
+    table = Table("experiment", "role", "plan", "ranks", box=SIMPLE_HEAD)
+    for heading in ("tps A", "tps B", "B / A", "noise", ""):
+        table.add_column(heading, justify="right")
+    found = compare(*records)
+    if not found:
+        raise ValueError(f"{before} and {after} have no plan in common")
+    for c in found:
+        experiment, size, dtype, role, _, ranks = c.key
+        table.add_row(
+            f"{experiment} ({size}, {dtype})",
+            role,
+            c.plans[0] if c.plans[0] == c.plans[1] else " -> ".join(c.plans),
+            str(ranks),
+            f"{c.tps[0]:,.0f}",
+            f"{c.tps[1]:,.0f}",
+            f"{c.ratio:.3f}",
+            f"±{c.noise:.1%}",
+            c.verdict,
+        )
+    console().print(table)
+    return 0
+
+
+def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Comparison]:
+    """Pair the records of two runs by everything but speed."""
+    first, second = _grouped(before), _grouped(after)
+    return [_paired(key, first[key], second[key]) for key in first if key in second]
+
+
+def _grouped(records: Sequence[Record]) -> dict[Key, list[Record]]:
+    groups: defaultdict[Key, list[Record]] = defaultdict(list)
+    for r in records:
+        role = r.role if r.role != "given" else f"given {r.plan}"
+        groups[r.experiment, r.size, r.dtype, role, r.clock, r.ranks].append(r)
+    return groups
+
+
+def _paired(key: Key, before: Sequence[Record], after: Sequence[Record]) -> Comparison:
+    tps = tuple(statistics.median(r.tps for r in records) for records in (before, after))
+    return Comparison(
+        key,
+        (before[0].plan, after[0].plan),
+        (tps[0], tps[1]),
+        tps[1] / tps[0],
+        max(_noise(before), _noise(after)),
+    )
+
+
+def _noise(records: Sequence[Record]) -> float:
+    """Return half the relative spread: of the repeats' medians, or of one run's steps."""
+    if len(records) > 1:
+        seconds = [r.step_seconds.median for r in records]
+        low, high = min(seconds), max(seconds)
+    else:
+        low, high = records[0].step_seconds.p10, records[0].step_seconds.p90
+    return (high - low) / 2 / statistics.median(r.step_seconds.median for r in records)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""Stop between plans, and go on with what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import FrameType
+
+import msgspec
+
+from pympa.bench.experiment import PlannedRun
+from pympa.bench.record import Record
+from pympa.bench.truth import Job
+from pympa.mesh import Plan, parse_plan
+from pympa.session import Session
+
+
+class StopSignal:
+    """Remembers SIGUSR1, until all ranks have agreed on it between two plans."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._seen = False
+        self.agreed = False
+        signal.signal(signal.SIGUSR1, self._remember)
+
+    def agree(self) -> bool:
+        """Tell whether any rank was asked to stop. Collective."""
+        self.agreed = any(self._session.world.gather_objects(self._seen))
+        return self.agreed
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._seen = True
+
+
+def find_measured(
+    earlier: Sequence[Record],
+    job: Job,
+    rows: Sequence[tuple[PlannedRun, Sequence[Plan]]],
+    session: Session,
+    options: argparse.Namespace,
+) -> dict[tuple[int, int], Record]:
+    """Return which (repeat, row) an earlier run has measured in the same way.
+
+    The same way: experiment, size, dtype, plan, ranks, threads, instruction set, iterations,
+    verified or not, version of pympa.
+    """
+    found: dict[tuple[int, int], Record] = {}
+    for record in earlier:
+        same = (
+            record.experiment == job.experiment
+            and (record.size, record.batch, record.tokens)
+            == (job.size_name, job.size.batch, job.size.tokens)
+            and record.dtype == job.dtype.name
+            and record.ranks == session.size
+            and record.verified is not options.no_verify
+            and record.step_seconds.iterations == options.iterations
+            and record.environment.threads == session.threads
+            and record.environment.isa == session.isa
+            and record.environment.pympa == version("pympa")
+        )
+        for index, (row, variants) in enumerate(rows):
+            if same and record.role == row.role and _is_variant(record.plan, variants):
+                found[record.repeat, index] = record
+    return {key: record for key, record in found.items() if key[0] <= options.repeat}
+
+
+def _is_variant(plan: str, variants: Sequence[Plan]) -> bool:
+    parsed = parse_plan(plan)
+    return parsed in variants or (
+        len(variants) > 1
+        and msgspec.structs.replace(parsed, micro_batches=1)
+        == msgspec.structs.replace(variants[0], micro_batches=1)
+    )

@@ -1,0 +1,172 @@
+"""What all command lines share: one voice for many ranks, and one exit status.
+
+Imports nothing heavy: 16 ranks on 2 cores pay for every import 8 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from pympa.errors import RefusedError
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+    from pympa.session import Session
+
+_NAP_SECONDS = 2e-3
+REFUSED = 2
+"""Exit status of a request that cannot be done, as in argparse."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that leaves printing and exiting to the one rank that speaks."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            RefusedError: always.
+        """
+        raise RefusedError(f"{message}\n{self.format_usage().rstrip()}")
+
+
+def start(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace | int:
+    """Parse the command line on all ranks. Collective.
+
+    Returns:
+        The options; or the exit status where nothing is left to do, because the ranks disagree,
+        the line is refused, or help was asked for.
+    """
+    if disagree(arguments):
+        return REFUSED
+    try:
+        options = parser.parse_args(arguments)
+    except RefusedError as error:
+        refused = error
+        return once(lambda: complain(refused))
+    return once(lambda: print(parser.format_help()) or 0) if options.help else options
+
+
+def count(least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least}; got {text!r}")
+        return int(text)
+
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parse an argument: seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0; got {text!r}")
+    return value
+
+
+def disagree(arguments: Sequence[str]) -> bool:
+    """Tell whether some rank got another command line than rank 0, which complains. Collective."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    _meet(world)
+    lines = world.allgather(list(arguments))
+    others = [rank for rank, line in enumerate(lines) if line != lines[0]]
+    if others and world.Get_rank() == 0:
+        first = others[0]
+        complain(
+            RefusedError(
+                "arguments: expected the same on all ranks; rank 0 has "
+                f"{' '.join(lines[0])!r}, rank {first} has {' '.join(lines[first])!r}"
+            )
+        )
+    return bool(others)
+
+
+def once(work: Callable[[], int]) -> int:
+    """Do some work on one rank only, and return its exit status on all. Collective.
+
+    A RefusedError or other ValueError or OSError is told in one line and ends with `REFUSED`.
+    """
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    status = None
+    if world.Get_rank() == 0:
+        try:
+            refuse_singletons(world.Get_size(), os.environ)
+            status = work()
+        except (ValueError, OSError) as error:
+            status = complain(error)
+        except BaseException:
+            traceback.print_exc()
+            world.Abort(1)
+    _meet(world)
+    return int(world.bcast(status) or 0)
+
+
+def _meet(world: Comm) -> None:
+    """Wait for all ranks in naps: a blocking MPI call would take the core from those at work."""
+    arrived = world.Ibarrier()
+    while not arrived.Test():
+        time.sleep(_NAP_SECONDS)
+
+
+def complain(error: Exception) -> int:
+    """Print one message and return the status of a refused request."""
+    print(f"pympa: {error}", file=sys.stderr, flush=True)
+    return REFUSED
+
+
+def in_session(
+    body: Callable[[Session], int],
+    *,
+    isa: str | None,
+    threads: int,
+    timeout_seconds: float,
+) -> int:
+    """Run the body on all ranks in a session and return the exit status. Collective.
+
+    Args:
+        body: gets the session; may raise RefusedError on all ranks together.
+        isa: instruction set, or None for the best.
+        threads: of each rank.
+        timeout_seconds: the longest a rank waits for a message.
+    """
+    from pympa.session import Session
+
+    session = Session(isa=isa, threads=threads, timeout_seconds=timeout_seconds)
+    try:
+        with session:
+            refuse_singletons(session.size, os.environ)
+            return body(session)
+    except RefusedError as error:
+        return complain(error) if session.rank == 0 else REFUSED
+
+
+def refuse_singletons(size: int, environment: Mapping[str, str]) -> None:
+    """Refuse a world of one rank inside a Slurm step of several tasks.
+
+    Without a PMI that both sides know, srun starts many worlds of one, which all succeed.
+
+    Raises:
+        RefusedError: with the launch line that would work.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if size == 1 and tasks.isdecimal() and int(tasks) > 1:
+        raise RefusedError(
+            f"this Slurm step has {tasks} tasks, but MPI sees a world of one rank; launch with "
+            f"srun --mpi=pmi2 -K1 -n {tasks} python -m ..., or with mpirun inside the job"
+        )

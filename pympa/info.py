@@ -1,0 +1,137 @@
+"""`python -m pympa.info`: what this machine, its MPI and this installation can do.
+
+Works alone and under mpirun; then it shows how the ranks lie on nodes and cores.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pympa.command import Parser, once, start
+
+_OPTIONAL = {
+    "mpich": ("an MPI library from PyPI", "pip install 'pympa[mpich]'"),
+    "torch": ("the peer of tests and benchmarks", "pip install 'pympa[peers]'"),
+    "pytest": ("the tests", "pip install 'pympa[test]'"),
+}
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_THREAD_LEVELS = ("single", "funneled", "serialized", "multiple")
+
+
+def build_parser(prog: str = "python -m pympa.info") -> Parser:
+    """Return the parser."""
+    parser = Parser(prog=prog, description="Say what runs here.", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the facts on rank 0 and return the exit status."""
+    options = start(build_parser(), arguments)
+    if isinstance(options, int):
+        return options
+    from mpi4py import MPI
+
+    ranks = MPI.COMM_WORLD.gather((platform.node(), sorted(os.sched_getaffinity(0))))
+    return once(lambda: _print_facts(ranks or []))
+
+
+def _print_facts(ranks: list[tuple[str, list[int]]]) -> int:
+    from rich.table import Table
+
+    from pympa.bench.table import console
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in [*_software(), *_layout(ranks), *_hardware(), *_optional_parts()]:
+        table.add_row(name, value)
+    console().print(table)
+    return 0
+
+
+def _software() -> list[tuple[str, str]]:
+    import mpi4py
+    import numpy as np
+    from mpi4py import MPI
+
+    library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+    level = _THREAD_LEVELS[MPI.Query_thread()]
+    return [
+        ("pympa", version("pympa")),
+        ("Python", f"{platform.python_version()} ({sys.executable})"),
+        ("NumPy", np.__version__),
+        ("MPI", f"{library}, standard {'.'.join(map(str, MPI.Get_version()))}, threads {level}"),
+        ("mpi4py", mpi4py.__version__),
+        ("launcher", shutil.which("mpirun") or "mpirun is not in PATH"),
+    ]
+
+
+def _layout(ranks: list[tuple[str, list[int]]]) -> list[tuple[str, str]]:
+    nodes: defaultdict[str, list[tuple[int, list[int]]]] = defaultdict(list)
+    for rank, (node, cores) in enumerate(ranks):
+        nodes[node].append((rank, cores))
+    rows = []
+    for node, placed in nodes.items():
+        cores = sorted(set().union(*(c for _, c in placed)))
+        shared = ", shared" if len(placed) > len(cores) else ""
+        who = _runs([rank for rank, _ in placed])
+        rows.append((f"node {node}", f"ranks {who} on cores {_runs(cores)}{shared}"))
+    return rows
+
+
+def _hardware() -> list[tuple[str, str]]:
+    from pympa.bench.memory import available_bytes
+    from pympa.kernels.cpu import supported_isas
+
+    caches = []
+    for folder in sorted(_CACHES.glob("index*")):
+        level, kind, size = ((folder / f).read_text().strip() for f in ("level", "type", "size"))
+        caches.append(f"L{level} {kind.lower()} {size}")
+    return [
+        ("processor", _processor()),
+        ("instruction sets", ", ".join(supported_isas())),
+        ("caches", ", ".join(caches) or "unknown"),
+        ("memory available", f"{available_bytes() / 2**30:.1f} GiB"),
+    ]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _optional_parts() -> list[tuple[str, str]]:
+    rows = []
+    for name, (what, how) in _OPTIONAL.items():
+        try:
+            state = version(name)
+        except PackageNotFoundError:
+            present: Any = importlib.util.find_spec(name)
+            state = "present" if present else f"missing; to get it: {how}"
+        rows.append((name, f"{state} ({what})"))
+    return rows
+
+
+def _runs(numbers: list[int]) -> str:
+    """Write ascending numbers as 0-3,8."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][-1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""Stopping and going on, comparing, and the console command."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import conftest
+from pympa.bench.compare import compare
+from pympa.bench.record import Record, RecordFile, by_rank, environment, spread
+from pympa.command import refuse_singletons
+from pympa.errors import RefusedError
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(conftest.TINY)
+    return path
+
+
+def bench(ranks: int, *arguments: object, **options: float) -> conftest.Finished:
+    return conftest.run_job(ranks, "-m", "pympa.bench", *map(str, arguments), **options)
+
+
+def test_resume_measures_what_is_missing(tiny, tmp_path):
+    output = tmp_path / "r.jsonl"
+    whole = bench(2, tiny, "--output", output, "--repeat", 2)
+    assert whole.status == 0, whole.err
+    lines = output.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    # As if the job had died while it wrote the third record.
+    output.write_bytes(b"".join(lines[:2]) + lines[2][:100])
+    resumed = bench(2, tiny, "--output", output, "--repeat", 2, "--resume")
+    assert resumed.status == 0, resumed.err
+    records = RecordFile.load(str(output))
+    assert [(r.repeat, r.role) for r in records] == [
+        (repeat, role) for repeat in (1, 2) for role in ("baseline", "proposed")
+    ]
+    assert output.read_bytes().splitlines(keepends=True)[:2] == lines[:2]
+    done = bench(2, tiny, "--output", output, "--repeat", 2, "--resume")
+    assert done.status == 0
+    assert "oracle" not in done.err
+    assert len(RecordFile.load(str(output))) == 4
+    assert done.out.count("baseline") > 0, "what was measured before is in the table"
+    # Another way of measuring is not the same record.
+    other = bench(2, tiny, "--output", output, "--iterations", 2, "--resume")
+    assert other.status == 0
+    assert len(RecordFile.load(str(output))) == 6
+
+
+def test_sigusr1_finishes_the_plan_and_stops(tiny, tmp_path):
+    output = tmp_path / "r.jsonl"
+    command = [
+        conftest.MPIRUN, "-n", "2", sys.executable, "-m", "pympa.bench", str(tiny), "--output",
+        str(output), "--repeat", "1000",
+    ]  # fmt: skip
+    job = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=conftest.ROOT
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (output.exists() and output.stat().st_size):
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)  # mpirun hands it on to its ranks
+        out, err = job.communicate(timeout=30)
+    finally:
+        job.kill()
+    assert job.returncode == 0, err
+    assert "stopped by SIGUSR1; --resume continues" in err
+    assert 1 <= len(RecordFile.load(str(output))) < 1000
+    assert "tokens, float32" in out, "the table of what was measured"
+
+
+def make_record(**changes: object) -> Record:
+    record = Record(
+        experiment="e", role="baseline", plan="tp=2", ranks=2, dtype="float32", size="local",
+        batch=1, tokens=8, tps=100.0, tpot_ms=10.0, step_seconds=spread([0.08, 0.08, 0.08]),
+        compute_seconds=by_rank([0.0]), comm_seconds=by_rank([0.0]), comm_fraction=None,
+        bubble_fraction=None, bytes_sent=by_rank([0]), bytes_received=by_rank([0]),
+        bytes_sent_by_axis={}, peak_bytes=by_rank([1]), process_peak_bytes=by_rank([1]),
+        flops_per_token=1.0, roofline_fraction=0.5, oversubscribed=False, error=None,
+        tolerance=None, error_of=None, error_one_rank=None, sampled_rows=None, verified=False,
+        searched={}, published_tps=None, published_tpot_ms=None,
+        environment=environment(cores=2, isa="avx2", threads=1, mpi="m"),
+    )  # fmt: skip
+    return msgspec.structs.replace(record, **changes)
+
+
+def test_compare_tells_noise_from_change():
+    before = [make_record(tps=t, repeat=i, step_seconds=spread([8 / t]))
+              for i, t in enumerate((95.0, 100.0, 105.0))]  # fmt: skip
+    (same,) = compare(before, [make_record(tps=103.0)])
+    assert same.verdict == "within the noise"
+    (faster,) = compare(before, [make_record(tps=130.0)])
+    assert faster.verdict == "faster"
+    assert faster.ratio == pytest.approx(1.3)
+    (slower,) = compare(before, [make_record(tps=80.0)])
+    assert slower.verdict == "slower"
+    assert compare(before, [make_record(ranks=4), make_record(clock="simulated")]) == []
+
+
+def console(*words: str, ranks: int = 1) -> conftest.Finished:
+    return conftest.run_job(ranks, "-m", "pympa", *words, timeout=60)
+
+
+def test_compare_from_the_console(tmp_path):
+    for name, tps in (("a", 100.0), ("b", 150.0)):
+        line = msgspec.json.encode(make_record(tps=tps)) + b"\n"
+        (tmp_path / f"{name}.jsonl").write_bytes(line)
+    job = console("compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert job.status == 0, job.err
+    assert "1.500" in job.out
+    assert "faster" in job.out
+    (tmp_path / "b.jsonl").write_bytes(b'{"schema":1}\n')
+    broken = console("compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert broken.status == 2
+    assert "line 1 is not a record" in broken.err
+
+
+def test_console_lists_its_commands_once():
+    job = console("--help", ranks=2)
+    assert job.status == 0
+    for name in ("bench", "kernels", "compare", "info"):
+        assert len(re.findall(rf"^ +{name} +\w", job.out, re.M)) == 1, job.out
+    assert console("--version").out.startswith("pympa 0.")
+    for shell in ("bash", "zsh"):
+        script = console("--completion", shell)
+        assert script.status == 0
+        assert "--iterations" in script.out
+    wrong = console("brunch", ranks=2)
+    assert wrong.status == 2
+    assert wrong.err.count("pympa: ") == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_info(ranks):
+    job = conftest.run_job(ranks, "-m", "pympa.info", timeout=60)
+    assert job.status == 0, job.err
+    shown = f"ranks 0-{ranks - 1}" if ranks > 1 else "ranks 0 on"
+    for word in ("Python", "MPI", "threads multiple", shown, "instruction sets", "caches", "GiB"):
+        assert job.out.count(word) >= 1, word
+    assert job.out.count("mpi4py") == 1
+
+
+def test_a_world_of_one_in_a_slurm_step_of_many():
+    refuse_singletons(1, {})
+    refuse_singletons(1, {"SLURM_STEP_NUM_TASKS": "1"})
+    refuse_singletons(4, {"SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(RefusedError, match=r"srun --mpi=pmi2 -K1 -n 4 python -m"):
+        refuse_singletons(1, {"SLURM_STEP_NUM_TASKS": "4"})
+
+
+def test_ranks_that_got_other_arguments(tmp_path):
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import sys\n"
+        "from mpi4py import MPI\n"
+        "from pympa.bench.__main__ import main\n"
+        "mine = ['--list'] if MPI.COMM_WORLD.Get_rank() == 2 else ['ring-dense']\n"
+        "sys.exit(main(mine))\n"
+    )
+    job = conftest.run_job(4, str(driver), timeout=30)
+    assert job.status != 0
+    assert job.err.count("pympa: ") == 1
+    assert "rank 0 has 'ring-dense', rank 2 has '--list'" in job.err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"\xff\xfe\x00", "broken.toml: "),
+        (b"title = ", "broken.toml: "),
+        (conftest.TINY.replace("batch", "bacth").encode(),
+         "unknown field `bacth` - at `$.sizes[...]`; did you mean `batch`?"),
+        (conftest.TINY.replace("tokens = 32", "tokens = 0").encode(), "at least 1; got 2 and 0"),
+        (conftest.TINY.replace('"ring"', '"rign"').encode(), "expected one of baseline, ring"),
+    ],
+)  # fmt: skip
+def test_broken_experiments(tmp_path, content, says):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    job = bench(4, path, timeout=60)
+    assert job.status == 2
+    assert says in job.err
+    assert job.err.count("pympa: ") == 1, job.err
+    assert "Traceback" not in job.err
+
+
+def test_a_gigabyte_is_no_experiment(tmp_path):
+    path = tmp_path / "huge.toml"
+    path.touch()
+    os.truncate(path, 1 << 30)
+    job = bench(4, path, timeout=60)
+    assert job.status == 2
+    assert "expected at most 1,048,576 bytes" in job.err
+    assert job.seconds < 10
+
+
+@pytest.mark.usefixtures("clean_shm")
+def test_disk_full_and_empty_input(tiny, tmp_path):
+    full = bench(4, tiny, "--output", "/dev/full", timeout=60)
+    assert full.status != 0
+    assert full.err.count("pympa: ") == 1, full.err
+    assert "No space left on device" in full.err
+    assert "Traceback" not in full.err
+    empty = tmp_path / "empty"
+    empty.touch()
+    job = bench(4, tiny, "--input", empty, timeout=60)
+    assert job.status == 2
+    assert "at least one byte of text; got an empty file" in job.err
+    no_output = bench(4, tiny, "--resume", timeout=60)
+    assert no_output.status == 2
+    assert "--resume needs --output" in no_output.err
