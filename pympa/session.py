@@ -72,11 +72,13 @@ class Session:
     def __enter__(self) -> Session:
         from mpi4py import MPI
 
-        from pympa.transport.mpi import MpiEndpoint
+        from pympa.transport.mpi import MpiEndpoint, unlink_shared_files
 
         self._comm = self._comm or MPI.COMM_WORLD
         self._abort = self._comm.Abort
         self.total_cores, self.oversubscribed = _cores(self._comm, self.threads)
+        if self._owns_job:
+            unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
         self.library = " ".join(MPI.Get_library_version().split("\n")[0].split())
         self._endpoint = MpiEndpoint(
             self._comm, timeout_seconds=self.timeout_seconds, naps=self.oversubscribed

@@ -87,11 +87,26 @@ def run_job(ranks: int, *arguments: str, timeout: float = 120) -> Finished:
 
 
 @pytest.fixture
-def clean_shm() -> Iterator[None]:
-    """Remove what an aborted MPICH job leaves in /dev/shm."""
+def nothing_left() -> Iterator[None]:
+    """A test with it leaves no file in /dev/shm and no process of this suite's jobs."""
     shm = Path("/dev/shm")
     before = set(shm.iterdir()) if shm.exists() else set()
     yield
-    for left in set(shm.iterdir()) - before if shm.exists() else ():
-        if left.name.startswith("mpich"):
-            left.unlink(missing_ok=True)
+    assert set(shm.iterdir() if shm.exists() else ()) <= before
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and rank_processes():
+        time.sleep(0.1)
+    assert not rank_processes()
+
+
+def rank_processes() -> list[str]:
+    """Return the command lines of ranks started by `run_job` that still run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        if any("ending_driver.py" in word for word in words):
+            found.append(" ".join(words))
+    return found

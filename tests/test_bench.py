@@ -48,6 +48,29 @@ def test_any_number_of_ranks(tiny, tmp_path, ranks):
         assert any(word.split()[0] in line for line in job.out.splitlines())
 
 
+def test_ragged_batch(tmp_path):
+    path, output = tmp_path / "ragged.toml", tmp_path / "r.jsonl"
+    text = conftest.TINY.replace("batch = 2", "batch = 3").replace(
+        "tokens = 32", "tokens = [5, 60, 1]"
+    )
+    path.write_text(text)
+    plans = [word for plan in ("dp=3", "cp=3", "pp=1,tp=3") for word in ("--plan", plan)]
+    job = conftest.run_job(3, "-m", "pympa.bench", str(path), "--output", str(output), *plans)
+    assert job.status == 0, job.err
+    assert "3 sequences, 66 tokens" in job.out
+    assert all(r.verified and (r.batch, r.tokens) == (3, 60) for r in records(output))
+
+
+def test_more_tp_than_heads_is_refused(tmp_path):
+    path = tmp_path / "few.toml"
+    path.write_text(conftest.TINY.replace("heads = 4", "heads = 2"))
+    job = conftest.run_job(4, "-m", "pympa.bench", str(path), "--plan", "tp=4", timeout=60)
+    assert job.status == 2
+    assert "tp=4 splits whole heads; the model has 2" in job.err
+    assert "cp=2,tp=2" in job.err
+    assert job.err.count("pympa: ") == 1
+
+
 def test_options(tiny, tmp_path):
     output, text = tmp_path / "r.jsonl", tmp_path / "text"
     text.write_bytes(b"to be or not to be")

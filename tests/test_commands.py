@@ -204,7 +204,7 @@ def test_a_gigabyte_is_no_experiment(tmp_path):
     assert job.seconds < 10
 
 
-@pytest.mark.usefixtures("clean_shm")
+@pytest.mark.usefixtures("nothing_left")
 def test_disk_full_and_empty_input(tiny, tmp_path):
     full = bench(4, tiny, "--output", "/dev/full", timeout=60)
     assert full.status != 0

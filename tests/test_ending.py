@@ -11,7 +11,7 @@ import conftest
 from pympa.bench.record import Record
 
 
-@pytest.mark.usefixtures("clean_shm")
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -41,12 +41,13 @@ def test_one_rank_ends(how, says, tmp_path: Path):
     assert records[0].verified
 
 
-@pytest.mark.usefixtures("clean_shm")
-def test_a_rank_that_stays_away_is_not_waited_for(tmp_path: Path):
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("how", ["late", "SIGSTOP"])
+def test_a_rank_that_stays_away_is_not_waited_for(how, tmp_path: Path):
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(conftest.TINY)
     job = conftest.run_job(
-        4, "tests/ending_driver.py", "late", str(experiment), "--timeout", "2", timeout=60
+        4, "tests/ending_driver.py", how, str(experiment), "--timeout", "2", timeout=60
     )
     assert job.status != 0
     assert re.search(r"rank \d waited 2 s on (world|cp) for messages", job.err)

@@ -23,23 +23,31 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         model: the transformer.
-        batch: sequences. tokens: of each sequence.
+        batch: sequences. tokens: of each sequence; a list of `batch` numbers if they differ.
         ours: why this size exists, where it is not the paper's.
     """
 
     model: ModelSpec
     batch: int
-    tokens: int
+    tokens: int | tuple[int, ...]
     ours: str | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.tokens < 1:
+        tokens = self.tokens if isinstance(self.tokens, tuple) else (self.tokens,)
+        if self.batch < 1 or any(length < 1 for length in tokens):
             raise SpecError(f"batch and tokens are at least 1; got {self.batch} and {self.tokens}")
+        if isinstance(self.tokens, tuple) and len(tokens) != self.batch:
+            raise SpecError(f"tokens: expected batch={self.batch} lengths; got {len(tokens)}")
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
-        return [self.tokens] * self.batch
+        return list(self.tokens) if isinstance(self.tokens, tuple) else [self.tokens] * self.batch
+
+    def __str__(self) -> str:
+        if isinstance(self.tokens, tuple):
+            return f"{self.batch} sequences, {sum(self.tokens):,}"
+        return f"{self.batch} × {self.tokens:,}"
 
 
 class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -138,10 +146,10 @@ def load_ids(path: str | None, size: Size) -> Sequence[NDArray[np.int32]]:
     """
     packaged = resources.files("pympa") / "experiments" / "input.txt"
     text = packaged.read_bytes() if path is None else Path(path).read_bytes()
-    ids = input_ids(text, size.batch * size.tokens)
+    ids = input_ids(text, sum(size.lengths))
     if ids.max() >= size.model.vocabulary:
         raise ValueError(
             f"input: expected byte values below the vocabulary {size.model.vocabulary}; "
             f"got {ids.max()}"
         )
-    return list(ids.reshape(size.batch, size.tokens))
+    return np.split(ids, np.cumsum(size.lengths)[:-1])

@@ -210,7 +210,7 @@ def _record(
         dtype=job.dtype.name,
         size=job.size_name,
         batch=job.size.batch,
-        tokens=job.size.tokens,
+        tokens=max(lengths),
         tps=sum(lengths) / step.median,
         tpot_ms=1e3 * step.median / sum(lengths),
         step_seconds=step,

@@ -32,7 +32,8 @@ def fitting_plans(
     """
     variants, complaint = [plan], ""
     if planned.family is not None and plan.pp > 1:
-        most = min(MOST_MICRO_BATCHES, job.size.tokens if job.size.model.causal else job.size.batch)
+        parts = sum(job.size.lengths) if job.size.model.causal else job.size.batch
+        most = min(MOST_MICRO_BATCHES, parts)
         counts = [2**i for i in range(most.bit_length())]
         variants = [msgspec.structs.replace(plan, micro_batches=count) for count in counts]
     fitting: list[Plan] = []

@@ -48,7 +48,29 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one plan; names as in the README's list of fields."""
+    """What was measured of one plan.
+
+    Attributes:
+        schema: version of these fields.
+        role: "baseline", "proposed", "given" (by --plan), or an experiment's own word.
+        clock: "measured", or "simulated" by a cost model; never mixed in a column.
+        tokens: of the longest of `batch` sequences.
+        tps: tokens of the batch / median step of the slowest rank. tpot_ms: 1000 / tps.
+        step_seconds: of the slowest rank.
+        compute_seconds: in kernels, a step. comm_seconds: exposed waiting, a step.
+        comm_fraction: largest exposed waiting / step; None if oversubscribed.
+        bubble_fraction: largest waiting on other stages / step; None without stages.
+        bytes_sent, bytes_received: of one step.
+        peak_bytes: high-water mark of the arena. process_peak_bytes: of the resident set.
+        flops_per_token: useful ones. roofline_fraction: least possible seconds / measured.
+        oversubscribed: some node has more ranks × threads than cores.
+        error, tolerance: of `error_of`, the output that comes closest to its tolerance.
+        error_one_rank: of the same output on one rank.
+        sampled_rows: rows checked where the whole oracle would not fit; None means all.
+        exact: False for a plan that computes another model on purpose.
+        searched: tokens/s of each variant in micro-batches. repeat: from 1.
+        ttft_ms, itl_ms, new_tokens: reserved for generation.
+    """
 
     schema: int = SCHEMA
     experiment: str

@@ -52,7 +52,7 @@ def find_measured(
         same = (
             record.experiment == job.experiment
             and (record.size, record.batch, record.tokens)
-            == (job.size_name, job.size.batch, job.size.tokens)
+            == (job.size_name, job.size.batch, max(job.size.lengths))
             and record.dtype == job.dtype.name
             and record.ranks == session.size
             and record.verified is not options.no_verify

@@ -137,7 +137,7 @@ def _run_experiment(
         if stop.agree():
             break
     if session.rank == 0 and measured:
-        what = f"{name} ({options.size}: {size.batch} × {size.tokens:,} tokens, {dtype.name})"
+        what = f"{name} ({options.size}: {size} tokens, {dtype.name})"
         rows = [
             [measured[key] for key in sorted(measured) if key[1] == index]
             for index in range(len(fitting))

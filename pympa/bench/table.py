@@ -34,7 +34,7 @@ def experiment_list(experiments: dict[str, Experiment]) -> Table:
                 name,
                 experiment.seed,
                 label,
-                f"{size.batch} × {size.tokens:,}",
+                str(size),
                 str(len(size.model.blocks)),
                 experiment.dtype,
                 plans,

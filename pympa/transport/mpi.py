@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -14,6 +15,7 @@ from pympa.arena import Array
 from pympa.transport import Message, TransportError, raw_bytes
 
 _FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while they wait
+_SEGMENT = "/dev/shm/mpich_shm_"
 _LONGEST_NAP_SECONDS = 500e-6
 
 
@@ -90,3 +92,15 @@ class MpiEndpoint:
     def close(self) -> None:
         """Free the duplicated communicator. Collective."""
         self._comm.Free()
+
+
+def unlink_shared_files() -> None:
+    """Remove the names of this job's MPICH segments in /dev/shm; the memory stays mapped.
+
+    Call it once all ranks of the node are past MPI_Init. MPICH removes the names itself when a job
+    ends well; after an abort nobody would, and each job would leave 4 MiB behind.
+    """
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    for name in {line.split()[-1] for line in lines if line.split()[-1].startswith(_SEGMENT)}:
+        Path(name).unlink(missing_ok=True)
