@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             RefusedError: always.
         """
-        raise RefusedError(f"{message}\n{self.format_usage().rstrip()}")
+        raise RefusedError(f"{message}; {self.prog} --help lists the options")
 
 
 def start(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace | int:

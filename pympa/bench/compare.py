@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print_comparison(before: str | None, after: str | None) -> int:
     if before is None or after is None:
-        raise ValueError(f"compare: expected two files of records\n{build_parser().format_usage()}")
+        raise ValueError("compare: expected two files of records: pympa compare A.jsonl B.jsonl")
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -1,231 +1,91 @@
-"""Time the CPU kernels of this machine, each one checked first.
+"""Check and time the CPU kernels of this machine: `python -m pympa.bench.kernels`.
 
-Every case is compared with float64 on sampled rows before it is timed. Flops are the useful ones:
-2 m n k for a linear layer; for attention 2 area (head_dim + v_head_dim), where the area is
-tokens^2, or tokens (tokens + 1) / 2 under a causal mask. "Peak" is the fraction of what the same
-cores reach on register-only multiply-adds in the same run. With a peer the runs alternate, so
-that both meet the same noise; the ratio is peer seconds / our seconds (medians).
+Every case is compared with float64 before it is timed (sampled rows, the dtype's tolerance). With
+a peer the runs alternate, so that both meet the same noise. The yardstick is a roofline (Williams
+et al. 2009): what multiply-adds in registers and reads of a large buffer reach on one core in the
+same run, times `threads`. A run takes at least max(flops / peak, bytes / bandwidth); that time over
+the measured one is `peak_fraction`, and the larger term tells what bounds the kernel. It may pass
+1 where writes overlap reads, or where the machine was busier while the peak was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TextIO, TypeAlias
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
+import msgspec
 
-from pympa import _core, reference
+from pympa.bench.kernel_cases import CASES, Case, Workbench
+from pympa.bench.kernel_table import KernelRecord, Measured, Seconds, result_table
+from pympa.bench.machine import Machine, measure_core
+from pympa.bench.table import console
+from pympa.command import Parser, complain, count
+from pympa.errors import RefusedError
+from pympa.kernels.cpu import supported_isas
 from pympa.spec import DTYPES
 from pympa.verify import TOLERANCE
 
-Array: TypeAlias = NDArray[Any]
-
-_CHECKED_ROWS = 16
-_SHAPES = ((2048, 2048, 2048), (512, 4096, 1024), (1, 4096, 4096))  # m, n, k
-_HEAD_DIMS = (64, 128, 512)
-_TOKENS = (2048, 4096)
-_PIPE_COLUMNS = 125
-_LINE_BYTES = 64
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_INT_MAX = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Case:
-    """One kernel on one shape, ready to run.
+class CheckError(Exception):
+    """A kernel's result is off by more than its tolerance."""
 
-    Attributes:
-        kernel: "linear" or "attention".
-        dtype: element type.
-        head_dim: 0 for linear.
-        causal: whether later keys are masked; False for linear.
-        tokens: rows.
-        shape: the whole shape in words.
-        flops: useful floating-point operations of one run.
-        run: runs the kernel once.
-        error: relative error of the sampled rows after a run.
-        peer: runs torch's counterpart once, or None.
+
+def measure_cores(dtype: str, isa: str, threads: int) -> Machine:
+    """Measure what one core does at best, times `threads`."""
+    core = measure_core(dtype, isa)
+    return Machine(threads * core.flops_per_second, threads * core.bytes_per_second)
+
+
+def least_seconds(case: Case, cores: Machine) -> tuple[float, float]:
+    """Return what a run takes at least: for its flops, and for its bytes."""
+    return case.flops / cores.flops_per_second, case.bytes / cores.bytes_per_second
+
+
+def _title(case: Case, dtype: str) -> str:
+    words = [case.kernel, dtype, case.shape]
+    if case.head_dim is not None:
+        words.append(f"head_dim={case.head_dim}")
+    return " ".join(words + (["causal"] if case.causal else []))
+
+
+def check(case: Case, dtype: str) -> float:
+    """Run a case once and return its relative error.
+
+    Raises:
+        CheckError: it is more than the dtype's tolerance, or NaN.
     """
-
-    kernel: str
-    dtype: str
-    head_dim: int
-    causal: bool
-    tokens: int
-    shape: str
-    flops: int
-    run: Callable[[], None]
-    error: Callable[[], float]
-    peer: Callable[[], None] | None
+    case.run()
+    error = case.error()
+    if not error <= TOLERANCE[dtype]:
+        raise CheckError(
+            f"{_title(case, dtype)}: relative error: expected at most {TOLERANCE[dtype]:g}, "
+            f"got {error:g}; not timed"
+        )
+    return error
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Median, minimum and maximum of some runs, in seconds."""
-
-    median: float
-    min: float
-    max: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One measured case, as written to the output file."""
-
-    kernel: str
-    dtype: str
-    head_dim: int
-    causal: bool
-    tokens: int
-    shape: str
-    isa: str
-    threads: int
-    iterations: int
-    flops: int
-    step_seconds: Seconds
-    gflops: float
-    peak_fraction: float
-    peer_seconds: Seconds | None
-    peer_ratio: float | None
-    error: float
-    tolerance: float
-    checked_rows: int
+def alternate(
+    run: Callable[[], Any], peer: Callable[[], Any] | None, iterations: int
+) -> tuple[Seconds, Seconds | None]:
+    """Time runs and as many of the peer, in turn, after one of the peer to warm it up."""
+    if peer is None:
+        return _summary([_elapsed(run) for _ in range(iterations)]), None
+    peer()
+    pairs = [(_elapsed(run), _elapsed(peer)) for _ in range(iterations)]
+    ours, theirs = zip(*pairs, strict=True)
+    return _summary(ours), _summary(theirs)
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    return rng.standard_normal(shape, np.float32).astype(DTYPES[dtype])
-
-
-def _aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """Return `size` bytes that start on a cache line, as an arena would give them."""
-    buffer = np.empty(size + _LINE_BYTES, np.uint8)
-    start = -buffer.ctypes.data % _LINE_BYTES
-    return buffer[start : start + size]
-
-
-def _relative_error(got: Array, want: Array) -> float:
-    return float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want))
-
-
-def _torch(threads: int) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise SystemExit("--against torch: torch is missing; pip install 'pympa[peers]'") from error
-    torch.set_num_threads(threads)
-    return torch
-
-
-def _tensor(torch: Any, array: Array) -> Any:
-    return torch.from_numpy(array.astype(np.float32)).to(getattr(torch, array.dtype.name))
-
-
-def _discard(function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[], None]:
-    def run() -> None:
-        function(*arguments, **options)
-
-    return run
-
-
-def linear_case(
-    shape: tuple[int, int, int], dtype: str, threads: int, isa: str, torch: Any
-) -> Case:
-    """Prepare x `[m, k]` times a packed weight `[n, k]`."""
-    m, n, k = shape
-    rng = np.random.default_rng(0)
-    x, weight = _normal(rng, (m, k), dtype), _normal(rng, (n, k), dtype)
-    packed = _aligned_bytes(_core.packed_weight_bytes(n, k, dtype, isa))
-    _core.pack_weight(weight, packed, isa)
-    out = np.empty((m, n), x.dtype)
-    workspace_bytes = _core.linear_workspace_bytes(m, n, k, dtype, False, threads, isa)
-    workspace = np.empty(workspace_bytes, np.uint8)
-    rows = np.unique(np.linspace(0, m - 1, _CHECKED_ROWS).astype(int))
-
-    def run() -> None:
-        _core.linear(x, packed, out, None, "none", None, None, workspace, threads, isa)
-
-    def error() -> float:
-        return _relative_error(out[rows], x[rows].astype(np.float64) @ weight.T.astype(np.float64))
-
-    peer = None
-    if torch is not None:
-        functional = torch.nn.functional
-        peer = _discard(functional.linear, _tensor(torch, x), _tensor(torch, weight))
-    return Case("linear", dtype, 0, False, m, f"{m}x{n}x{k}", 2 * m * n * k, run, error, peer)
-
-
-def _attention_error(q: Array, k: Array, v: Array, o: Array, causal: bool) -> float:
-    tokens, _, head_dim = q.shape
-    rows = np.unique(np.linspace(0, tokens - 1, _CHECKED_ROWS).astype(int))
-    want, _ = reference.attention(
-        q[rows].astype(np.float64),
-        k.astype(np.float64),
-        v.astype(np.float64),
-        rows,
-        np.arange(tokens),
-        kv_head_of_q=[0],
-        scale=head_dim**-0.5,
-        causal=causal,
-    )
-    return _relative_error(o[rows], want)
-
-
-def attention_case(
-    tokens: int, head_dim: int, causal: bool, dtype: str, threads: int, isa: str, torch: Any
-) -> Case:
-    """Prepare attention of one sequence, one head, with its state's reset and `finish`."""
-    rng = np.random.default_rng(0)
-    q, k, v = (_normal(rng, (tokens, 1, head_dim), dtype) for _ in range(3))
-    row_max = np.empty((tokens, 1), np.float32)
-    row_sum, lse = np.empty_like(row_max), np.empty_like(row_max)
-    out = np.empty((tokens, 1, head_dim), np.float32)
-    o = np.empty_like(q)
-    ranges, kv_head_of_q = np.array([[0, 0, tokens]], np.int64), np.zeros(1, np.int32)
-    workspace_bytes = _core.attention_workspace_bytes(head_dim, head_dim, dtype, threads, isa)
-    workspace = np.empty(workspace_bytes, np.uint8)
-    scale = head_dim**-0.5
-
-    def run() -> None:
-        row_max.fill(-np.inf)
-        row_sum.fill(0)
-        out.fill(0)
-        _core.attend_block(
-            q, k, v, ranges, ranges, row_max, row_sum, out, kv_head_of_q, scale, causal, 0, 0.0,
-            workspace, threads, isa,
-        )  # fmt: skip
-        _core.finish(row_max, row_sum, out, o, lse, threads, isa)
-
-    peer = None
-    if torch is not None:
-        tensors = [_tensor(torch, a).permute(1, 0, 2)[None].contiguous() for a in (q, k, v)]
-        attention = torch.nn.functional.scaled_dot_product_attention
-        peer = _discard(attention, *tensors, is_causal=causal)
-    area = tokens * (tokens + 1) // 2 if causal else tokens * tokens
-    return Case(
-        "attention", dtype, head_dim, causal, tokens, f"{tokens}x1x{head_dim}",
-        4 * area * head_dim, run, lambda: _attention_error(q, k, v, o, causal), peer,
-    )  # fmt: skip
-
-
-def cases(dtypes: Sequence[str], threads: int, isa: str, torch: Any) -> Iterator[Case]:
-    """Prepare every case in turn, so that only one case's arrays live at a time."""
-    for dtype in dtypes:
-        for shape in _SHAPES:
-            yield linear_case(shape, dtype, threads, isa, torch)
-        for head_dim in _HEAD_DIMS:
-            for causal in (False, True):
-                for tokens in _TOKENS:
-                    yield attention_case(tokens, head_dim, causal, dtype, threads, isa, torch)
-
-
-def _elapsed(run: Callable[[], None]) -> float:
+def _elapsed(run: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
@@ -235,125 +95,125 @@ def _summary(seconds: Sequence[float]) -> Seconds:
     return Seconds(statistics.median(seconds), min(seconds), max(seconds))
 
 
-def measure(case: Case, peak: float, iterations: int, threads: int, isa: str) -> Result:
-    """Check a case, then time it, alternating with its peer.
+def measure(case: Case, dtype: str, cores: Machine, options: argparse.Namespace) -> KernelRecord:
+    """Check a case, then time it.
 
     Args:
         case: what to run.
-        peak: flop/s of the multiply-add loop on as many cores.
-        iterations: timed runs of each side, after one warm-up.
-        threads: threads that the case was made for.
-        isa: instruction set that the case was made for.
+        dtype: that the case was made for.
+        cores: what they do at best in this dtype.
+        options: the command line's isa, threads and iterations.
 
     Raises:
-        SystemExit: if the error exceeds the dtype's tolerance; nothing unchecked is timed.
+        CheckError: see `check`.
     """
-    case.run()
-    error, tolerance = case.error(), TOLERANCE[case.dtype]
-    if not error <= tolerance:
-        raise SystemExit(
-            f"{case.kernel} {case.dtype} {case.shape}: relative error: "
-            f"expected at most {tolerance:g}, got {error:g}"
-        )
-    if case.peer is not None:
-        case.peer()
-    ours, peers = [], []
-    for _ in range(iterations):
-        ours.append(_elapsed(case.run))
-        if case.peer is not None:
-            peers.append(_elapsed(case.peer))
-    step = _summary(ours)
-    peer_seconds = _summary(peers) if peers else None
-    return Result(
+    error = check(case, dtype)
+    ours, peers = alternate(case.run, case.peer, options.iterations)
+    return KernelRecord(
         kernel=case.kernel,
-        dtype=case.dtype,
+        dtype=dtype,
         head_dim=case.head_dim,
         causal=case.causal,
         tokens=case.tokens,
         shape=case.shape,
-        isa=isa,
-        threads=threads,
-        iterations=iterations,
-        flops=case.flops,
-        step_seconds=step,
-        gflops=case.flops / step.median / 1e9,
-        peak_fraction=case.flops / step.median / peak,
-        peer_seconds=peer_seconds,
-        peer_ratio=None if peer_seconds is None else peer_seconds.median / step.median,
+        threads=options.threads,
+        seconds=ours,
+        gflops=case.flops / ours.median / 1e9,
+        gbytes_per_second=case.bytes / ours.median / 1e9,
+        peak_fraction=max(least_seconds(case, cores)) / ours.median,
+        torch_ratio=None if peers is None else peers.median / ours.median,
         error=error,
-        tolerance=tolerance,
-        checked_rows=min(case.tokens, _CHECKED_ROWS),
+        verified=True,
+        isa=options.isa,
+        iterations=options.iterations,
+        tolerance=TOLERANCE[dtype],
+        checked_rows=case.checked_rows,
     )
 
 
-def table(results: Sequence[Result], title: str) -> Table:
-    """Lay results out, one row a case."""
-    grid = Table(title=title, caption=f"error: relative, {_CHECKED_ROWS} sampled rows (or all)")
-    for name in ("kernel", "dtype", "shape", "head_dim", "causal"):
-        grid.add_column(name, no_wrap=True)
-    for name in ("tokens", "GFLOP/s", "min..max", "peak", "torch", "error"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        step = result.step_seconds
-        slowest, fastest = result.flops / step.max / 1e9, result.flops / step.min / 1e9
-        attention = result.kernel == "attention"
-        grid.add_row(
-            result.kernel,
-            result.dtype,
-            result.shape,
-            str(result.head_dim) if attention else "-",
-            ("yes" if result.causal else "no") if attention else "-",
-            str(result.tokens),
-            f"{result.gflops:.0f}",
-            f"{slowest:.0f}..{fastest:.0f}",
-            f"{result.peak_fraction:.0%}",
-            "-" if result.peer_ratio is None else f"{result.peer_ratio:.2f}x",
-            f"{result.error:.1e}",
-        )
-    return grid
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pympa.bench.kernels", description="Check and time the CPU kernels."
-    )
-    parser.add_argument("--against", choices=["torch"], help="alternate with a peer")
-    parser.add_argument("--threads", type=int, default=1, help="threads of a kernel (default 1)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="only this dtype (default: all)")
-    parser.add_argument(
-        "--isa", choices=_core.supported_isas(), default=_core.supported_isas()[0],
-        help="instruction set (default: the best)",
-    )  # fmt: skip
-    parser.add_argument("--iterations", type=int, default=7, help="timed runs (default 7)")
-    parser.add_argument("--output", type=argparse.FileType("w"), help="JSON lines, one a case")
+def build_parser(prog: str = "python -m pympa.bench.kernels") -> Parser:
+    """Return the parser of the command line."""
+    isas = supported_isas()
+    parser = Parser(prog=prog, description="Check and time the CPU kernels.", add_help=False)
+    add = parser.add_argument
+    add("-h", "--help", action="store_true", help="show this and exit")
+    add("--against", choices=["torch"], help="alternate with a peer")
+    add("--threads", type=count(1), default=1, metavar="N", help="threads of a kernel (1)")
+    add("--dtype", choices=list(DTYPES), help="only this dtype; default: all")
+    add("--kernel", choices=list(CASES), help="only these kernels; default: all")
+    add("--isa", choices=isas, default=isas[0], help="instruction set; default: the best")
+    add("--iterations", type=count(1), default=7, metavar="N", help="timed runs (7)")
+    add("--output", metavar="FILE.jsonl", help="append one JSON line for each case")
     return parser
 
 
+def import_torch(threads: int) -> Any:
+    """Return torch, on `threads` threads and without gradients.
+
+    torch allocates each result. The C library would give large ones back to the system at once,
+    and new pages would cost torch more than a norm does (5 times here); so freed memory is kept
+    in the process, where torch finds it again, as our kernels find the arena.
+
+    Raises:
+        RefusedError: torch does not import.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise RefusedError(f"--against torch: {error}; pip install 'pympa[peers]'") from None
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, _INT_MAX)
+    return torch
+
+
+def run(options: argparse.Namespace, output: BinaryIO | None) -> None:
+    """Run the cases that the options name; append to `output`, then print a table of each dtype.
+
+    Raises:
+        CheckError: see `check`; nothing after that case is run.
+        RefusedError: see `import_torch`.
+    """
+    torch = import_torch(options.threads) if options.against == "torch" else None
+    names = [options.kernel] if options.kernel else list(CASES)
+    for dtype in [options.dtype] if options.dtype else list(DTYPES):
+        cores = measure_cores(dtype, options.isa, options.threads)
+        measured: list[Measured] = []
+        for make in (make for name in names for make in CASES[name]):
+            case = make(Workbench(dtype, options.isa, options.threads, torch))
+            print(_title(case, dtype), file=sys.stderr, flush=True)
+            record = measure(case, dtype, cores, options)
+            flop_seconds, byte_seconds = least_seconds(case, cores)
+            measured.append((record, "compute" if flop_seconds > byte_seconds else "memory"))
+            if output is not None:
+                output.write(msgspec.json.encode(record) + b"\n")
+                output.flush()
+        title = (
+            f"{dtype}, {options.isa}, threads: {options.threads}, roofline: "
+            f"{cores.flops_per_second / 1e9:,.0f} GFLOP/s, "
+            f"{cores.bytes_per_second / 1e9:,.1f} GB/s"
+        )
+        console().print(result_table(title, measured))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark from the command line."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    for name in ("threads", "iterations"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    output: TextIO | None = options.output
-    torch = _torch(options.threads) if options.against == "torch" else None
-    dtypes = [options.dtype] if options.dtype else list(DTYPES)
-    peaks = {dtype: _core.fma_peak(dtype, options.isa, 0.5) * options.threads for dtype in dtypes}
-    # Rich takes a pipe for 80 columns wide, too few for this table.
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_COLUMNS)
-    progress = Console(stderr=True)
-    results = []
-    for case in cases(dtypes, options.threads, options.isa, torch):
-        progress.print(f"{case.kernel} {case.dtype} {case.shape} causal={case.causal}")
-        peak = peaks[case.dtype]
-        result = measure(case, peak, options.iterations, options.threads, options.isa)
-        results.append(result)
-        if output is not None:
-            print(json.dumps({"schema": 1, **asdict(result)}), file=output, flush=True)
-    peak_text = ", ".join(f"{dtype} {peak / 1e9:.0f}" for dtype, peak in peaks.items())
-    title = f"{options.isa}, {options.threads} thread(s); peak GFLOP/s: {peak_text}"
-    console.print(table(results, title))
+    """Run the benchmark; return 0, 1 if a kernel is wrong, 2 if the request cannot be done."""
+    try:
+        options = build_parser().parse_args(arguments)
+        if options.help:
+            print(build_parser().format_help())
+            return 0
+        with ExitStack() as stack:
+            output = options.output and stack.enter_context(open(options.output, "ab"))
+            run(options, output)
+    except CheckError as error:
+        complain(error)
+        return 1
+    except (RefusedError, OSError) as error:
+        return complain(error)
     return 0
 
 

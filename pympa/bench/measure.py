@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pympa import _core
 from pympa.accounting import roofline_seconds, step_flops
 from pympa.bench.experiment import PlannedRun
+from pympa.bench.machine import Machine, measure_core
 from pympa.bench.memory import process_peak_bytes, reset_process_peak
 from pympa.bench.record import Record, by_rank, environment, spread
 from pympa.bench.truth import Job, Truth
@@ -22,9 +22,6 @@ from pympa.session import Session
 from pympa.verify import Verdict
 
 CLEARLY_SLOWER = 0.95
-_PEAK_SECONDS = 0.02
-_PEAK_TRIES = 10  # the machine may be busy for a moment; a peak is what it can do at best
-_BANDWIDTH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -45,23 +42,9 @@ class Timing:
     received: Counter[tuple[str, int]]
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What one core can do, measured in this run: flop/s and bytes/s read."""
-
-    flops_per_second: float
-    bytes_per_second: float
-
-
 def measure_machine(session: Session, dtype: str) -> Machine:
     """Measure one core on rank 0 while the others wait. Collective."""
-    machine = None
-    if session.rank == 0:
-        best = range(_PEAK_TRIES)
-        machine = Machine(
-            max(_core.fma_peak(dtype, session.isa, _PEAK_SECONDS) for _ in best),
-            max(_core.read_bandwidth(_BANDWIDTH_BYTES, _PEAK_SECONDS) for _ in best),
-        )
+    machine = measure_core(dtype, session.isa) if session.rank == 0 else None
     measured: Machine = session.world.gather_objects(machine)[0]
     return measured
 
