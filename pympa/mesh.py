@@ -99,10 +99,9 @@ def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
     narrowest = min(spec.vocabulary, *(layer.mlp_hidden for layer in layers))
     if plan.tp > narrowest:
         return f"tp={plan.tp} splits MLP columns and vocabulary; the narrowest has {narrowest}"
-    if plan.dim > 1:
-        return f"dim={plan.dim}: this version splits whole heads only (dim=1)"
-    if plan.ep > 1 or plan.etp > 1:
-        return f"ep={plan.ep},etp={plan.etp}: this version runs dense layers only (ep=1,etp=1)"
+    missing = missing_axis(plan)
+    if missing is not None:
+        return missing
     if any(layer.experts for layer in layers):
         return "the model has experts; this version runs dense layers only"
     if plan.cp > 1 and plan.balance == "zigzag" and any(layer.window for layer in layers):
@@ -112,6 +111,15 @@ def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
             f"micro_batches={plan.micro_batches} cuts sequences ({sequences} over dp={plan.dp}), "
             "which needs a causal model"
         )
+    return None
+
+
+def missing_axis(plan: Plan) -> str | None:
+    """Return what this version cannot do of any model, or None."""
+    if plan.dim > 1:
+        return f"dim={plan.dim}: this version splits whole heads only (dim=1)"
+    if plan.ep > 1 or plan.etp > 1:
+        return f"ep={plan.ep},etp={plan.etp}: this version runs dense layers only (ep=1,etp=1)"
     return None
 
 

@@ -27,13 +27,14 @@ from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.layout import Layout, split_batch, split_tokens
-from pympa.mesh import Mesh, Plan, PlanError, parse_plan
+from pympa.mesh import Mesh, Plan, PlanError, missing_axis, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
 from pympa.trace import Trace
 from pympa.transport import WORLD, Traffic, Transport, TransportError
 
 T = TypeVar("T")
+ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
 _STAGGER_SECONDS = 0.02  # ranks that fail together speak in turn; the first one ends the job
 
 
@@ -84,6 +85,8 @@ class Session:
             self._comm, timeout_seconds=self.timeout_seconds, naps=self.oversubscribed
         )
         self.rank, self.size = self._endpoint.rank, self._endpoint.size
+        if self._owns_job:
+            sys.excepthook = _one_voice(self.rank, sys.excepthook)
         world = range(self.size)
         self.world = Transport(self._endpoint, WORLD, world, Arena(), Trace(), Traffic())
         try:
@@ -204,8 +207,11 @@ class Session:
             o `[rows, heads, v_head_dim]` of q's dtype, lse float32 `[rows, heads]` (natural log).
 
         Raises:
-            ValueError: arrays that fit neither each other nor the layout.
+            ValueError: arrays that fit neither each other nor the layout, or a window with the
+                zigzag order, which undoes it.
         """
+        if window is not None and self.plan.cp > 1 and self.plan.balance == "zigzag":
+            raise ValueError(f"plan {self.plan}: a window needs balance=contiguous; got zigzag")
         layouts = self.layouts(lengths)
         own = self.layout(lengths)
         if not len(q) == len(k) == len(v) == own.rows:
@@ -240,6 +246,9 @@ class Session:
         plan = parse_plan(plan) if isinstance(plan, str) else plan
         if plan.world != self.size:
             raise PlanError(f"plan {plan} takes {plan.world} ranks; this session has {self.size}")
+        missing = missing_axis(plan)
+        if missing is not None:
+            raise PlanError(f"plan {plan}: {missing}")
         return plan
 
     def _common_isa(self) -> str:
@@ -262,6 +271,18 @@ def _cores(comm: Any, threads: int) -> tuple[int, bool]:
         ranks[node] += 1
     crowded = any(ranks[node] * threads > len(cores[node]) for node in cores)
     return sum(map(len, cores.values())), crowded
+
+
+def _one_voice(rank: int, hook: ExceptHook) -> ExceptHook:
+    """Return an excepthook for refusals, which all ranks raise: rank 0 prints one line."""
+
+    def refuse(kind: type[BaseException], error: BaseException, where: Any) -> None:
+        if not isinstance(error, RefusedError):
+            hook(kind, error, where)
+        elif rank == 0:
+            print(f"pympa: {error}", file=sys.stderr, flush=True)
+
+    return refuse
 
 
 def _tell(rank: int, error: BaseException) -> None:

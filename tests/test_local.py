@@ -52,6 +52,11 @@ def test_masks(spec, size):
         assert worlds.judge(spec, outputs).passed, str(plan)
 
 
+@pytest.mark.parametrize("plan", [Plan(tp=5), Plan(tp=2, cp=2), Plan(tp=6, pp=2)], ids=str)
+def test_one_kv_head_for_all_tp_ranks(plan):
+    LocalWorld(plan.world, seed=1).run(lambda e: checks.plan_is_exact(e, worlds.MULTI_QUERY, plan))
+
+
 def test_window_stops_the_ring():
     spec, lengths = worlds.WINDOWED, (64,)
     plan = Plan(cp=8, balance="contiguous")

@@ -20,6 +20,16 @@ def test_the_program_runs(tmp_path: Path):
     assert job.out.count("(1024, 8, 64)") == 4
 
 
+def test_the_program_on_another_number_of_ranks_says_so_once(tmp_path: Path):
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    path = tmp_path / "ring.py"
+    path.write_text(program)
+    job = conftest.run_job(3, str(path))
+    assert job.status != 0
+    assert job.err.count("pympa: plan cp=4 takes 4 ranks; this session has 3") == 1
+    assert "Traceback" not in job.err
+
+
 def test_options_are_listed():
     helped = conftest.run_job(1, "-m", "pympa.bench", "--help")
     options = set(re.findall(r"--[a-z-]+", helped.out)) - {"--help"}

@@ -53,6 +53,11 @@ NOT_CAUSAL = ModelSpec(
     causal=False,
     layers=(LayerSpec(repeat=2, heads=4, head_dim=8, mlp_hidden=64),),
 )
+MULTI_QUERY = ModelSpec(
+    d_model=32,
+    vocabulary=256,
+    layers=(LayerSpec(repeat=2, heads=6, kv_heads=1, head_dim=8, mlp_hidden=64),),
+)
 LENGTHS = (37, 1, 20, 9)
 
 

@@ -100,6 +100,30 @@ def test_session_refuses_a_plan_of_another_size():
         Session(f"cp={SIZE + 1}").__enter__()
 
 
+def test_session_refuses_what_this_version_lacks():
+    if SIZE == 1:
+        pytest.skip("dim=1 splits nothing")
+    with pytest.raises(RefusedError, match="whole heads only"):
+        Session(f"dim={SIZE}").__enter__()
+
+
+def test_session_windows():
+    if SIZE == 1:
+        pytest.skip("one rank has no order to choose")
+    rng = np.random.default_rng(1)
+    q = rng.standard_normal((sum(worlds.LENGTHS), 2, 8), np.float32)
+    with Session(f"cp={SIZE}") as session:
+        rows = session.layout(worlds.LENGTHS).global_rows(worlds.LENGTHS)
+        with pytest.raises(ValueError, match="a window needs balance=contiguous"):
+            session.ring_attention(*[q[rows]] * 3, lengths=worlds.LENGTHS, window=5)
+    with Session(f"cp={SIZE},balance=contiguous") as session:
+        rows = session.layout(worlds.LENGTHS).global_rows(worlds.LENGTHS)
+        o, _ = session.ring_attention(*[q[rows]] * 3, lengths=worlds.LENGTHS, window=5)
+    with Session("tp=1", comm=MPI.COMM_SELF) as alone:
+        expected, _ = alone.ring_attention(q, q, q, lengths=worlds.LENGTHS, window=5)
+    np.testing.assert_allclose(o, expected[rows], atol=2e-6)
+
+
 def test_a_message_that_never_comes_has_a_deadline(world):
     if SIZE == 1:
         pytest.skip("needs a rank to wait for")
