@@ -80,7 +80,7 @@ class Session:
         self.total_cores, self.oversubscribed = _cores(self._comm, self.threads)
         if self._owns_job:
             unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
-        self.library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+        self.mpi_library = " ".join(MPI.Get_library_version().split("\n")[0].split())
         self._endpoint = MpiEndpoint(
             self._comm, timeout_seconds=self.timeout_seconds, naps=self.oversubscribed
         )

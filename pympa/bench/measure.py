@@ -222,6 +222,6 @@ def _record(
             cores=session.total_cores,
             isa=session.isa,
             threads=session.threads,
-            mpi=session.library,
+            mpi=session.mpi_library,
         ),
     )
