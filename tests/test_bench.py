@@ -170,3 +170,22 @@ def test_a_failed_verification_is_told_and_not_timed(tiny, tmp_path):
     assert job.status == 1
     assert "plan tp=2 failed verification" in job.err
     assert [r.plan for r in records(output)] == ["cp=2"]
+
+
+def test_a_batch_too_large_for_the_oracle_is_sampled(tiny, tmp_path):
+    output, driver = tmp_path / "r.jsonl", tmp_path / "driver.py"
+    driver.write_text(
+        "import sys\n"
+        "from pympa.bench import truth\n"
+        "from pympa.bench.__main__ import main\n"
+        "truth.WHOLE_ORACLE_FLOPS = 0\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    job = conftest.run_job(2, str(driver), str(tiny), "--output", str(output))
+    assert job.status == 0, job.err
+    assert job.out.count("sampled rows checked") == 2
+    for record in records(output):
+        assert record.verified
+        assert 1 < record.sampled_rows <= 32
+        assert record.error <= record.tolerance == 2e-6
+        assert record.error_one_rank is None

@@ -130,6 +130,8 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
                 f"{parse_plan(plan).micro_batches}: {tps:,.0f}" for plan, tps in r.searched.items()
             )
             lines.append(f"{r.role}: best of these micro_batches and their tps: {tried}")
+        if r.sampled_rows is not None:
+            lines.append(f"{r.plan}: {r.sampled_rows} sampled rows checked; the oracle is too long")
         if r.bubble_fraction is not None:
             lines.append(f"{r.plan}: pipeline bubble {r.bubble_fraction:.1%} of the step")
         if r.published_tps and r.published_tpot_ms:
