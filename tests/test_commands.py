@@ -117,6 +117,7 @@ def test_compare_from_the_console(tmp_path):
     job = console("compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
     assert job.status == 0, job.err
     assert "1.500" in job.out
+    assert "noise within its run only" in job.out
     assert "faster" in job.out
     (tmp_path / "b.jsonl").write_bytes(b'{"schema":1}\n')
     broken = console("compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
@@ -147,6 +148,8 @@ def test_info(ranks):
     for word in ("Python", "MPI", "threads multiple", shown, "instruction sets", "caches", "GiB"):
         assert job.out.count(word) >= 1, word
     assert job.out.count("mpi4py") == 1
+    for extra in re.findall(r"to get it: (.*?) \(", job.out):
+        assert re.fullmatch(r"pip install 'pympa\[\w+\]'", extra)
 
 
 def test_a_world_of_one_in_a_slurm_step_of_many():

@@ -23,7 +23,8 @@ class Comparison:
         plans: the plan in each run (a searched number of micro-batches may differ).
         tps: median tokens/s of each run.
         ratio: second over first.
-        noise: half the spread of the steps of both runs, relative: what a ratio must pass.
+        noise: half the spread of both runs, relative: what a ratio must pass.
+        single: some run has one record, so the noise is that of its steps.
     """
 
     key: Key
@@ -31,6 +32,7 @@ class Comparison:
     tps: tuple[float, float]
     ratio: float
     noise: float
+    single: bool
 
     @property
     def verdict(self) -> str:
@@ -85,6 +87,9 @@ def _print_comparison(before: str | None, after: str | None) -> int:
             f"±{c.noise:.1%}",
             c.verdict,
         )
+    if any(c.single for c in found):
+        table.caption = "one record of a plan: noise within its run only; --repeat shows the rest"
+        table.caption_justify = "left"
     console().print(table)
     return 0
 
@@ -111,6 +116,7 @@ def _paired(key: Key, before: Sequence[Record], after: Sequence[Record]) -> Comp
         (tps[0], tps[1]),
         tps[1] / tps[0],
         max(_noise(before), _noise(after)),
+        min(len(before), len(after)) == 1,
     )
 
 
@@ -120,7 +126,7 @@ def _noise(records: Sequence[Record]) -> float:
         seconds = [r.step_seconds.median for r in records]
         low, high = min(seconds), max(seconds)
     else:
-        low, high = records[0].step_seconds.p10, records[0].step_seconds.p90
+        low, high = records[0].step_seconds.min, records[0].step_seconds.max
     return (high - low) / 2 / statistics.median(r.step_seconds.median for r in records)
 
 

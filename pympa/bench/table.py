@@ -19,7 +19,8 @@ _WIDTH_WITHOUT_TERMINAL = 150
 
 def console() -> Console:
     """Return a console on standard output; wide where that is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
+    return Console(width=width, markup=False)
 
 
 def experiment_list(experiments: dict[str, Experiment]) -> Table:
