@@ -9,10 +9,12 @@ message that never comes) prints one message and ends the whole job.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import platform
 import sys
+import termios
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -35,7 +37,9 @@ from pympa.transport import WORLD, Traffic, Transport, TransportError
 
 T = TypeVar("T")
 ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
-_STAGGER_SECONDS = 0.02  # ranks that fail together speak in turn; the first one ends the job
+_STAGGER_SECONDS = 0.1  # ranks that fail together speak in turn; the first one ends the job
+_LONGEST_STAGGER_SECONDS = 2.0
+_FORWARD_SECONDS = 0.05  # what a launcher takes to pass on a line that it has read
 
 
 class Session:
@@ -108,8 +112,9 @@ class Session:
         if error is None or isinstance(error, RefusedError):
             self._endpoint.close()
         elif self._owns_job:
-            time.sleep(_STAGGER_SECONDS * self.rank)
+            time.sleep(min(_STAGGER_SECONDS * self.rank, _LONGEST_STAGGER_SECONDS))
             _tell(self.rank, error)
+            _wait_until_read()
             self._abort(1)
             os._exit(1)  # some libraries return from Abort; nothing may be printed twice
 
@@ -294,3 +299,18 @@ def _tell(rank: int, error: BaseException) -> None:
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     print(f"pympa: rank {rank}: {text}", file=sys.stderr, flush=True)
+
+
+def _wait_until_read() -> None:
+    """Give the launcher time to read standard error: an abort would lose what it has not read."""
+    deadline = time.monotonic() + 10 * _FORWARD_SECONDS
+    unread = bytearray(4)
+    try:
+        while time.monotonic() < deadline:
+            fcntl.ioctl(sys.stderr.fileno(), termios.FIONREAD, unread)
+            if not any(unread):
+                break
+            time.sleep(_FORWARD_SECONDS / 10)
+    except (OSError, ValueError):
+        return  # neither a pipe nor a terminal: nobody has to read it
+    time.sleep(_FORWARD_SECONDS)
