@@ -54,6 +54,7 @@ def linear(
     activation: str,
     residual: Array | None,
     branch: Array | None,
+    group_rows: Int64 | None,
     workspace: Bytes,
     threads: int,
     isa: str,
@@ -65,12 +66,14 @@ def linear(
 
     Args:
         x: `[m, k]`.
-        packed: the packed `[n, k]` weight of x's dtype.
+        packed: the packed `[n, k]` weight of x's dtype; `[groups, bytes]` with `group_rows`.
         out: `[m, n]` of x's dtype, or float32 (then nothing is rounded); may be `residual`.
-        bias: `[n]` of x's dtype.
+        bias: `[n]` of x's dtype; `[groups, n]` with `group_rows`.
         activation: "none", "gelu" (erf), "gelu_tanh" or "silu".
         residual: `[m, n]` of out's dtype.
         branch: `[m, n]` of out's dtype; receives b.
+        group_rows: `[groups]`, adding up to m, or None: consecutive rows that have a weight and a
+            bias of their own.
         workspace: see `linear_workspace_bytes`.
         threads: OpenMP threads.
         isa: instruction set.
@@ -84,6 +87,7 @@ def gated_linear(
     bias_gate: Array | None,
     bias_up: Array | None,
     activation: str,
+    group_rows: Int64 | None,
     workspace: Bytes,
     threads: int,
     isa: str,
@@ -209,14 +213,87 @@ def norm(
         isa: instruction set.
     """
 
-def embed(ids: Int32, table: Array, first_row: int, out: Array, threads: int, isa: str) -> None:
-    """Copy out[r] = table[ids[r] - first_row]; zeros for ids outside the table's rows.
+def gather_rows(
+    source: Array, index: Int32, out: Array, first_row: int, threads: int, isa: str
+) -> None:
+    """Copy out[r] = source[index[r] - first_row]; zeros where that is no row of the source.
 
     Args:
-        ids: `[rows]`.
-        table: `[table_rows, columns]`, the vocabulary's rows from `first_row` on.
-        first_row: id of the table's first row.
+        source: `[source_rows, columns]`, a table (or a share of one) from `first_row` on.
+        index: `[rows]`.
         out: `[rows, columns]`.
+        first_row: index of the source's first row.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def select_experts(
+    logits: Float32, experts: Int32, weights: Float32, renormalize: bool, threads: int, isa: str
+) -> int:
+    """Choose the experts of each row: softmax, then its largest entries, ties to the lower id.
+
+    Args:
+        logits: `[rows, experts]`.
+        experts: `[rows, choices]`; receives the chosen ids, ascending.
+        weights: `[rows, choices]`; receives their probabilities.
+        renormalize: divide the probabilities by their sum over the row's choices.
+        threads: OpenMP threads.
+        isa: instruction set.
+
+    Returns:
+        The first row with a logit that is not finite, or -1. Such rows get the first ids, and
+        weights of 0.
+    """
+
+def sort_rows(experts: Int32, counts: Int64, sources: Int32, places: Int32) -> None:
+    """Sort all pairs (row, choice) by expert, stably.
+
+    Args:
+        experts: `[rows, choices]`; -1 leaves a pair out.
+        counts: `[experts]`; receives the pairs of each expert.
+        sources: `[rows * choices]`; receives the row of each pair in the new order, and nothing
+            after the last.
+        places: `[rows, choices]`; receives each pair's index in the new order, or -1.
+    """
+
+def count_experts(experts: Int32, segment_rows: Int64, counts: Int64) -> None:
+    """Count the pairs (row, choice) of each expert in each segment of consecutive rows.
+
+    Args:
+        experts: `[rows, choices]`; -1 counts nowhere.
+        segment_rows: `[segments]`, adding up to `rows`.
+        counts: `[segments, experts]`; receives the counts.
+    """
+
+def drop_overflow(experts: Int32, segment_rows: Int64, used: Int64, capacity: Int64) -> None:
+    """Drop (-1) each pair (row, choice), row by row, whose expert is full in its segment.
+
+    Args:
+        experts: `[rows, choices]`, in place; -1 takes no room.
+        segment_rows: `[segments]`, adding up to `rows`.
+        used: `[segments, experts]`, in place: room taken so far.
+        capacity: `[segments]`: room of each expert.
+    """
+
+def combine_rows(
+    rows: Array,
+    places: Int32,
+    weights: Float32,
+    base: Array | None,
+    out: Array,
+    threads: int,
+    isa: str,
+) -> None:
+    """Compute out[r] = round(sum over c of weights[r, c] * rows[places[r, c]], + base[r]).
+
+    The sum is float32, from zero, by ascending c, fused where `isa` can.
+
+    Args:
+        rows: `[sorted_rows, columns]`.
+        places: `[rows, choices]`; -1 adds nothing.
+        weights: `[rows, choices]`.
+        base: `[rows, columns]`.
+        out: `[rows, columns]`; may be `base`.
         threads: OpenMP threads.
         isa: instruction set.
     """

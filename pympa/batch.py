@@ -25,6 +25,8 @@ class MicroBatch:
         position_rows: index of each row's position in `Batch.positions`, int32.
         last_rows: rows that hold the last token of their sequence, int32.
         last_sequences: which sequences these end.
+        lengths: tokens of each sequence of the whole batch.
+        most_rows: rows of the rank that has most of them in this micro-batch.
     """
 
     layouts: tuple[Layout, ...]
@@ -33,6 +35,8 @@ class MicroBatch:
     position_rows: NDArray[np.int32]
     last_rows: NDArray[np.int32]
     last_sequences: tuple[int, ...]
+    lengths: tuple[int, ...]
+    most_rows: int
 
     @property
     def layout(self) -> Layout:
@@ -61,15 +65,20 @@ def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: i
     """Split sequences of token ids over the mesh, as the rank at `mesh` sees them."""
     plan, index = mesh.plan, mesh.coordinate("cp")
     lengths = tuple(len(sequence) for sequence in ids)
-    mine = split_batch(lengths, plan.dp)[mesh.coordinate("dp")]
+    groups = split_batch(lengths, plan.dp)
+    mine = groups[mesh.coordinate("dp")]
+    parts = [split_micro_batches(group, micro_batches) for group in groups]
     shares = [
-        tuple(split_tokens(part, plan.cp, plan.balance))
-        for part in split_micro_batches(mine, micro_batches)
+        tuple(split_tokens(part, plan.cp, plan.balance)) for part in parts[mesh.coordinate("dp")]
+    ]
+    most_rows = [
+        max(share.rows for part in turn for share in split_tokens(part, plan.cp, plan.balance))
+        for turn in zip(*parts, strict=True)
     ]
     spans = {(r.start, r.length) for share in shares for r in share[index].ranges}
     positions = np.unique(_joined([np.arange(a, a + n) for a, n in spans], np.int64))
 
-    def micro_batch(layouts: tuple[Layout, ...]) -> MicroBatch:
+    def micro_batch(layouts: tuple[Layout, ...], most_rows: int) -> MicroBatch:
         layout = layouts[index]
         ends = layout.sequence_ends(lengths)
         tokens = [ids[r.sequence][r.start : r.start + r.length] for r in layout.ranges]
@@ -81,10 +90,13 @@ def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: i
             _joined(rows, np.int32),
             np.array([row for _, row in ends], np.int32),
             tuple(sequence for sequence, _ in ends),
+            lengths,
+            most_rows,
         )
 
     keeps_kv = streams_tokens(mine, micro_batches)
-    return Batch(lengths, tuple(map(micro_batch, shares)), keeps_kv, positions)
+    micro_batched = tuple(map(micro_batch, shares, most_rows))
+    return Batch(lengths, micro_batched, keeps_kv, positions)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:

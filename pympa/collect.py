@@ -16,8 +16,11 @@ from pympa.transport import Transport
 
 LOGITS = "logits"
 
+ROUTING = "routing"  # last part of the names of the experts that rows chose
+
 Outputs = dict[str, NDArray[Any]]
-"""By name, `[tokens, d_model]`, sequences end to end; "logits" is `[sequences, vocabulary]`."""
+"""By name, `[tokens, d_model]`, sequences end to end; "logits" is `[sequences, vocabulary]`, and
+"layers.0.routing" int32 `[tokens, top_k]`, before any drops."""
 
 
 def collect(
@@ -38,7 +41,7 @@ def collect(
     seen: list[tuple[str, Array, Layout]] = []
 
     def probe(name: str, array: Array, layout: Layout) -> None:
-        if model.mesh.coordinate("tp") == 0:
+        if model.mesh.coordinate("tp") == 0 or name.endswith(ROUTING):
             for first, last, kept in _rows_of(layout, only):
                 seen.append((name, array[first:last].copy(), kept))
 
@@ -60,16 +63,21 @@ def assemble(
     branches: Sequence[tuple[str, Array, Layout]],
     logits: Sequence[Logits],
 ) -> Outputs:
-    """Put all ranks' rows in their global places; rows that no rank sent stay NaN.
+    """Put all ranks' rows in their global places; rows that no rank sent stay NaN, or -1.
 
     Raises:
         ValueError: a row came twice.
     """
     names = [f"layers.{i}.{b}" for i in range(len(spec.blocks)) for b in ("attention", "mlp")]
-    dtype = branches[0][1].dtype if branches else np.dtype(np.float32)
-    outputs = {
+    floats = [array.dtype for name, array, _ in branches if not name.endswith(ROUTING)]
+    dtype = floats[0] if floats else np.dtype(np.float32)
+    outputs: Outputs = {
         name: np.full((sum(lengths), spec.d_model), np.nan, dtype) for name in [*names, "output"]
     }
+    for index, layer in enumerate(spec.blocks):
+        if layer.experts:
+            experts = np.full((sum(lengths), layer.top_k), -1, np.int32)
+            outputs[f"layers.{index}.{ROUTING}"] = experts
     filled = {name: np.zeros(sum(lengths), bool) for name in outputs}
     for name, array, layout in branches:
         rows = layout.global_rows(lengths)

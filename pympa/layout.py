@@ -58,6 +58,15 @@ class Layout:
             at += r.length
         return Layout(tuple(kept))
 
+    def cut(self, length: int) -> list[Range]:
+        """Return the ranges cut wherever a position is a multiple of `length`."""
+        cuts = []
+        for r in self.ranges:
+            for start in range(r.start // length * length, r.start + r.length, length):
+                first, last = max(start, r.start), min(start + length, r.start + r.length)
+                cuts.append(Range(r.sequence, first, last - first))
+        return cuts
+
     def then(self, other: Layout) -> Layout:
         """Return this layout followed by `other`; ranges that continue each other become one."""
         ranges = list(self.ranges)
@@ -121,3 +130,9 @@ def split_tokens(layout: Layout, parts: int, balance: Balance) -> list[Layout]:
                 ranks[owner].append(Range(r.sequence, r.start + low, high - low))
     joined = (Layout(()).then(Layout(tuple(ranges))) for ranges in ranks)
     return list(joined)
+
+
+def groups_span(layouts: Sequence[Layout], length: int) -> bool:
+    """Tell whether some group of `length` positions has rows in more than one layout."""
+    keys = [{(r.sequence, r.start // length) for r in layout.cut(length)} for layout in layouts]
+    return sum(map(len, keys)) > len(set().union(*keys))

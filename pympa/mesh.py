@@ -1,24 +1,26 @@
 """Plans and the process mesh: which rank does what.
 
 A plan is one short string (`tp=8,pp=2`); the mesh places `pp·dp·cp·tp·dim` ranks on five named
-axes, pp slowest and dim fastest.
+axes, pp slowest and dim fastest. Layers with experts see the ranks of a stage in another way: as
+blocks of `ep·etp` neighbours, each block with all experts once, etp fastest.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from pympa.layout import Balance
-from pympa.spec import ModelSpec
+from pympa.spec import LayerSpec, ModelSpec
 
 AXES = ("pp", "dp", "cp", "tp", "dim")
+EXPERT_AXES = ("ep", "etp")
 _WRITTEN_ORDER = ("cp", "tp", "dim", "pp", "dp", "ep", "etp")
-FAMILIES = ("baseline", "ring")
+FAMILIES = ("baseline", "ring", "ring-ep", "experts")
 
 
 class PlanError(ValueError):
@@ -31,7 +33,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pp: pipeline stages (layers). dp: groups of sequences. cp: shares of a sequence's tokens.
         tp: groups of heads and of MLP columns. dim: slices of each head.
-        ep: groups of experts. etp: column slices inside an expert.
+        ep: groups of experts. etp: column slices inside an expert; None means as many as ranks
+            hold the same rows (tp·dim) if ep fits beside them (ep ≤ dp·cp), else 1.
         micro_batches: parts in time of a rank's batch; whole sequences if there are enough,
             else token chunks with K/V kept.
         balance: how `cp` splits a sequence.
@@ -43,17 +46,34 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tp: int = 1
     dim: int = 1
     ep: int = 1
-    etp: int = 1
+    etp: int | None = None
     micro_batches: int = 1
     balance: Balance = "zigzag"
 
     @property
     def world(self) -> int:
         """Ranks the plan takes."""
-        return self.pp * self.dp * self.cp * self.tp * self.dim
+        return self.pp * self.stage_ranks
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one pipeline stage."""
+        return self.dp * self.cp * self.tp * self.dim
+
+    @property
+    def expert_columns(self) -> int:
+        """Column slices inside an expert: `etp`, or what its default comes to."""
+        if self.etp is not None:
+            return self.etp
+        return self.tp * self.dim if self.ep <= self.dp * self.cp else 1
+
+    def degree(self, axis: str) -> int:
+        """Return the number of ranks along one of `AXES` or `EXPERT_AXES`."""
+        return self.expert_columns if axis == "etp" else int(getattr(self, axis))
 
     def __str__(self) -> str:
-        degrees = [f"{a}={getattr(self, a)}" for a in _WRITTEN_ORDER if getattr(self, a) > 1]
+        values = [(axis, getattr(self, axis)) for axis in _WRITTEN_ORDER]
+        degrees = [f"{a}={v}" for a, v in values if v is not None and (v > 1 or a == "etp")]
         if self.micro_batches != 1:
             degrees.append(f"micro_batches={self.micro_batches}")
         if self.balance != "zigzag":
@@ -96,14 +116,13 @@ def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
     fewest_heads = min(layer.heads for layer in layers)
     if plan.tp > fewest_heads:
         return f"tp={plan.tp} splits whole heads; the model has {fewest_heads}"
-    narrowest = min(spec.vocabulary, *(layer.mlp_hidden for layer in layers))
+    dense = (layer.mlp_hidden for layer in layers if not layer.experts)
+    narrowest = min([spec.vocabulary, *dense])
     if plan.tp > narrowest:
         return f"tp={plan.tp} splits MLP columns and vocabulary; the narrowest has {narrowest}"
-    missing = missing_axis(plan)
-    if missing is not None:
-        return missing
-    if any(layer.experts for layer in layers):
-        return "the model has experts; this version runs dense layers only"
+    rule = missing_axis(plan) or _broken_expert_rule(plan, layers)
+    if rule is not None:
+        return rule
     if plan.cp > 1 and plan.balance == "zigzag" and any(layer.window for layer in layers):
         return "balance=zigzag undoes a sliding window; use balance=contiguous"
     if not spec.causal and plan.micro_batches > max(sequences // plan.dp, 1):
@@ -114,12 +133,34 @@ def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
     return None
 
 
+def _broken_expert_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
+    """Return what is wrong with a plan's ep and etp, or None."""
+    ep, etp = plan.ep, plan.expert_columns
+    sparse = [layer for layer in layers if layer.experts]
+    if not sparse:
+        if ep > 1 or plan.etp not in (None, 1):
+            return f"ep={ep},etp={etp} split experts; the model has none"
+        return None
+    fewest = min(layer.experts for layer in sparse)
+    if ep > fewest:
+        return f"ep={ep} splits whole experts; the model has {fewest}"
+    narrowest = min(layer.mlp_hidden for layer in sparse)
+    if etp > narrowest:
+        return f"etp={etp} splits an expert's columns; the narrowest has {narrowest}"
+    if (plan.tp * plan.dim) % etp:
+        return (
+            f"etp={etp} splits experts over ranks that hold the same rows, so it divides "
+            f"tp·dim={plan.tp * plan.dim}"
+        )
+    if plan.stage_ranks % (ep * etp):
+        return f"ep·etp={ep}·{etp} divides dp·cp·tp·dim={plan.stage_ranks}, the ranks of a stage"
+    return None
+
+
 def missing_axis(plan: Plan) -> str | None:
     """Return what this version cannot do of any model, or None."""
     if plan.dim > 1:
         return f"dim={plan.dim}: this version splits whole heads only (dim=1)"
-    if plan.ep > 1 or plan.etp > 1:
-        return f"ep={plan.ep},etp={plan.etp}: this version runs dense layers only (ep=1,etp=1)"
     return None
 
 
@@ -152,13 +193,15 @@ def nearest_plans(
     """Return up to `count` plans that fit, by the summed |log2| ratio of their degrees."""
 
     def distance(other: Plan) -> float:
-        return sum(abs(math.log2(getattr(other, a) / getattr(plan, a))) for a in AXES)
+        axes = (*AXES, "ep")
+        return sum(abs(math.log2(getattr(other, a) / getattr(plan, a))) for a in axes)
 
     balance: Balance = "contiguous" if any(b.window for b in spec.blocks) else plan.balance
     micro_batches = plan.micro_batches if spec.causal else 1
     candidates = (
-        msgspec.structs.replace(candidate, micro_batches=micro_batches, balance=balance)
+        msgspec.structs.replace(candidate, micro_batches=micro_batches, balance=balance, ep=ep)
         for candidate in all_plans(world)
+        for ep in {1, plan.ep}
     )
     fitting = (p for p in candidates if broken_rule(p, spec, sequences) is None)
     return sorted(fitting, key=distance)[:count]
@@ -179,18 +222,29 @@ def family_plan(family: str, spec: ModelSpec, world: int) -> Plan:
     """Return the plan of a studied system for any number of ranks.
 
     baseline: pp=2 if the ranks are even and there are two layers, tp takes the rest as far as
-    there are heads, dp what remains. ring: cp takes all ranks.
+    there are heads, dp what remains; experts whole on as many ranks of a stage as possible.
+    ring: cp takes all ranks. ring-ep: the same with the experts spread over them.
+    experts: dp takes all ranks, and the experts are spread over them.
 
     Raises:
         PlanError: no such family.
     """
+    experts = min((block.experts for block in spec.blocks if block.experts), default=1)
+
+    def most_ep(ranks: int) -> int:
+        return max(d for d in _divisors(ranks) if d <= experts)
+
     if family == "ring":
         return Plan(cp=world)
+    if family == "ring-ep":
+        return Plan(cp=world, ep=most_ep(world))
+    if family == "experts":
+        return Plan(dp=world, ep=most_ep(world))
     if family == "baseline":
         pp = 2 if world % 2 == 0 and len(spec.blocks) >= 2 else 1
         heads = min(block.heads for block in spec.blocks)
         tp = max(d for d in _divisors(world // pp) if d <= heads)
-        return Plan(pp=pp, tp=tp, dp=world // (pp * tp))
+        return Plan(pp=pp, tp=tp, dp=world // (pp * tp), ep=most_ep(world // pp))
     raise PlanError(f"family: expected one of {', '.join(FAMILIES)}; got {family!r}")
 
 
@@ -207,15 +261,20 @@ class Mesh:
     rank: int
 
     def coordinate(self, axis: str) -> int:
-        """Return this rank's index along `axis`."""
-        return self.rank // self._stride(axis) % int(getattr(self.plan, axis))
+        """Return this rank's index along `axis`, one of `AXES` or `EXPERT_AXES`."""
+        return self.rank // self._stride(axis) % self.plan.degree(axis)
 
     def group(self, axis: str) -> tuple[int, ...]:
-        """Return the ranks that differ from this one along `axis` only, in order."""
-        stride, size = self._stride(axis), int(getattr(self.plan, axis))
+        """Return the ranks that differ from this one along `axis` only, in order.
+
+        `ep` and `etp` stand for the other four axes of a stage, not beside them.
+        """
+        stride, size = self._stride(axis), self.plan.degree(axis)
         first = self.rank - self.coordinate(axis) * stride
         return tuple(first + i * stride for i in range(size))
 
     def _stride(self, axis: str) -> int:
+        if axis in EXPERT_AXES:
+            return self.plan.expert_columns if axis == "ep" else 1
         faster = AXES[AXES.index(axis) + 1 :]
         return math.prod(getattr(self.plan, a) for a in faster)

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array
+from pympa.arena import Array
 from pympa.batch import Batch, MicroBatch, lay_out_batch
-from pympa.block import Block, Probe
-from pympa.kernels import Kernels
-from pympa.mesh import Mesh
+from pympa.block import Attention, Context, Probe, feed_forward
+from pympa.parallel.capacity import Used
 from pympa.parallel.stages import stream_micro_batches
 from pympa.parallel.tensor import reduce_partials
+from pympa.rank import Rank
 from pympa.shards import Shards
 from pympa.spec import LayerSpec, ModelSpec, Rope
-from pympa.transport import Transport
 from pympa.weights import PhiloxSource
 
 
@@ -59,51 +58,34 @@ class Model:
 
     Args:
         spec: the model.
-        mesh: the plan and this rank's place in it.
-        kernels: the backend.
-        transports: one for each axis of the mesh.
-        arena: memory; the model lives as long as the scope it is made in.
+        rank: its place, kernels, transports and memory; the model lives as long as the scope of
+            the arena that it is made in.
         dtype: of weights and activations.
         source: where weights come from.
-        rehearsal: skip all row chunks but the first and the last, which are like the others;
-            for measuring memory on a dry arena.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        mesh: Mesh,
-        kernels: Kernels,
-        transports: Mapping[str, Transport],
-        arena: Arena,
+        rank: Rank,
         dtype: np.dtype[Any],
-        source: PhiloxSource,
-        *,
-        rehearsal: bool = False,
+        source: PhiloxSource | None = None,
     ) -> None:
         self.spec = spec
-        self.mesh = mesh
+        self.mesh = rank.mesh
         self.dtype = dtype
-        self._kernels = kernels
-        self._transports = transports
-        self._tp = transports["tp"]
-        self._arena = arena
-        self._weights = Shards(spec, mesh, kernels, arena, dtype, source)
-        self._blocks = {
-            index: Block(
-                spec,
-                index,
-                self._weights,
-                kernels,
-                transports,
-                arena,
-                dtype,
-                rehearsal=rehearsal,
-            )
+        self._rank = rank
+        self._kernels, self._arena = rank.kernels, rank.arena
+        self._tp = rank.transports["tp"]
+        self._weights = Shards(spec, rank, dtype, source or PhiloxSource())
+        contexts = {
+            index: Context(spec, index, self._weights, rank, dtype)
             for index in range(*self._weights.layers)
         }
-        self._is_first = mesh.coordinate("pp") == 0
-        self._is_last = mesh.coordinate("pp") == mesh.plan.pp - 1
+        self._attention = {index: Attention(context) for index, context in contexts.items()}
+        self._feed_forward = {index: feed_forward(context) for index, context in contexts.items()}
+        self._is_first = self.mesh.coordinate("pp") == 0
+        self._is_last = self.mesh.coordinate("pp") == self.mesh.plan.pp - 1
 
     def prepare(
         self, ids: Sequence[NDArray[np.int32]], micro_batches: int | None = None
@@ -145,48 +127,49 @@ class Model:
         with self._arena.scope():
             rows = [part.layout.rows for part in batch.micro_batches]
             kept = (
-                {index: block.cache(sum(rows)) for index, block in self._blocks.items()}
+                {index: attend.cache(sum(rows)) for index, attend in self._attention.items()}
                 if batch.keeps_kv
                 else {}
             )
+            used: dict[int, Used] = {index: {} for index in self._feed_forward}
 
             def compute(number: int, x: Array) -> None:
                 part = batch.micro_batches[number]
                 if self._is_first:
                     self._embed(part, x)
-                for index, block in self._blocks.items():
+                for index, attend in self._attention.items():
                     layer = self.spec.blocks[index]
                     rope = prepared.rope[layer.rope, layer.rotated_dim] if layer.rope else None
                     with self._arena.scope():
-                        cache = kept[index] if kept else block.cache(rows[number])
-                        block.attend(x, part, rope, cache, probe)
-                    block.feed_forward(x, part.layout, probe)
+                        cache = kept[index] if kept else attend.cache(rows[number])
+                        attend(x, part, rope, cache, probe)
+                    self._feed_forward[index](x, part, used[index], probe)
                 if self._is_last:
                     if probe is not None:
                         probe("output", x, part.layout)
                     self._head(x, part, prepared.logits[number].values)
 
             stream_micro_batches(
-                self._transports["pp"], rows, self.spec.d_model, self.dtype, compute
+                self._rank.transports["pp"], rows, self.spec.d_model, self.dtype, compute
             )
         return prepared.logits
 
     def _embed(self, part: MicroBatch, x: Array) -> None:
         table = self._weights.vectors["embedding"]
         if self._tp.size == 1:
-            self._kernels.embed(part.ids, table, x)
+            self._kernels.gather_rows(table, part.ids, x)
             return
         with self._arena.scope():
             partial = self._tp.empty(x.shape, self.dtype)
             first_row = self._weights.vocabulary[0]
-            self._kernels.embed(part.ids, table, partial, first_row=first_row)
+            self._kernels.gather_rows(table, part.ids, partial, first_row=first_row)
             reduce_partials(self._kernels, self._tp, partial, None, x)
 
     def _head(self, x: Array, part: MicroBatch, out: Array) -> None:
         """Compute the logits of the rows that end a sequence."""
         with self._arena.scope():
             rows = self._arena.empty((len(part.last_rows), self.spec.d_model), self.dtype)
-            self._kernels.embed(part.last_rows, x, rows)
+            self._kernels.gather_rows(x, part.last_rows, rows)
             normed = self._weights.normed("final_norm", self.spec.blocks[-1], rows)
             self._kernels.linear(normed, self._weights.matrices["head"], out)
 

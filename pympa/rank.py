@@ -1,81 +1,31 @@
-"""Everything one rank needs to run one plan, whatever moves its messages."""
+"""What one rank of a plan has at hand, whatever computes and whatever moves its messages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pympa.arena import Arena
 from pympa.kernels import Kernels
-from pympa.kernels.cpu import CpuKernels
-from pympa.kernels.virtual import VirtualKernels
-from pympa.mesh import Mesh, Plan
-from pympa.model import Model
-from pympa.spec import ModelSpec
-from pympa.trace import Trace
-from pympa.transport import Endpoint, NullEndpoint, Traffic, axis_transports
-from pympa.weights import PhiloxSource
+from pympa.mesh import Mesh
+from pympa.trace import ExpertLoad, Trace
+from pympa.transport import Traffic, Transport
 
 
+@dataclass(frozen=True)
 class Rank:
-    """One rank's memory, clock, kernels and transports.
-
-    Args:
-        endpoint: moves messages; its size is the plan's world.
-        plan: the mesh.
-        isa: instruction set that all ranks agreed on.
-        threads: threads of each kernel.
-        dry: shapes only; needs no memory, does no work.
+    """One rank's place, memory, kernels and transports, and the books it keeps.
 
     Attributes:
-        mesh: the rank's place. arena, trace, traffic: what it used, spent and sent.
+        mesh: the plan and the rank's place in it.
         kernels: the backend. transports: by axis.
+        arena: memory. trace: where time goes. traffic: bytes sent. load: rows sent to experts.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, plan: Plan, *, isa: str, threads: int = 1, dry: bool = False
-    ) -> None:
-        if endpoint.size != plan.world:
-            raise ValueError(f"plan {plan} takes {plan.world} ranks; got {endpoint.size}")
-        self.mesh = Mesh(plan, endpoint.rank)
-        self.arena = Arena(dry=dry)
-        self.trace = Trace()
-        self.traffic = Traffic()
-        kind = VirtualKernels if dry else CpuKernels
-        self.kernels: Kernels = kind(isa=isa, threads=threads, arena=self.arena, trace=self.trace)
-        self.transports = axis_transports(endpoint, self.mesh, self.arena, self.trace, self.traffic)
-
-    def model(
-        self, spec: ModelSpec, dtype: np.dtype[Any], source: PhiloxSource | None = None
-    ) -> Model:
-        """Return this rank's part of a model, with its weights made."""
-        return Model(
-            spec,
-            self.mesh,
-            self.kernels,
-            self.transports,
-            self.arena,
-            dtype,
-            source or PhiloxSource(),
-            rehearsal=self.arena.dry,
-        )
-
-
-def rehearse(
-    spec: ModelSpec,
-    plan: Plan,
-    rank: int,
-    lengths: Sequence[int],
-    dtype: np.dtype[Any],
-    *,
-    isa: str,
-    threads: int = 1,
-) -> int:
-    """Return the arena bytes that rank `rank` of a plan will need, by running it on shapes."""
-    rehearsed = Rank(NullEndpoint(rank, plan.world), plan, isa=isa, threads=threads, dry=True)
-    model = rehearsed.model(spec, dtype)
-    ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
-    model.forward(model.prepare(ids))
-    return rehearsed.arena.peak_bytes
+    mesh: Mesh
+    kernels: Kernels
+    transports: Mapping[str, Transport]
+    arena: Arena
+    trace: Trace
+    traffic: Traffic
+    load: ExpertLoad

@@ -3,14 +3,14 @@
 It shares no code with the kernels, the strategies or the model, so that a mistake there cannot
 hide here. It is given the same rounded weights and computes everything else exactly (to float64).
 Sources: Vaswani et al. 2017 (attention), Su et al. 2021 (RoPE), Zhang & Sennrich 2019 (RMSNorm),
-Hendrycks & Gimpel 2016 (GELU), Shazeer 2020 (gated MLP).
+Hendrycks & Gimpel 2016 (GELU), Shazeer 2020 (gated MLP), Lepikhin et al. 2020 (experts).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,17 +192,18 @@ def block_norm(layer: LayerSpec, x: F64, weight: Weight, name: str) -> F64:
 
 def mlp_branch(layer: LayerSpec, x: F64, weight: Weight) -> F64:
     """Return the MLP branch before the residual, `[rows, d_model]`."""
-    normed = block_norm(layer, x, weight, "mlp_norm")
+    return _named_mlp(layer, block_norm(layer, x, weight, "mlp_norm"), weight, "mlp")
 
-    def bias(name: str) -> F64 | None:
-        return weight(f"mlp.{name}_bias") if layer.mlp_bias else None
 
-    gate = weight("mlp.gate") if layer.gated else None
+def _named_mlp(layer: LayerSpec, normed: F64, weight: Weight, name: str) -> F64:
+    def bias(kind: str) -> F64 | None:
+        return weight(f"{name}.{kind}_bias") if layer.mlp_bias else None
+
     return mlp(
         normed,
-        weight("mlp.up"),
-        weight("mlp.down"),
-        gate,
+        weight(f"{name}.up"),
+        weight(f"{name}.down"),
+        weight(f"{name}.gate") if layer.gated else None,
         layer.activation,
         bias("up"),
         bias("gate") if layer.gated else None,
@@ -210,11 +211,89 @@ def mlp_branch(layer: LayerSpec, x: F64, weight: Weight) -> F64:
     )
 
 
+def gate_logits(layer: LayerSpec, x: F64, weight: Weight) -> tuple[F64, F64]:
+    """Return the logits of the experts, and how far an error of the gate's input moves them.
+
+    Args:
+        layer: the block.
+        x: residual stream `[rows, d_model]`.
+        weight: name inside the block -> float64 array.
+
+    Returns:
+        logits `[rows, experts]`, and `[rows]`: the deviation of a logit if the whole input were
+        off by its own size in a random direction, |input| |router row| / sqrt(d_model).
+    """
+    normed, router = block_norm(layer, x, weight, "mlp_norm"), weight("router")
+    bias = weight("router_bias") if layer.router_skew else None
+    sensitivity = np.sqrt((normed**2).sum(axis=1) * (router**2).mean())
+    return linear(normed, router, bias), sensitivity
+
+
+def largest(logits: F64, top_k: int) -> NDArray[np.int64]:
+    """Return the ids of the `top_k` largest logits of each row, ascending; ties to the lower id."""
+    return np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :top_k], axis=1)
+
+
+def kept(layer: LayerSpec, chosen: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which choices of one whole sequence are within the experts' capacity.
+
+    Args:
+        layer: the block.
+        chosen: expert ids `[tokens, top_k]`.
+    """
+    keep = np.ones(chosen.shape, bool)
+    group = layer.capacity_group
+    if group is None:
+        return keep
+    for start in range(0, len(chosen), group):
+        rows = chosen[start : start + group]
+        room = [layer.capacity(len(rows))] * layer.experts
+        for row, experts in enumerate(rows.tolist()):
+            for k, expert in enumerate(experts):
+                keep[start + row, k] = room[expert] > 0
+                room[expert] -= 1
+    return keep
+
+
+def moe_branch(
+    layer: LayerSpec, x: F64, weight: Weight, chosen: NDArray[Any], keep: NDArray[np.bool_]
+) -> F64:
+    """Return the expert branch before the residual, `[rows, d_model]`.
+
+    Args:
+        layer: the block.
+        x: residual stream `[rows, d_model]`.
+        weight: name inside the block -> float64 array.
+        chosen: expert ids of each row `[rows, top_k]`.
+        keep: which of them are not dropped.
+    """
+    normed = block_norm(layer, x, weight, "mlp_norm")
+    logits, _ = gate_logits(layer, x, weight)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = np.take_along_axis(exponents, chosen, axis=1)
+    shares /= (shares if layer.renormalize else exponents).sum(axis=1, keepdims=True)
+    out = np.zeros_like(x)
+    for expert in np.unique(chosen[keep]):
+        rows, k = np.nonzero((chosen == expert) & keep)
+        y = _named_mlp(layer, normed[rows], weight, f"experts.{expert}")
+        out[rows] += shares[rows, k][:, None] * y
+    if layer.shared_experts:
+        out += _named_mlp(layer, normed, weight, "shared")
+    return out
+
+
 _ROWS_AT_ONCE = 1024  # bounds the score matrix of one head
 
 
+Routing = Mapping[str, NDArray[Any]]
+"""Expert ids by name, `layers.0.routing`: `[all tokens, top_k]`, sequences end to end."""
+
+
 def forward(
-    spec: ModelSpec, weight: Weight, sequences: Sequence[NDArray[Any]]
+    spec: ModelSpec,
+    weight: Weight,
+    sequences: Sequence[NDArray[Any]],
+    routing: Routing | None = None,
 ) -> tuple[dict[str, F64], F64]:
     """Run the whole model on whole sequences.
 
@@ -222,12 +301,16 @@ def forward(
         spec: the model.
         weight: global name -> float64 array; asked for each name once a layer.
         sequences: token ids of each sequence.
+        routing: experts to take where rounding may decide; None means those of largest logits.
 
     Returns:
         Branch outputs by name (`layers.0.attention`, `layers.0.mlp`, ..., `output` = the residual
-        stream after the last block), each `[all tokens, d_model]` with sequences end to end; and
-        the logits of each sequence's last token `[sequences, vocabulary]`.
+        stream after the last block), each `[all tokens, d_model]` with sequences end to end; for a
+        layer with experts also `layers.0.routing`, the gate logits over their sensitivity
+        `[all tokens, experts]`; and the logits of each sequence's last token
+        `[sequences, vocabulary]`.
     """
+    ends = np.cumsum([len(ids) for ids in sequences])[:-1]
     outputs: dict[str, F64] = {}
     embedding = weight("embedding")
     streams = [embedding[ids] for ids in sequences]
@@ -236,7 +319,21 @@ def forward(
         branches = [whole_attention_branch(spec, layer, x, block) for x in streams]
         streams = [x + branch for x, branch in zip(streams, branches, strict=True)]
         outputs[f"layers.{index}.attention"] = np.concatenate(branches)
-        branches = [mlp_branch(layer, x, block) for x in streams]
+        if layer.experts:
+            name = f"layers.{index}.routing"
+            gates = [gate_logits(layer, x, block) for x in streams]
+            outputs[name] = np.concatenate([a / scale[:, None] for a, scale in gates])
+            chosen = (
+                [largest(a, layer.top_k) for a, _ in gates]
+                if routing is None
+                else np.split(routing[name], ends)
+            )
+            branches = [
+                moe_branch(layer, x, block, ids, kept(layer, ids))
+                for x, ids in zip(streams, chosen, strict=True)
+            ]
+        else:
+            branches = [mlp_branch(layer, x, block) for x in streams]
         streams = [x + branch for x, branch in zip(streams, branches, strict=True)]
         outputs[f"layers.{index}.mlp"] = np.concatenate(branches)
     outputs["output"] = np.concatenate(streams)

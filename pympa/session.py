@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pympa.arena import Arena, Array
+from pympa.backend import build_rank
 from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
@@ -168,7 +169,7 @@ class Session:
             raise RefusedError(
                 f"plan {plan} takes {plan.world} ranks; this session has {self.size}"
             )
-        return Rank(self._endpoint, plan, isa=self.isa, threads=self.threads, dry=dry)
+        return build_rank(self._endpoint, plan, isa=self.isa, threads=self.threads, dry=dry)
 
     def layouts(self, lengths: Sequence[int]) -> list[Layout]:
         """Return which tokens each rank of this rank's ring holds.

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pympa.arena import Arena, Array
-from pympa.kernels import Kernels, PackedWeight
+from pympa.arena import Array
+from pympa.kernels import PackedWeight
 from pympa.layout import split
-from pympa.mesh import Mesh
-from pympa.parallel.tensor import HeadShare, head_share, weight_shard
+from pympa.parallel.tensor import HeadShare, Shard, attention_shard, head_share, mlp_shard
+from pympa.rank import Rank
 from pympa.spec import LayerSpec, ModelSpec
 from pympa.weights import PhiloxSource, model_weights
 
@@ -20,11 +20,11 @@ Part = tuple[int, int] | None
 class Shards:
     """This rank's weights, by their global names.
 
+    The experts of a layer that are on this rank form one weight, `layers.0.experts.up` and so on.
+
     Args:
         spec: the model.
-        mesh: the plan and this rank's place in it.
-        kernels: pack the matrices.
-        arena: memory.
+        rank: its place, kernels and memory.
         dtype: of all weights.
         source: makes the elements.
 
@@ -36,18 +36,12 @@ class Shards:
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        mesh: Mesh,
-        kernels: Kernels,
-        arena: Arena,
-        dtype: np.dtype[Any],
-        source: PhiloxSource,
+        self, spec: ModelSpec, rank: Rank, dtype: np.dtype[Any], source: PhiloxSource
     ) -> None:
-        tp, tp_index = mesh.plan.tp, mesh.coordinate("tp")
-        stage = mesh.coordinate("pp")
+        mesh = rank.mesh
+        tp, tp_index, stage = mesh.plan.tp, mesh.coordinate("tp"), mesh.coordinate("pp")
         self._specs = model_weights(spec)
-        self._kernels, self._arena, self._dtype, self._source = kernels, arena, dtype, source
+        self._rank, self._dtype, self._source = rank, dtype, source
         self.layers = split(len(spec.blocks), mesh.plan.pp)[stage]
         self.vocabulary = split(spec.vocabulary, tp)[tp_index]
         self.heads: dict[int, HeadShare] = {}
@@ -60,11 +54,10 @@ class Shards:
             self.heads[index] = head_share(layer, tp, tp_index)
             for name in [n for n in self._specs if n.startswith(prefix)]:
                 local = name.removeprefix(prefix)
-                parts = weight_shard(local, layer, self.heads[index], tp, tp_index)
-                if len(self._specs[name].shape) == 1:
-                    self._keep(name, parts[0])
-                else:
-                    self.matrices[name] = self._pack(name, *parts)
+                if not local.startswith("experts."):
+                    self._load(name, self._shard(local, layer, self.heads[index]))
+            if layer.experts:
+                self._load_experts(f"{prefix}experts.", layer)
         if stage == mesh.plan.pp - 1:
             for name in [n for n in self._specs if n.startswith("final_norm")]:
                 self._keep(name, None)
@@ -73,25 +66,73 @@ class Shards:
 
     def normed(self, name: str, layer: LayerSpec, rows: Array) -> Array:
         """Return rows `[rows, d_model]` after the norm called `name`, in memory of the arena."""
-        out = self._arena.empty(rows.shape, self._dtype)
+        out = self._rank.arena.empty(rows.shape, self._dtype)
         weight, bias = self.vectors[f"{name}.weight"], self.vectors.get(f"{name}.bias")
-        self._kernels.norm(rows, weight, bias, out, eps=layer.norm_eps, kind=layer.norm)
+        self._rank.kernels.norm(rows, weight, bias, out, eps=layer.norm_eps, kind=layer.norm)
         return out
+
+    def _shard(self, name: str, layer: LayerSpec, heads: HeadShare) -> Shard:
+        """Return the part of a block's weight that this rank holds."""
+        kind = name.partition(".")[0]
+        if kind == "attention":
+            return attention_shard(name, layer, heads)
+        if kind == "mlp":
+            return mlp_shard(name, self._columns(layer.mlp_hidden, "tp"))
+        if kind == "shared":
+            width = layer.shared_experts * layer.mlp_hidden
+            return mlp_shard(name, self._columns(width, "etp"))
+        return None, None
+
+    def _columns(self, width: int, axis: str) -> tuple[int, int]:
+        mesh = self._rank.mesh
+        return split(width, mesh.plan.degree(axis))[mesh.coordinate(axis)]
+
+    def _load(self, name: str, parts: Shard) -> None:
+        if len(self._specs[name].shape) == 1:
+            self._keep(name, parts[0])
+        else:
+            self.matrices[name] = self._pack(name, *parts)
+
+    def _load_experts(self, prefix: str, layer: LayerSpec) -> None:
+        """Load this rank's experts: whole ones over `ep`, columns of them over `etp`."""
+        arena, columns = self._rank.arena, self._columns(layer.mlp_hidden, "etp")
+        mine = range(*self._columns(layer.experts, "ep"))
+        first = f"{prefix}0."
+        for kind in [n.removeprefix(first) for n in self._specs if n.startswith(first)]:
+            rows, cols = mlp_shard(kind, columns)
+            specs = [self._specs[f"{prefix}{expert}.{kind}"] for expert in mine]
+            shape = _shape(specs[0].shape, rows, cols)
+
+            def fill(number: int, out: Array, specs: Any = specs, at: Shard = (rows, cols)) -> None:
+                self._source.fill(specs[number], out, *at)
+
+            if len(shape) == 2:
+                self.matrices[prefix + kind] = self._rank.kernels.pack_group(
+                    len(mine), (shape[0], shape[1]), self._dtype, fill
+                )
+                continue
+            biases = arena.empty((len(mine), *shape), self._dtype)
+            if not arena.dry:
+                for number in range(len(mine)):
+                    fill(number, biases[number])
+            self.vectors[prefix + kind] = biases
 
     def _keep(self, name: str, rows: Part) -> None:
         spec = self._specs[name]
-        out = self._arena.empty((_size(spec.shape[0], rows), *spec.shape[1:]), self._dtype)
-        if not self._arena.dry:
+        out = self._rank.arena.empty(_shape(spec.shape, rows, None), self._dtype)
+        if not self._rank.arena.dry:
             self._source.fill(spec, out, rows)
         self.vectors[name] = out
 
     def _pack(self, name: str, rows: Part, cols: Part) -> PackedWeight:
         spec = self._specs[name]
-        shape = _size(spec.shape[0], rows), _size(spec.shape[1], cols)
-        return self._kernels.pack(
-            shape, self._dtype, lambda out: self._source.fill(spec, out, rows, cols)
+        n, k = _shape(spec.shape, rows, cols)
+        return self._rank.kernels.pack(
+            (n, k), self._dtype, lambda out: self._source.fill(spec, out, rows, cols)
         )
 
 
-def _size(whole: int, part: Part) -> int:
-    return whole if part is None else part[1] - part[0]
+def _shape(whole: tuple[int, ...], rows: Part, cols: Part) -> tuple[int, ...]:
+    """Return the shape of a part of a matrix or, without columns, of a vector."""
+    parts = zip(whole, (rows, cols), strict=False)
+    return tuple(size if part is None else part[1] - part[0] for size, part in parts)

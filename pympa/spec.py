@@ -7,6 +7,7 @@ and nothing about how it is split.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -23,6 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 T = TypeVar("T")
+_ROUNDING = 1e-9  # a share like 2.0000000000000004 is 2
 
 
 class SpecError(ValueError):
@@ -74,10 +76,16 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         activation: "gelu" (erf), "gelu_tanh" or "silu".
         norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016).
         norm_eps: added to the mean square or the variance.
-        experts: experts of the MLP branch; 0 means one dense MLP.
-        top_k: experts a token goes to.
-        capacity_factor: rows an expert takes, over the even share; None means dropless.
-        shared_experts: experts that every token goes to.
+        experts: experts of the MLP branch (Shazeer et al. 2017); 0 means one dense MLP.
+        top_k: experts a token goes to, those of the largest logits; ties go to the lower id.
+        renormalize: an expert's weight is its softmax probability over those of the chosen ones,
+            instead of over all.
+        capacity_factor: rows an expert takes of a capacity group, over the even share
+            group·top_k/experts, rounded up; later rows are dropped. None means dropless.
+        capacity_group: tokens of a capacity group: the n-th such many of a sequence.
+        shared_experts: experts that every token goes to, with weight 1.
+        router_skew: the logits of expert e get -router_skew·e/(experts - 1), so that the first
+            experts get more rows than the last.
         repeat: how many such blocks follow each other.
     """
 
@@ -98,8 +106,11 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     norm_eps: float = 1e-6
     experts: int = 0
     top_k: int = 0
+    renormalize: bool = True
     capacity_factor: float | None = None
+    capacity_group: int | None = None
     shared_experts: int = 0
+    router_skew: float = 0.0
     repeat: int = 1
 
     def __post_init__(self) -> None:
@@ -112,6 +123,8 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             "v_head_dim",
             "window",
             "softcap",
+            "capacity_factor",
+            "capacity_group",
             "repeat",
         )
         if self.n_kv_heads > self.heads:
@@ -123,6 +136,25 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                     f"rope.rotated_dim: expected an even number in 2..{self.head_dim} "
                     f"(head_dim); got {rotated}"
                 )
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if self.experts < 0 or self.shared_experts < 0:
+            raise SpecError(
+                "experts, shared_experts: expected numbers of at least 0; "
+                f"got {self.experts} and {self.shared_experts}"
+            )
+        if not self.experts and (self.top_k or self.capacity_factor or self.shared_experts):
+            raise SpecError("top_k, capacity_factor, shared_experts: need experts; got experts=0")
+        if self.experts and not 1 <= self.top_k <= self.experts:
+            raise SpecError(f"top_k: expected 1..{self.experts} (experts); got {self.top_k}")
+        if (self.capacity_factor is None) != (self.capacity_group is None):
+            raise SpecError("capacity_factor, capacity_group: expected both or neither")
+        if not math.isfinite(self.router_skew) or (self.router_skew and self.experts < 2):
+            raise SpecError(
+                "router_skew: expected a finite number, and at least 2 experts; "
+                f"got {self.router_skew} and {self.experts}"
+            )
 
     @property
     def n_kv_heads(self) -> int:
@@ -140,6 +172,11 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if self.rope is None:
             return 0
         return self.head_dim if self.rope.rotated_dim is None else self.rope.rotated_dim
+
+    def capacity(self, rows: int) -> int:
+        """Return how many of a capacity group's `rows` an expert takes (GShard, Lepikhin 2020)."""
+        share = (self.capacity_factor or math.inf) * rows * self.top_k / max(self.experts, 1)
+        return rows if share >= rows else math.ceil(share - _ROUNDING)
 
     def kv_head_of(self, head: int) -> int:
         """Return the kv head that query head `head` reads."""
@@ -177,7 +214,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def _positive(spec: msgspec.Struct, *fields: str) -> None:
     for field in fields:
         value = getattr(spec, field)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise SpecError(f"{field}: expected a positive number; got {value}")
 
 

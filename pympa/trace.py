@@ -1,12 +1,15 @@
-"""Where a step's time goes: spans of computing and of waiting, on one clock."""
+"""What a step did: spans of computing and of waiting on one clock, and the load of its experts."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 Kind = Literal["compute", "wait"]
 
@@ -55,3 +58,29 @@ class Trace:
             if span.kind == kind:
                 totals[span.name] += span.stop - span.start
         return dict(totals)
+
+
+class ExpertLoad:
+    """Rows that one rank sent to experts, by layer.
+
+    Attributes:
+        rows: to each expert, int64 `[experts]`, without those that were dropped.
+        dropped: choices past an expert's capacity.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[int, NDArray[np.int64]] = {}
+        self.dropped: Counter[int] = Counter()
+
+    def add(self, layer: int, rows: NDArray[np.int64]) -> None:
+        """Count rows sent to each expert of a layer."""
+        self.rows[layer] = self.rows.get(layer, np.zeros_like(rows)) + rows
+
+    def drop(self, layer: int, choices: int) -> None:
+        """Count dropped choices."""
+        self.dropped[layer] += choices
+
+    def clear(self) -> None:
+        """Start counting from zero; tables taken before keep their counts."""
+        self.rows = {}
+        self.dropped = Counter()

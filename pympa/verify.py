@@ -5,6 +5,10 @@ off by tolerance·√l as a whole and by 8 times that in its worst row. A distri
 stay within 1.2 times the error of one rank, or a quarter of the tolerance. Logits have a row for
 each sequence only, too few for a ratio of two errors to mean anything: they meet the tolerance.
 NaN never passes.
+
+Where the gate logits of two experts nearly tie, rounding decides which one a row takes. So the
+oracle takes the run's choices, after checking each: its logit must reach the oracle's own k-th
+largest but for `ROUTING_DEVIATIONS` times what the tolerance of the layer moves a logit by.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa import reference
-from pympa.collect import LOGITS, Outputs
+from pympa.collect import LOGITS, ROUTING, Outputs
 from pympa.spec import ModelSpec
 from pympa.weights import PhiloxSource, model_weights
 
@@ -27,6 +31,7 @@ TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 WORST_ROW_FACTOR = 8.0
 DISTRIBUTED_FACTOR = 1.2
 DISTRIBUTED_SHARE = 0.25
+ROUTING_DEVIATIONS = 4.0
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,41 @@ def _share(error: BranchError) -> float:
     return max(error.norm, error.worst_row / WORST_ROW_FACTOR) / error.tolerance
 
 
+def routing_of(run: Outputs) -> dict[str, NDArray[Any]]:
+    """Return a run's choices of experts, by name; nothing for a dense model."""
+    return {name: array for name, array in run.items() if name.endswith(ROUTING)}
+
+
 def oracle(
-    spec: ModelSpec, dtype: np.dtype[Any], source: PhiloxSource, ids: Sequence[NDArray[np.int32]]
+    spec: ModelSpec,
+    dtype: np.dtype[Any],
+    source: PhiloxSource,
+    ids: Sequence[NDArray[np.int32]],
+    routing: Mapping[str, NDArray[Any]] | None = None,
 ) -> Mapping[str, NDArray[np.float64]]:
-    """Return the float64 outputs of the whole model, with weights rounded to `dtype`."""
-    outputs, logits = reference.forward(spec, oracle_weights(spec, dtype, source), ids)
+    """Return the float64 outputs of the whole model, with weights rounded to `dtype`.
+
+    Args:
+        spec: the model.
+        dtype: of the run.
+        source: of the weights.
+        ids: token ids of each sequence.
+        routing: the run's choices of experts, from `routing_of`; None means the oracle's own.
+    """
+    if routing is not None and not all(
+        _is_choice(routing[f"layers.{i}.{ROUTING}"], layer.experts)
+        for i, layer in enumerate(spec.blocks)
+        if layer.experts
+    ):
+        routing = None  # nothing to follow; `compare` will say so
+    outputs, logits = reference.forward(spec, oracle_weights(spec, dtype, source), ids, routing)
     return {**outputs, LOGITS: logits}
+
+
+def _is_choice(chosen: NDArray[Any], experts: int) -> bool:
+    """Tell whether rows name different experts in ascending order."""
+    ascending = bool((np.diff(chosen, axis=1) > 0).all())
+    return ascending and bool(((chosen >= 0) & (chosen < experts)).all())
 
 
 def oracle_weights(
@@ -116,10 +150,16 @@ def compare(
         one_rank: the verdict on the same model on one rank, for the distributed contract.
     """
     errors = tuple(
-        branch_error(name, run[name], truth[name], TOLERANCE[dtype.name] * _growth(name, spec))
+        (routing_error if name.endswith(ROUTING) else branch_error)(
+            name, run[name], truth[name], TOLERANCE[dtype.name] * _growth(name, spec)
+        )
         for name in truth
     )
-    alone = {e.name: e for e in one_rank.errors if e.name != LOGITS} if one_rank else {}
+    alone = {
+        e.name: e
+        for e in (one_rank.errors if one_rank else ())
+        if e.name != LOGITS and not e.name.endswith(ROUTING)
+    }
     failed = tuple(error for error in errors if not error.within(alone.get(error.name)))
     return Verdict(errors, failed)
 
@@ -164,7 +204,18 @@ def compare_sampled(
         check(name, truth, run[name][rows])
         stream = add(run[name])
         name = f"layers.{index}.mlp"
-        truth = reference.mlp_branch(layer, stream[rows].astype(np.float64), block)
+        exact = stream[rows].astype(np.float64)
+        if layer.experts:
+            chosen = run[f"layers.{index}.{ROUTING}"]
+            logits, scale = reference.gate_logits(layer, exact, block)
+            at = f"layers.{index}.{ROUTING}"
+            errors.append(routing_error(at, chosen[rows], logits / scale[:, None], tolerance))
+            valid = _is_choice(chosen, layer.experts)
+            chosen = chosen if valid else np.broadcast_to(np.arange(layer.top_k), chosen.shape)
+            keep = reference.kept(layer, chosen)[rows]
+            truth = reference.moe_branch(layer, exact, block, chosen[rows], keep)
+        else:
+            truth = reference.mlp_branch(layer, exact, block)
         check(name, truth, run[name][rows])
         stream = add(run[name])
     check("output", stream[rows].astype(np.float64), run["output"][rows])
@@ -189,6 +240,31 @@ def branch_error(
         by_row = np.where(difference == 0, 0.0, difference / size)
         whole = np.linalg.norm(difference) / np.linalg.norm(size)
     return BranchError(name, float(whole), float(by_row.max()), tolerance)
+
+
+def routing_error(
+    name: str, chosen: NDArray[Any], logits: NDArray[np.float64], tolerance: float
+) -> BranchError:
+    """Return how far rows' choices of experts are from the largest logits.
+
+    Args:
+        name: of the output.
+        chosen: expert ids `[rows, top_k]`.
+        logits: of the oracle, over their sensitivity `[rows, experts]`.
+        tolerance: relative error that the gate's input may have.
+
+    Returns:
+        The worst shortfall of a chosen logit in the units of `tolerance`, as norm and worst row;
+        infinite if a row does not name different experts in ascending order.
+    """
+    worst = 0.0
+    if not _is_choice(chosen, logits.shape[1]):
+        worst = math.inf
+    elif len(chosen):
+        least = np.sort(logits, axis=1)[:, -chosen.shape[1]]
+        shortfall = least[:, None] - np.take_along_axis(logits, chosen, axis=1)
+        worst = max(float(shortfall.max()), 0.0) / ROUTING_DEVIATIONS
+    return BranchError(name, worst, worst, tolerance)
 
 
 def _growth(name: str, spec: ModelSpec) -> float:

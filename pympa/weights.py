@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.spec import ModelSpec, NormKind
+from pympa.spec import LayerSpec, ModelSpec, NormKind
 
 _PER_COUNTER = 8  # one Philox counter gives four 64-bit words = eight 32-bit elements
 _CHUNK_ELEMENTS = 1 << 20  # bounds the float64 scratch of a fill to 8 MB
@@ -31,13 +31,14 @@ class WeightSpec:
         name: global name; keys the random stream.
         shape: global shape, `[n]` or `[rows, cols]`.
         bound: elements are uniform in offset ± bound.
-        offset: centre of the distribution.
+        offset: centre of the distribution. slope: added to it for each element before.
     """
 
     name: str
     shape: tuple[int, ...]
     bound: float
     offset: float = 0.0
+    slope: float = 0.0
 
 
 def uniform_bound(std: float) -> float:
@@ -63,6 +64,11 @@ def model_weights(spec: ModelSpec) -> dict[str, WeightSpec]:
         if kind == "layer":
             found[name + ".bias"] = WeightSpec(name + ".bias", (d_model,), 0.1)
 
+    def mlp(at: str, layer: LayerSpec, hidden: int) -> None:
+        for name in ("gate", "up") if layer.gated else ("up",):
+            matrix(at + name, hidden, d_model, layer.mlp_bias)
+        matrix(at + "down", d_model, hidden, layer.mlp_bias)
+
     gain = math.sqrt(SCORE_STD)
     found["embedding"] = WeightSpec("embedding", (spec.vocabulary, d_model), uniform_bound(1.0))
     for index, layer in enumerate(spec.blocks):
@@ -78,9 +84,17 @@ def model_weights(spec: ModelSpec) -> dict[str, WeightSpec]:
             for name in (at + "attention.q_norm", at + "attention.k_norm"):
                 found[name] = WeightSpec(name, (layer.head_dim,), 0.25 * gain, gain)
         norm(at + "mlp_norm", layer.norm)
-        for name in ("mlp.gate", "mlp.up") if layer.gated else ("mlp.up",):
-            matrix(at + name, layer.mlp_hidden, d_model, layer.mlp_bias)
-        matrix(at + "mlp.down", d_model, layer.mlp_hidden, layer.mlp_bias)
+        if not layer.experts:
+            mlp(at + "mlp.", layer, layer.mlp_hidden)
+            continue
+        matrix(at + "router", layer.experts, d_model)
+        if layer.router_skew:
+            slope, name = -layer.router_skew / (layer.experts - 1), at + "router_bias"
+            found[name] = WeightSpec(name, (layer.experts,), 0.0, slope=slope)
+        for expert in range(layer.experts):
+            mlp(f"{at}experts.{expert}.", layer, layer.mlp_hidden)
+        if layer.shared_experts:
+            mlp(at + "shared.", layer, layer.shared_experts * layer.mlp_hidden)
     norm("final_norm", spec.blocks[-1].norm)
     if not spec.tied_head:
         matrix("head", spec.vocabulary, d_model)
@@ -134,7 +148,10 @@ class PhiloxSource:
 
     def _values(self, spec: WeightSpec, start: int, count: int) -> NDArray[np.float64]:
         bits = philox_bits(f"{self.seed}/{spec.name}", start, count)
-        return (bits.astype(np.float64) - 2147483647.5) * (spec.bound / 2147483648.0) + spec.offset
+        values = (bits.astype(np.float64) - 2147483647.5) * (
+            spec.bound / 2147483648.0
+        ) + spec.offset
+        return values + spec.slope * np.arange(start, start + count) if spec.slope else values
 
 
 def philox_bits(name: str, start: int, count: int) -> NDArray[np.uint32]:

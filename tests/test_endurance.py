@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import worlds
 from pympa.mesh import Plan
+from pympa.model import Model
 from pympa.session import Session
 from pympa.spec import DTYPES
 
@@ -26,7 +27,7 @@ def held():
 def one_run():
     with Session("cp=2") as session:
         rank = session.on(Plan(cp=2))
-        model = rank.model(worlds.DENSE, DTYPES["float32"])
+        model = Model(worlds.DENSE, rank, DTYPES["float32"])
         model.forward(model.prepare(worlds.batch(worlds.LENGTHS)))
         rank.arena.close()
         q = np.ones((session.layout([64]).rows, 2, 8), np.float32)

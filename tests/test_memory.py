@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 import worlds
 from pympa.arena import ALIGNMENT_BYTES, BLOCK_BYTES, Arena
+from pympa.backend import build_rank, rehearse
 from pympa.mesh import Plan
-from pympa.rank import rehearse
+from pympa.model import Model
 from pympa.spec import DTYPES
 from pympa.transport.local import LocalWorld
 
@@ -64,10 +65,8 @@ def test_rehearsal_needs_what_a_run_needs(plan, dtype):
     lengths = (2500, 3, 700)
 
     def body(endpoint):
-        from pympa.rank import Rank
-
-        rank = Rank(endpoint, plan, isa=worlds.ISA)
-        model = rank.model(worlds.DENSE, DTYPES[dtype])
+        rank = build_rank(endpoint, plan, isa=worlds.ISA)
+        model = Model(worlds.DENSE, rank, DTYPES[dtype])
         prepared = model.prepare(worlds.batch(lengths))
         model.forward(prepared)
         blocks = rank.arena.blocks

@@ -19,7 +19,6 @@ from pympa.mesh import (
     nearest_plans,
     parse_plan,
 )
-from pympa.spec import LayerSpec, ModelSpec
 
 degrees = st.fixed_dictionaries({axis: st.integers(1, 4) for axis in AXES})
 
@@ -94,7 +93,11 @@ def test_malformed(text, says):
         (Plan(pp=8), worlds.DENSE, "pp=8 stages need at least as many layers; the model has 4"),
         (Plan(tp=16), worlds.DENSE, "tp=16 splits whole heads; the model has 8"),
         (Plan(dim=2), worlds.DENSE, "dim=2"),
-        (Plan(ep=2, dp=2), worlds.DENSE, "ep=2,etp=1"),
+        (Plan(ep=2, dp=2), worlds.DENSE, "ep=2,etp=1 split experts; the model has none"),
+        (Plan(ep=16, dp=16), worlds.EXPERTS, "ep=16 splits whole experts; the model has 6"),
+        (Plan(ep=3, dp=4), worlds.EXPERTS, "ep·etp=3·1 divides dp·cp·tp·dim=4"),
+        (Plan(etp=2, dp=2), worlds.EXPERTS, "etp=2 splits experts over ranks that hold the same"),
+        (Plan(etp=21, tp=21), worlds.NARROW_EXPERTS, "etp=21 splits an expert's columns"),
         (Plan(cp=2), worlds.WINDOWED, "balance=contiguous"),
         (Plan(pp=2, micro_batches=9), worlds.NOT_CAUSAL, "needs a causal model"),
     ],
@@ -108,8 +111,22 @@ def test_rules(plan, spec, rule):
         check_plan(near, spec, plan.world, 4)
 
 
-def test_experts_are_refused_by_name():
-    layer = LayerSpec(heads=2, head_dim=4, mlp_hidden=8, experts=4, top_k=2)
-    spec = ModelSpec(d_model=8, vocabulary=8, layers=(layer,))
-    with pytest.raises(PlanError, match=r"dense layers only.*no plan of this version"):
-        check_plan(Plan(), spec, 1, 1)
+def test_expert_columns():
+    """Experts' columns go to the ranks that hold the same rows, if the groups fit beside them."""
+    for text, columns in {
+        "tp=4": 4, "tp=4,dp=2,ep=2": 4, "tp=4,dp=2,ep=4": 1, "tp=4,ep=2,etp=2": 2, "dp=4,ep=4": 1,
+    }.items():  # fmt: skip
+        assert parse_plan(text).expert_columns == columns, text
+
+
+@given(st.sampled_from([p for n in (4, 6, 8, 12) for p in worlds.plans(n, worlds.EXPERTS)]))
+def test_expert_groups_cover_a_stage(plan):
+    """Each ep group has neighbours of one stage; with the etp groups they cover all ranks."""
+    for rank in range(plan.world):
+        mesh = Mesh(plan, rank)
+        ep, etp = mesh.group("ep"), mesh.group("etp")
+        assert (len(ep), len(etp)) == (plan.ep, plan.expert_columns)
+        assert ep[mesh.coordinate("ep")] == etp[mesh.coordinate("etp")] == rank
+        assert {r // plan.stage_ranks for r in (*ep, *etp)} == {rank // plan.stage_ranks}
+        assert set(etp) <= set(mesh.group("tp"))
+        assert all(Mesh(plan, other).group("ep") == ep for other in ep)

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 import worlds
+from pympa.backend import build_rank
 from pympa.collect import LOGITS, assemble, collect
 from pympa.layout import Layout, Range
 from pympa.mesh import Plan
-from pympa.rank import Rank
+from pympa.model import Model
 from pympa.spec import DTYPES
 from pympa.transport import WORLD, Transport
 from pympa.transport.local import LocalWorld
@@ -62,7 +63,7 @@ def test_tolerance_grows_with_the_root_of_the_layers():
     outputs = worlds.one_rank(worlds.DENSE, worlds.LENGTHS, "float32")
     verdict = compare(
         worlds.DENSE, DTYPES["float32"], outputs,
-        worlds.truth(worlds.DENSE, worlds.LENGTHS, "float32"),
+        worlds.truth(worlds.DENSE, outputs, worlds.LENGTHS, "float32"),
     )  # fmt: skip
     allowed = {error.name: error.tolerance / 2e-6 for error in verdict.errors}
     for layer in range(4):
@@ -87,11 +88,11 @@ def run_sampled(plan, dtype, spec=worlds.ODD):
     ids = worlds.batch(LONG, spec.vocabulary)
 
     def body(endpoint):
-        rank = Rank(endpoint, plan, isa=worlds.ISA)
+        rank = build_rank(endpoint, plan, isa=worlds.ISA)
         world = Transport(
             endpoint, WORLD, range(endpoint.size), rank.arena, rank.trace, rank.traffic
         )
-        model = rank.model(spec, DTYPES[dtype])
+        model = Model(spec, rank, DTYPES[dtype])
         return collect(model, model.prepare(ids), world, only=1)
 
     outputs = LocalWorld(plan.world).run(body)[0]
@@ -119,9 +120,6 @@ def test_samples(plan, dtype):
 
 
 def test_verdicts_travel():
-    verdict = compare(
-        worlds.DENSE, DTYPES["float32"], worlds.one_rank(worlds.DENSE, worlds.LENGTHS, "float32"),
-        worlds.truth(worlds.DENSE, worlds.LENGTHS, "float32"),
-    )  # fmt: skip
+    verdict = worlds.judge(worlds.DENSE, worlds.one_rank(worlds.DENSE, worlds.LENGTHS, "float32"))
     assert msgspec.json.decode(msgspec.json.encode(verdict.worst))["name"] == verdict.worst.name
     assert verdict.worst.norm <= verdict.worst.tolerance

@@ -8,16 +8,20 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from pympa.backend import build_rank
 from pympa.collect import Outputs, collect
 from pympa.kernels.cpu import supported_isas
 from pympa.mesh import Plan, all_plans, broken_rule
+from pympa.model import Model
 from pympa.rank import Rank
+from pympa.reference import kept
 from pympa.spec import DTYPES, LayerSpec, ModelSpec, Rope
 from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
 from pympa.transport.local import LocalWorld
-from pympa.verify import Verdict, compare, oracle
+from pympa.verify import Verdict, compare, oracle, routing_of
 from pympa.weights import PhiloxSource, input_ids
 
 ISA = supported_isas()[0]
@@ -58,6 +62,30 @@ MULTI_QUERY = ModelSpec(
     vocabulary=256,
     layers=(LayerSpec(repeat=2, heads=6, kv_heads=1, head_dim=8, mlp_hidden=64),),
 )
+EXPERTS = ModelSpec(
+    d_model=64,
+    vocabulary=256,
+    layers=(LayerSpec(repeat=2, heads=8, head_dim=16, mlp_hidden=72, experts=6, top_k=2),),
+)
+# Dense and sparse layers, shared experts, a skewed gate, capacity whose groups cross ranks.
+ODD_EXPERTS = ModelSpec(
+    d_model=24,
+    vocabulary=256,
+    layers=(
+        LayerSpec(
+            heads=4, kv_heads=2, head_dim=12, mlp_hidden=33, experts=5, top_k=3, gated=True,
+            renormalize=False, shared_experts=2, mlp_bias=True, router_skew=2.0, activation="silu",
+            capacity_factor=1.1, capacity_group=8,
+        ),
+        LayerSpec(heads=4, head_dim=8, mlp_hidden=50),
+        LayerSpec(heads=5, head_dim=8, mlp_hidden=20, experts=9, top_k=1, norm="layer"),
+    ),
+)  # fmt: skip
+NARROW_EXPERTS = ModelSpec(
+    d_model=8,
+    vocabulary=64,
+    layers=(LayerSpec(heads=21, head_dim=2, mlp_hidden=20, experts=2, top_k=1),),
+)
 LENGTHS = (37, 1, 20, 9)
 
 
@@ -71,10 +99,10 @@ def run_plan(
     alter: Callable[[Rank], None] = lambda rank: None,
 ) -> tuple[Outputs | None, Rank]:  # fmt: skip
     """Run one step; rank 0 gets all outputs, every rank what it sent."""
-    rank = Rank(endpoint, plan, isa=ISA)
+    rank = build_rank(endpoint, plan, isa=ISA)
     world = Transport(endpoint, WORLD, range(endpoint.size), rank.arena, rank.trace, rank.traffic)
     alter(rank)
-    model = rank.model(spec, DTYPES[dtype])
+    model = Model(spec, rank, DTYPES[dtype])
     outputs = collect(model, model.prepare(batch(lengths, spec.vocabulary)), world)
     return outputs, rank
 
@@ -98,23 +126,53 @@ def one_rank(spec: ModelSpec, lengths: tuple[int, ...], dtype: str) -> Outputs:
     return outputs
 
 
-@cache
-def truth(spec: ModelSpec, lengths: tuple[int, ...], dtype: str) -> Any:
-    return oracle(spec, DTYPES[dtype], PhiloxSource(), batch(lengths, spec.vocabulary))
+_truths: dict[tuple[Any, ...], Any] = {}
+
+
+def truth(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -> Any:
+    """Return the oracle that takes a run's choices of experts."""
+    routing = routing_of(run)
+    key = spec, lengths, dtype, b"".join(routing[name].tobytes() for name in sorted(routing))
+    if key not in _truths:
+        ids = batch(lengths, spec.vocabulary)
+        _truths[key] = oracle(spec, DTYPES[dtype], PhiloxSource(), ids, routing)
+    return _truths[key]
 
 
 def judge(
     spec: ModelSpec, outputs: Outputs, lengths: tuple[int, ...] = LENGTHS, dtype: str = "float32"
 ) -> Verdict:
     """Compare a distributed run with the oracle and with one rank."""
-    expected, kind = truth(spec, lengths, dtype), DTYPES[dtype]
-    alone = compare(spec, kind, one_rank(spec, lengths, dtype), expected)
+    one, kind = one_rank(spec, lengths, dtype), DTYPES[dtype]
+    alone = compare(spec, kind, one, truth(spec, one, lengths, dtype))
     assert alone.passed, alone.failed
-    return compare(spec, kind, outputs, expected, alone)
+    return compare(spec, kind, outputs, truth(spec, outputs, lengths, dtype), alone)
+
+
+def kept_routing(
+    spec: ModelSpec, outputs: Outputs, lengths: Sequence[int] = LENGTHS
+) -> dict[int, np.ndarray[Any, Any]]:
+    """Return the experts of each token by layer, -1 where the capacity rule drops them."""
+    found = {}
+    for index, layer in enumerate(spec.blocks):
+        if layer.experts:
+            chosen = outputs[f"layers.{index}.routing"]
+            parts = np.split(chosen, np.cumsum(lengths)[:-1])
+            keep = np.concatenate([kept(layer, part) for part in parts])
+            found[index] = np.where(keep, chosen, -1)
+    return found
 
 
 def plans(world: int, spec: ModelSpec, sequences: int = len(LENGTHS)) -> list[Plan]:
-    return [plan for plan in all_plans(world) if broken_rule(plan, spec, sequences) is None]
+    """Return every plan of a number of ranks that can run, all ways of placing experts included."""
+    degrees = [d for d in range(1, world + 1) if world % d == 0]
+    placed = (
+        msgspec.structs.replace(plan, ep=ep, etp=etp)
+        for plan in all_plans(world)
+        for ep in (degrees if any(b.experts for b in spec.blocks) else [1])
+        for etp in {None, *(d for d in degrees if plan.tp % d == 0 and ep > 1)}
+    )
+    return [plan for plan in placed if broken_rule(plan, spec, sequences) is None]
 
 
 def digest(outputs: Outputs) -> str:

@@ -8,7 +8,8 @@ PYBIND11_MODULE(_core, module) {
   register_attention(module);
   register_norm(module);
   register_rope(module);
-  register_embedding(module);
+  register_gather(module);
+  register_experts(module);
   register_elementwise(module);
   register_peak(module);
 }

@@ -10,7 +10,8 @@ void register_linear(pybind11::module_& module);
 void register_attention(pybind11::module_& module);
 void register_norm(pybind11::module_& module);
 void register_rope(pybind11::module_& module);
-void register_embedding(pybind11::module_& module);
+void register_gather(pybind11::module_& module);
+void register_experts(pybind11::module_& module);
 void register_elementwise(pybind11::module_& module);
 void register_peak(pybind11::module_& module);
 

@@ -30,8 +30,8 @@ void bind_pack_weight(const py::array& weight, const py::array& packed, const st
 
 void bind_linear(const py::array& x, const py::array& packed, const py::array& out,
                  const Optional& bias, const std::string& activation, const Optional& residual,
-                 const Optional& branch, const py::array& workspace, int threads,
-                 const std::string& isa) {
+                 const Optional& branch, const Optional& group_rows, const py::array& workspace,
+                 int threads, const std::string& isa) {
   const char* op = "linear";
   const TensorView x_view = input(op, "x", x);
   const TensorView packed_view = input(op, "packed", packed);
@@ -39,18 +39,19 @@ void bind_linear(const py::array& x, const py::array& packed, const py::array& o
   const OptionalView bias_view(op, "bias", bias);
   const OptionalView residual_view(op, "residual", residual);
   const OptionalView branch_view(op, "branch", branch, true);
+  const OptionalView group_rows_view(op, "group_rows", group_rows);
   const TensorView workspace_view = output(op, "workspace", workspace);
   const Activation chosen_activation = parse_activation(op, activation);
   const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
   linear(x_view, packed_view, out_view, bias_view.get(), chosen_activation, residual_view.get(),
-         branch_view.get(), workspace_view, threads, chosen);
+         branch_view.get(), group_rows_view.get(), workspace_view, threads, chosen);
 }
 
 void bind_gated_linear(const py::array& x, const py::array& packed_gate, const py::array& packed_up,
                        const py::array& out, const Optional& bias_gate, const Optional& bias_up,
-                       const std::string& activation, const py::array& workspace, int threads,
-                       const std::string& isa) {
+                       const std::string& activation, const Optional& group_rows,
+                       const py::array& workspace, int threads, const std::string& isa) {
   const char* op = "gated_linear";
   const TensorView x_view = input(op, "x", x);
   const TensorView gate_view = input(op, "packed_gate", packed_gate);
@@ -58,12 +59,13 @@ void bind_gated_linear(const py::array& x, const py::array& packed_gate, const p
   const TensorView out_view = output(op, "out", out);
   const OptionalView bias_gate_view(op, "bias_gate", bias_gate);
   const OptionalView bias_up_view(op, "bias_up", bias_up);
+  const OptionalView group_rows_view(op, "group_rows", group_rows);
   const TensorView workspace_view = output(op, "workspace", workspace);
   const Activation chosen_activation = parse_activation(op, activation);
   const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
   gated_linear(x_view, gate_view, up_view, out_view, bias_gate_view.get(), bias_up_view.get(),
-               chosen_activation, workspace_view, threads, chosen);
+               chosen_activation, group_rows_view.get(), workspace_view, threads, chosen);
 }
 
 }  // namespace
@@ -90,12 +92,12 @@ void register_linear(py::module_& module) {
       py::arg("threads"), py::arg("isa"));
   module.def("linear", &bind_linear, py::arg("x"), py::arg("packed"), py::arg("out"),
              py::arg("bias").none(true), py::arg("activation"), py::arg("residual").none(true),
-             py::arg("branch").none(true), py::arg("workspace"), py::arg("threads"),
-             py::arg("isa"));
+             py::arg("branch").none(true), py::arg("group_rows").none(true), py::arg("workspace"),
+             py::arg("threads"), py::arg("isa"));
   module.def("gated_linear", &bind_gated_linear, py::arg("x"), py::arg("packed_gate"),
              py::arg("packed_up"), py::arg("out"), py::arg("bias_gate").none(true),
-             py::arg("bias_up").none(true), py::arg("activation"), py::arg("workspace"),
-             py::arg("threads"), py::arg("isa"));
+             py::arg("bias_up").none(true), py::arg("activation"), py::arg("group_rows").none(true),
+             py::arg("workspace"), py::arg("threads"), py::arg("isa"));
 }
 
 }  // namespace pympa::bindings

@@ -4,6 +4,18 @@
 
 namespace pympa {
 
+namespace {
+
+void check_bytes(const char* op, const TensorView& view, std::int64_t bytes) {
+  const std::int64_t length = view.shape[view.rank - 1];
+  if (length < bytes) {
+    fail(op, view.name, "at least " + std::to_string(bytes) + " bytes",
+         std::to_string(length) + " bytes");
+  }
+}
+
+}  // namespace
+
 void fail(const char* op, const std::string& argument, const std::string& expected,
           const std::string& got) {
   throw std::invalid_argument(std::string(op) + ": " + argument + ": expected " + expected +
@@ -48,13 +60,31 @@ void check_at_least(const char* op, const char* argument, std::int64_t value, st
   if (value < least) fail(op, argument, "at least " + std::to_string(least), std::to_string(value));
 }
 
+void check_row_counts(const char* op, const TensorView& counts, std::int64_t rows) {
+  check_dtype(op, counts, DType::kInt64);
+  check_shape(op, counts, {-1});
+  const std::int64_t* items = static_cast<const std::int64_t*>(counts.data);
+  std::int64_t left = rows;  // counted down to below 0 at most once, where a sum could overflow
+  for (std::int64_t i = 0; i < counts.shape[0] && left >= 0; ++i) {
+    check_at_least(op, counts.name, items[i], 0);
+    left -= items[i];
+  }
+  if (left != 0) {
+    fail(op, counts.name, "counts that add up to " + std::to_string(rows) + " rows",
+         left > 0 ? std::to_string(left) + " too few" : std::to_string(-left) + " too many");
+  }
+}
+
 void check_buffer(const char* op, const TensorView& view, std::int64_t bytes) {
   check_dtype(op, view, DType::kUInt8);
   check_shape(op, view, {-1});
-  if (view.shape[0] < bytes) {
-    fail(op, view.name, "at least " + std::to_string(bytes) + " bytes",
-         std::to_string(view.shape[0]) + " bytes");
-  }
+  check_bytes(op, view, bytes);
+}
+
+void check_buffers(const char* op, const TensorView& view, std::int64_t count, std::int64_t bytes) {
+  check_dtype(op, view, DType::kUInt8);
+  check_shape(op, view, {count, -1});
+  check_bytes(op, view, bytes);
 }
 
 }  // namespace pympa

@@ -25,7 +25,13 @@ void check_shape(const char* op, const TensorView& view,
 
 void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least);
 
+// int64 [any], none negative, adding up to `rows`.
+void check_row_counts(const char* op, const TensorView& counts, std::int64_t rows);
+
 // A flat uint8 buffer of at least `bytes` bytes.
 void check_buffer(const char* op, const TensorView& view, std::int64_t bytes);
+
+// uint8 [count, at least `bytes`].
+void check_buffers(const char* op, const TensorView& view, std::int64_t count, std::int64_t bytes);
 
 }  // namespace pympa

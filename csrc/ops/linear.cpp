@@ -8,13 +8,14 @@ namespace {
 
 // Checks what both kinds of layer share and fills it in.
 LinearArgs common_args(const char* op, const TensorView& x, const TensorView& out,
-                       Activation activation, const TensorView& workspace, bool gated, int threads,
-                       Isa isa) {
+                       Activation activation, const TensorView* group_rows,
+                       const TensorView& workspace, bool gated, int threads, Isa isa) {
   check_float_dtype(op, x);
   check_shape(op, x, {-1, -1});
   check_shape(op, out, {x.shape[0], -1});
   check_at_least(op, "threads", threads, 1);
   if (out.dtype != DType::kFloat32) check_dtype(op, out, x.dtype);
+  if (group_rows) check_row_counts(op, *group_rows, x.shape[0]);
   const LinearKernels& kernels = PYMPA_SELECT_KERNELS(isa, linear_kernels);
   check_buffer(op, workspace, kernels.workspace_bytes(x.shape[0], out.shape[1], gated, threads));
   LinearArgs args{};
@@ -23,6 +24,8 @@ LinearArgs common_args(const char* op, const TensorView& x, const TensorView& ou
   args.k = x.shape[1];
   args.dtype = x.dtype;
   args.out_dtype = out.dtype;
+  args.groups = group_rows ? group_rows->shape[0] : 1;
+  args.group_rows = group_rows ? static_cast<const std::int64_t*>(group_rows->data) : &x.shape[0];
   args.x = x.data;
   args.x_stride = x.stride[0];
   args.activation = activation;
@@ -34,13 +37,24 @@ LinearArgs common_args(const char* op, const TensorView& x, const TensorView& ou
 }
 
 void set_weight(const char* op, LinearArgs& args, int which, const TensorView& packed,
-                const TensorView* bias, Isa isa) {
-  check_buffer(op, packed, packed_weight_bytes(args.n, args.k, args.dtype, isa));
+                const TensorView* bias, bool grouped, Isa isa) {
+  const std::int64_t bytes = packed_weight_bytes(args.n, args.k, args.dtype, isa);
+  if (grouped) {
+    check_buffers(op, packed, args.groups, bytes);
+  } else {
+    check_buffer(op, packed, bytes);
+  }
   args.packed[which] = packed.data;
+  args.packed_bytes[which] = packed.stride[0];
   if (!bias) return;
   check_dtype(op, *bias, args.dtype);
-  check_shape(op, *bias, {args.n});
+  if (grouped) {
+    check_shape(op, *bias, {args.groups, args.n});
+  } else {
+    check_shape(op, *bias, {args.n});
+  }
   args.bias[which] = bias->data;
+  args.bias_stride[which] = bias->stride[0];
 }
 
 void check_like_out(const char* op, const TensorView& view, const LinearArgs& args) {
@@ -78,10 +92,11 @@ std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t
 
 void linear(const TensorView& x, const TensorView& packed, const TensorView& out,
             const TensorView* bias, Activation activation, const TensorView* residual,
-            const TensorView* branch, const TensorView& workspace, int threads, Isa isa) {
+            const TensorView* branch, const TensorView* group_rows, const TensorView& workspace,
+            int threads, Isa isa) {
   const char* op = "linear";
-  LinearArgs args = common_args(op, x, out, activation, workspace, false, threads, isa);
-  set_weight(op, args, 0, packed, bias, isa);
+  LinearArgs args = common_args(op, x, out, activation, group_rows, workspace, false, threads, isa);
+  set_weight(op, args, 0, packed, bias, group_rows != nullptr, isa);
   if (residual) {
     check_like_out(op, *residual, args);
     args.residual = residual->data;
@@ -97,11 +112,12 @@ void linear(const TensorView& x, const TensorView& packed, const TensorView& out
 
 void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
-                  Activation activation, const TensorView& workspace, int threads, Isa isa) {
+                  Activation activation, const TensorView* group_rows, const TensorView& workspace,
+                  int threads, Isa isa) {
   const char* op = "gated_linear";
-  LinearArgs args = common_args(op, x, out, activation, workspace, true, threads, isa);
-  set_weight(op, args, 0, packed_gate, bias_gate, isa);
-  set_weight(op, args, 1, packed_up, bias_up, isa);
+  LinearArgs args = common_args(op, x, out, activation, group_rows, workspace, true, threads, isa);
+  set_weight(op, args, 0, packed_gate, bias_gate, group_rows != nullptr, isa);
+  set_weight(op, args, 1, packed_up, bias_up, group_rows != nullptr, isa);
   PYMPA_SELECT_KERNELS(isa, linear_kernels).linear(args);
 }
 

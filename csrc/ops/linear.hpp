@@ -16,8 +16,13 @@ struct LinearArgs {
   DType dtype, out_dtype;
   const void* x;
   std::int64_t x_stride;
-  const void* packed[2];  // [1] is the "up" weight of a gated layer, else null
-  const void* bias[2];    // dtype `dtype`, null if none
+  // Rows in order: group_rows[0] of the first group, and so on; a plain layer is one group.
+  std::int64_t groups;
+  const std::int64_t* group_rows;
+  const void* packed[2];         // [1] is the "up" weight of a gated layer, else null
+  std::int64_t packed_bytes[2];  // from one group's weight to the next one's
+  const void* bias[2];           // dtype `dtype`, null if none
+  std::int64_t bias_stride[2];
   Activation activation;
   const void* residual;  // dtype out_dtype, null if none
   std::int64_t residual_stride;
@@ -53,14 +58,17 @@ void pack_weight(const TensorView& weight, const TensorView& packed, Isa isa);
 std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k, DType dtype,
                                     bool gated, int threads, Isa isa);
 
-// branch = round(act(x W^T + bias)); out = round(residual + branch).
+// branch = round(act(x W^T + bias)); out = round(residual + branch). With group_rows each group of
+// consecutive rows has its own weight [groups, bytes] and bias [groups, n].
 void linear(const TensorView& x, const TensorView& packed, const TensorView& out,
             const TensorView* bias, Activation activation, const TensorView* residual,
-            const TensorView* branch, const TensorView& workspace, int threads, Isa isa);
+            const TensorView* branch, const TensorView* group_rows, const TensorView& workspace,
+            int threads, Isa isa);
 
 // out = round(act(x Wg^T + bg) * (x Wu^T + bu)).
 void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
-                  Activation activation, const TensorView& workspace, int threads, Isa isa);
+                  Activation activation, const TensorView* group_rows, const TensorView& workspace,
+                  int threads, Isa isa);
 
 }  // namespace pympa

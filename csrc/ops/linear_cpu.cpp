@@ -3,7 +3,8 @@
 //   x [rows, k-block] -> A (compact, compute format) ; A x panel k-block -> C float32 [rows, cols]
 //   C = ascending sum of zero-started partials over k-blocks ; epilogue(C) -> out
 //
-// An item is one (row block, column block); an element's bits depend on K and the ISA alone.
+// An item is one (group, row block, column block) where each group of rows has its own weight; an
+// element's bits depend on K and the ISA alone.
 
 #include "cpu/math.hpp"
 #include "cpu/pack.hpp"
@@ -76,17 +77,45 @@ PYMPA_INLINE V activate(V x, Activation activation) {
 }
 
 struct Block {
-  int64_t row, rows, column, columns;
+  int64_t group, row, rows, column, columns;
 };
+
+int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
+int64_t column_blocks(int64_t columns) { return (columns + kColumnBlock - 1) / kColumnBlock; }
+
+int64_t count_items(const LinearArgs& args) {
+  int64_t blocks = 0;
+  for (int64_t group = 0; group < args.groups; ++group)
+    blocks += row_blocks(args.group_rows[group]);
+  return blocks * column_blocks(args.n);
+}
+
+// Row blocks run inside a column block, so that its weights are read from memory once.
+Block block_of(const LinearArgs& args, int64_t item) {
+  const auto items_of = [&](int64_t group) {
+    return row_blocks(args.group_rows[group]) * column_blocks(args.n);
+  };
+  int64_t group = 0, first_row = 0;
+  for (; item >= items_of(group); ++group) {
+    item -= items_of(group);
+    first_row += args.group_rows[group];
+  }
+  const int64_t rows = args.group_rows[group];
+  const int64_t row = item % row_blocks(rows) * kRowBlock;
+  const int64_t column = item / row_blocks(rows) * kColumnBlock;
+  return {group, first_row + row, min_of(kRowBlock, rows - row), column,
+          min_of(kColumnBlock, args.n - column)};
+}
 
 // C [rows, columns] (row stride c_stride) = x W^T for one block.
 template <class T>
-void product(const LinearArgs& args, const void* packed, const Block& block, float* a_scratch,
-             float* c) {
+void product(const LinearArgs& args, int which, const Block& block, float* a_scratch, float* c) {
   using Math = typename MathOf<T>::Linear;
   auto* a = reinterpret_cast<typename Math::Group*>(a_scratch);
   const T* x = static_cast<const T*>(args.x) + block.row * args.x_stride;
-  const auto* panels = static_cast<const typename Math::Stored*>(packed) +
+  const auto* weight =
+      static_cast<const char*>(args.packed[which]) + block.group * args.packed_bytes[which];
+  const auto* panels = reinterpret_cast<const typename Math::Stored*>(weight) +
                        block.column / kPanel * panel_size<Math>(args.k);
   const int64_t stride = c_stride(args.n);
   for (int64_t k = 0; k < max_of(args.k, 1); k += kKBlock) {
@@ -111,11 +140,17 @@ void product(const LinearArgs& args, const void* packed, const Block& block, flo
   }
 }
 
+template <class T>
+const T* bias_of(const LinearArgs& args, int which, int64_t group) {
+  const T* bias = static_cast<const T*>(args.bias[which]);
+  return bias ? bias + group * args.bias_stride[which] : nullptr;
+}
+
 // out, branch [rows, columns] from C (and the second C of a gated layer).
 template <class T, class Out>
 void epilogue(const LinearArgs& args, const Block& block, const float* c, const float* c_up) {
-  const T* bias = static_cast<const T*>(args.bias[0]);
-  const T* bias_up = static_cast<const T*>(args.bias[1]);
+  const T* bias = bias_of<T>(args, 0, block.group);
+  const T* bias_up = bias_of<T>(args, 1, block.group);
   const int64_t stride = c_stride(args.n);
   for (int64_t r = 0; r < block.rows; ++r) {
     const int64_t row = block.row + r;
@@ -144,23 +179,17 @@ void epilogue(const LinearArgs& args, const Block& block, const float* c, const 
 
 template <class T>
 void linear_typed(const LinearArgs& args) {
-  const int64_t row_blocks = (args.m + kRowBlock - 1) / kRowBlock;
-  const int64_t column_blocks = (args.n + kColumnBlock - 1) / kColumnBlock;
   const bool gated = args.packed[1] != nullptr;
   const int64_t bytes = thread_bytes(args.m, args.n, gated);
   const auto base = round_up(reinterpret_cast<int64_t>(args.workspace), kAlignment);
-  // Row blocks run inside a column block, so that its weights are read from memory once.
-  for_each_item(args.threads, row_blocks * column_blocks, [&](int64_t item, int thread) {
-    const int64_t row = item % row_blocks * kRowBlock;
-    const int64_t column = item / row_blocks * kColumnBlock;
-    const Block block{row, min_of(kRowBlock, args.m - row), column,
-                      min_of(kColumnBlock, args.n - column)};
+  for_each_item(args.threads, count_items(args), [&](int64_t item, int thread) {
+    const Block block = block_of(args, item);
     const int64_t rows = min_of(kRowBlock, args.m);
     float* a = reinterpret_cast<float*>(base + thread * bytes);
     float* c = a + rows * kAStride;
     float* c_up = gated ? c + rows * c_stride(args.n) : nullptr;
-    product<T>(args, args.packed[0], block, a, c);
-    if (gated) product<T>(args, args.packed[1], block, a, c_up);
+    product<T>(args, 0, block, a, c);
+    if (gated) product<T>(args, 1, block, a, c_up);
     if (args.out_dtype == args.dtype) {
       epilogue<T, T>(args, block, c, c_up);
     } else {

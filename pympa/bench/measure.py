@@ -82,7 +82,7 @@ def run_plan(
     reset_process_peak()
     rank = session.on(variants[0])
     try:
-        model = rank.model(job.size.model, job.dtype, job.source)
+        model = Model(job.size.model, rank, job.dtype, job.source)
         loading_peak = rank.arena.restart_peak()
         records: list[Record] = []
         for variant in variants:

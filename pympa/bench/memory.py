@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from pympa.backend import rehearse
 from pympa.bench.experiment import PlannedRun
 from pympa.bench.truth import Job
 from pympa.mesh import Plan
-from pympa.rank import rehearse
 from pympa.session import Session
 
 MOST_MICRO_BATCHES = 128

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pympa.accounting import step_flops
+from pympa.backend import build_rank
 from pympa.bench.experiment import Size
 from pympa.collect import Outputs, collect
 from pympa.mesh import Plan
 from pympa.model import Model, Prepared
-from pympa.rank import Rank
 from pympa.session import Session
 from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
-from pympa.verify import Verdict, compare, compare_sampled, oracle
+from pympa.verify import Verdict, compare, compare_sampled, oracle, routing_of
 from pympa.weights import PhiloxSource, philox_bits
 
 WHOLE_ORACLE_FLOPS = 2e12  # about a minute of float64 on one core
@@ -45,16 +46,17 @@ class Truth:
     """Rank 0's yardstick for one job; the other ranks only take part in `judge`.
 
     Where the float64 oracle of the whole batch would take too long, some rows of the last
-    sequence are checked instead, and there is no verdict on a single rank.
+    sequence are checked instead, and there is no verdict on a single rank. With experts the
+    oracle follows a run's choices, so runs that differ in them have oracles of their own.
     """
 
     def __init__(self, session: Session, job: Job) -> None:
         self._session = session
         self._job = job
         self.samples = step_flops(job.size.model, job.size.lengths) > WHOLE_ORACLE_FLOPS
+        self._oracles: dict[bytes, Mapping[str, NDArray[np.float64]]] = {}
         self._one_rank: Verdict | None = None
         if session.rank == 0 and not self.samples:
-            self._outputs = oracle(job.size.model, job.dtype, job.source, job.ids)
             self._one_rank = self._judge_one_rank()
 
     def judge(self, model: Model, prepared: Prepared) -> tuple[Verdict, Verdict | None]:
@@ -79,14 +81,24 @@ class Truth:
             rows = np.unique([*draws % len(ids), len(ids) - 1])
             return compare_sampled(spec, dtype, outputs, self._job.source, ids, rows)
         alone = None if self._session.size == 1 else self._one_rank
-        return compare(spec, dtype, outputs, self._outputs, alone)
+        return compare(spec, dtype, outputs, self._oracle(outputs), alone)
+
+    def _oracle(self, run: Outputs) -> Mapping[str, NDArray[np.float64]]:
+        """Return the oracle that chose as the run did; one rank's and the last one are kept."""
+        job, routing = self._job, routing_of(run)
+        key = b"".join(routing[name].tobytes() for name in sorted(routing))
+        if key not in self._oracles:
+            for other in list(self._oracles)[1:]:
+                del self._oracles[other]
+            self._oracles[key] = oracle(job.size.model, job.dtype, job.source, job.ids, routing)
+        return self._oracles[key]
 
     def _judge_one_rank(self) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype
         endpoint: Endpoint = NullEndpoint(0, 1)
-        rank = Rank(endpoint, Plan(), isa=self._session.isa, threads=self._session.threads)
+        rank = build_rank(endpoint, Plan(), isa=self._session.isa, threads=self._session.threads)
         world = Transport(endpoint, WORLD, [0], rank.arena, rank.trace, rank.traffic)
-        model = rank.model(spec, dtype, self._job.source)
-        outputs = collect(model, model.prepare(self._job.ids), world)
+        model = Model(spec, rank, dtype, self._job.source)
+        outputs = collect(model, model.prepare(self._job.ids), world) or {}
         rank.arena.close()
-        return compare(spec, dtype, outputs or {}, self._outputs)
+        return compare(spec, dtype, outputs, self._oracle(outputs))

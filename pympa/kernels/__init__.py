@@ -21,7 +21,10 @@ from pympa.layout import Layout
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight `[n, k]` in the order a backend's kernels read it."""
+    """A weight `[n, k]` in the order a backend's kernels read it.
+
+    data: `[bytes]`, or `[count, bytes]` for weights of a group that are alike in shape.
+    """
 
     data: Array
     n: int
@@ -81,6 +84,15 @@ class Kernels(Protocol):
     ) -> PackedWeight:
         """Return the weight `[n, k]` that `fill` writes, packed, in memory of the arena."""
 
+    def pack_group(
+        self,
+        count: int,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        fill: Callable[[int, Array], None],
+    ) -> PackedWeight:
+        """Return `count` weights `[n, k]`, such as experts'; `fill` gets the index of each."""
+
     def linear(
         self,
         x: Array,
@@ -91,11 +103,14 @@ class Kernels(Protocol):
         activation: str = "none",
         residual: Array | None = None,
         branch: Array | None = None,
+        group_rows: NDArray[np.int64] | None = None,
     ) -> None:
         """Compute branch = act(x weight^T + bias); out = residual + branch, or branch.
 
         x `[rows, k]`, out, residual and branch `[rows, n]`, bias `[n]`. `out` may be `residual`,
-        and may be float32 for logits.
+        and may be float32 for logits. With `group_rows` `[groups]` the weight is a group: the
+        first group_rows[0] rows meet its first weight, and so on; then bias is `[groups, n]`.
+        A row's bits are those of its own weight alone.
         """
 
     def gated_linear(
@@ -108,8 +123,12 @@ class Kernels(Protocol):
         activation: str,
         gate_bias: Array | None = None,
         up_bias: Array | None = None,
+        group_rows: NDArray[np.int64] | None = None,
     ) -> None:
-        """Compute out `[rows, n]` = act(x gate^T) * (x up^T) (Shazeer 2020), rounded once."""
+        """Compute out `[rows, n]` = act(x gate^T) * (x up^T) (Shazeer 2020), rounded once.
+
+        group_rows: see `linear`.
+        """
 
     def start_state(self, state: State) -> None:
         """Make a state that has seen no key."""
@@ -133,10 +152,59 @@ class Kernels(Protocol):
     ) -> None:
         """Normalise rows `[rows, d]`: RMSNorm ("rms") or LayerNorm ("layer")."""
 
-    def embed(
-        self, ids: NDArray[np.int32], table: Array, out: Array, *, first_row: int = 0
+    def gather_rows(
+        self, source: Array, index: NDArray[np.int32], out: Array, *, first_row: int = 0
     ) -> None:
-        """Copy rows ids - first_row of the table `[n, d]`; ids outside of it give zeros."""
+        """Copy rows index - first_row of the source `[n, d]`; others than these give zeros.
+
+        An embedding lookup with a share of the vocabulary, or a dispatch to experts.
+        """
+
+    def select_experts(
+        self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
+    ) -> int:
+        """Choose experts of each row: softmax of the logits, top-k, ties to the lower id.
+
+        logits float32 `[rows, n]`; experts int32 and weights float32 `[rows, k]` are filled by
+        ascending id. `renormalize` makes a row's weights add up to 1. Returns the first row whose
+        logits are not finite, or -1.
+        """
+
+    def sort_rows(
+        self, experts: Array, count: int, sources: Array, places: Array
+    ) -> NDArray[np.int64]:
+        """Sort the pairs (row, choice) of experts int32 `[rows, k]` by expert, stably.
+
+        An expert of -1 leaves the pair out. sources int32 `[rows * k]` gets the row of each pair
+        in the new order, places int32 `[rows, k]` the index of each pair there, or -1. Returns
+        how many pairs each of the `count` experts has, on the host.
+        """
+
+    def count_experts(
+        self, experts: Array, segment_rows: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        """Count the pairs of each expert in segments of consecutive rows: `[segments, count]`."""
+
+    def drop_overflow(
+        self,
+        experts: Array,
+        segment_rows: NDArray[np.int64],
+        used: NDArray[np.int64],
+        capacity: NDArray[np.int64],
+    ) -> None:
+        """Set experts int32 `[rows, k]` to -1, row by row, where a segment's expert is full.
+
+        used `[segments, n]` counts the room taken, before and after; capacity `[segments]` is the
+        room of each expert.
+        """
+
+    def combine_rows(
+        self, rows: Array, places: Array, weights: Array, base: Array | None, out: Array
+    ) -> None:
+        """Sum weights `[n, k]` times rows `[m, d]` at places `[n, k]` in ascending k, add base.
+
+        A place of -1 adds nothing. out and base `[n, d]`, out may be base; rounded once.
+        """
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """Compute out = a + b."""

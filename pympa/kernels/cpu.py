@@ -49,14 +49,26 @@ class CpuKernels:
         self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
     ) -> PackedWeight:
         """See `Kernels.pack`."""
+        group = self.pack_group(1, shape, dtype, lambda _, weight: fill(weight))
+        return PackedWeight(group.data[0], group.n, group.k)
+
+    def pack_group(
+        self,
+        count: int,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        fill: Callable[[int, Array], None],
+    ) -> PackedWeight:
+        """See `Kernels.pack_group`."""
         n, k = shape
         size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), isa=self.isa)
-        data = self._arena.empty((size,), np.uint8)
+        data = self._arena.empty((count, size), np.uint8)
         with self._arena.scope():
             weight = self._arena.empty(shape, dtype)
-            if not self._arena.dry:
-                fill(weight)
-            self._core.pack_weight(weight=weight, packed=data, isa=self.isa)
+            for index, packed in enumerate(data):
+                if not self._arena.dry:
+                    fill(index, weight)
+                self._core.pack_weight(weight=weight, packed=packed, isa=self.isa)
         return PackedWeight(data, n, k)
 
     def linear(
@@ -69,6 +81,7 @@ class CpuKernels:
         activation: str = "none",
         residual: Array | None = None,
         branch: Array | None = None,
+        group_rows: NDArray[np.int64] | None = None,
     ) -> None:
         """See `Kernels.linear`."""
         with self._trace.span("compute", "linear"), self._arena.scope():
@@ -80,6 +93,7 @@ class CpuKernels:
                 activation=activation,
                 residual=residual,
                 branch=branch,
+                group_rows=group_rows,
                 workspace=self._linear_workspace(x, weight, gated=False),
                 **self._how,
             )
@@ -94,6 +108,7 @@ class CpuKernels:
         activation: str,
         gate_bias: Array | None = None,
         up_bias: Array | None = None,
+        group_rows: NDArray[np.int64] | None = None,
     ) -> None:
         """See `Kernels.gated_linear`."""
         with self._trace.span("compute", "gated_linear"), self._arena.scope():
@@ -105,6 +120,7 @@ class CpuKernels:
                 bias_gate=gate_bias,
                 bias_up=up_bias,
                 activation=activation,
+                group_rows=group_rows,
                 workspace=self._linear_workspace(x, up, gated=True),
                 **self._how,
             )
@@ -178,12 +194,68 @@ class CpuKernels:
         with self._trace.span("compute", "norm"):
             self._core.norm(x=x, weight=weight, bias=bias, eps=eps, kind=kind, out=out, **self._how)
 
-    def embed(
-        self, ids: NDArray[np.int32], table: Array, out: Array, *, first_row: int = 0
+    def gather_rows(
+        self, source: Array, index: NDArray[np.int32], out: Array, *, first_row: int = 0
     ) -> None:
-        """See `Kernels.embed`."""
-        with self._trace.span("compute", "embed"):
-            self._core.embed(ids=ids, table=table, first_row=first_row, out=out, **self._how)
+        """See `Kernels.gather_rows`."""
+        with self._trace.span("compute", "gather_rows"):
+            self._core.gather_rows(
+                source=source, index=index, out=out, first_row=first_row, **self._how
+            )
+
+    def select_experts(
+        self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
+    ) -> int:
+        """See `Kernels.select_experts`."""
+        with self._trace.span("compute", "select_experts"):
+            row: int = self._core.select_experts(
+                logits=logits,
+                experts=experts,
+                weights=weights,
+                renormalize=renormalize,
+                **self._how,
+            )
+            return row
+
+    def sort_rows(
+        self, experts: Array, count: int, sources: Array, places: Array
+    ) -> NDArray[np.int64]:
+        """See `Kernels.sort_rows`."""
+        counts = np.zeros(count, np.int64)
+        with self._trace.span("compute", "sort_rows"):
+            self._core.sort_rows(experts=experts, counts=counts, sources=sources, places=places)
+        return counts
+
+    def count_experts(
+        self, experts: Array, segment_rows: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        """See `Kernels.count_experts`."""
+        counts = np.zeros((len(segment_rows), count), np.int64)
+        with self._trace.span("compute", "count_experts"):
+            self._core.count_experts(experts=experts, segment_rows=segment_rows, counts=counts)
+        return counts
+
+    def drop_overflow(
+        self,
+        experts: Array,
+        segment_rows: NDArray[np.int64],
+        used: NDArray[np.int64],
+        capacity: NDArray[np.int64],
+    ) -> None:
+        """See `Kernels.drop_overflow`."""
+        with self._trace.span("compute", "drop_overflow"):
+            self._core.drop_overflow(
+                experts=experts, segment_rows=segment_rows, used=used, capacity=capacity
+            )
+
+    def combine_rows(
+        self, rows: Array, places: Array, weights: Array, base: Array | None, out: Array
+    ) -> None:
+        """See `Kernels.combine_rows`."""
+        with self._trace.span("compute", "combine_rows"):
+            self._core.combine_rows(
+                rows=rows, places=places, weights=weights, base=base, out=out, **self._how
+            )
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """See `Kernels.add`."""

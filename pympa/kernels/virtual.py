@@ -10,8 +10,11 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pympa import _core
-from pympa.arena import Arena
+from pympa.arena import Arena, Array
 from pympa.kernels.cpu import CpuKernels
 from pympa.trace import Trace
 
@@ -25,7 +28,10 @@ _WORK = (
     "finish",
     "rope",
     "norm",
-    "embed",
+    "gather_rows",
+    "count_experts",
+    "drop_overflow",
+    "combine_rows",
     "add",
     "sum_partials",
 )
@@ -35,8 +41,21 @@ def _nothing(**_: Any) -> None:
     """Stand in for a kernel."""
 
 
+def _all_finite(**_: Any) -> int:
+    """Stand in for `select_experts`."""
+    return -1
+
+
+def _spread_evenly(*, experts: Array, counts: NDArray[np.int64], **_: Any) -> None:
+    """Stand in for `sort_rows`."""
+    counts[:] = (experts.size + np.arange(len(counts))[::-1]) // len(counts)
+
+
 _SHAPE_CORE = SimpleNamespace(
-    **{name: getattr(_core, name) for name in _SIZES}, **dict.fromkeys(_WORK, _nothing)
+    **{name: getattr(_core, name) for name in _SIZES},
+    **dict.fromkeys(_WORK, _nothing),
+    select_experts=_all_finite,
+    sort_rows=_spread_evenly,
 )
 
 

@@ -49,22 +49,44 @@ def head_share(layer: LayerSpec, parts: int, index: int) -> HeadShare:
     return HeadShare((first, last), (kv_first, kv_last), np.array(needed, np.int32) - kv_first)
 
 
-def weight_shard(name: str, layer: LayerSpec, share: HeadShare, parts: int, index: int) -> Shard:
-    """Return the part of a block's weight that rank `index` of `parts` holds."""
+def attention_shard(name: str, layer: LayerSpec, share: HeadShare) -> Shard:
+    """Return the part of an attention weight that the rank with these heads holds."""
 
     def of_heads(heads: tuple[int, int], dim: int) -> tuple[int, int]:
         return heads[0] * dim, heads[1] * dim
 
-    hidden = split(layer.mlp_hidden, parts)[index]
     by_output = {
         "attention.q": of_heads(share.q_heads, layer.head_dim),
         "attention.k": of_heads(share.kv_heads, layer.head_dim),
         "attention.v": of_heads(share.kv_heads, layer.value_dim),
-        "mlp.up": hidden,
-        "mlp.gate": hidden,
     }
-    by_input = {"attention.out": of_heads(share.q_heads, layer.value_dim), "mlp.down": hidden}
+    by_input = {"attention.out": of_heads(share.q_heads, layer.value_dim)}
     return by_output.get(name.removesuffix("_bias")), by_input.get(name)
+
+
+def mlp_shard(name: str, hidden: tuple[int, int]) -> Shard:
+    """Return the part of an MLP weight that the rank with these hidden columns holds."""
+    kind = name.rpartition(".")[2]
+    by_output = kind.removesuffix("_bias") in ("up", "gate")
+    return hidden if by_output else None, hidden if kind == "down" else None
+
+
+def scatter_partials(
+    kernels: Kernels, transport: Transport, partial: Array, bias: Array | None, out: Array
+) -> None:
+    """Set `out` to this rank's share of the rows of the sum of all partials. Collective.
+
+    Args:
+        kernels: the rank's kernels.
+        transport: the ranks that hold partials.
+        partial: `[rows, d_model]`.
+        bias: `[d_model]` or None.
+        out: `[share, d_model]`, the share being this rank's of `split(rows, ranks)`.
+    """
+    shares = split(len(partial), transport.size)
+    parts = transport.empty((transport.size, *out.shape), partial.dtype)
+    transport.all_to_all([partial[a:b] for a, b in shares], list(parts))
+    kernels.sum_partials(parts, bias, out)
 
 
 def reduce_partials(
@@ -83,13 +105,9 @@ def reduce_partials(
         bias: `[d_model]` or None.
         out: `[rows, d_model]`; may not be `partial`.
     """
-    rows, width = partial.shape
-    shares = split(rows, transport.size)
-    first, last = shares[transport.index]
-    parts = transport.empty((transport.size, last - first, width), partial.dtype)
-    transport.all_to_all([partial[a:b] for a, b in shares], list(parts))
-    kernels.sum_partials(parts, bias, out[first:last])
-    transport.all_gather([out[a:b] for a, b in shares])
+    shares = [out[a:b] for a, b in split(len(out), transport.size)]
+    scatter_partials(kernels, transport, partial, bias, shares[transport.index])
+    transport.all_gather(shares)
 
 
 def add_branch(

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.arena import Arena, Array
-from pympa.mesh import AXES, Mesh
+from pympa.mesh import AXES, EXPERT_AXES, Mesh
 from pympa.trace import Trace
 
 WORLD = "world"  # control traffic: agreement, records, verification; never counted
+_CHANNELS = (WORLD, *AXES, *EXPERT_AXES)
 
 
 class TransportError(RuntimeError):
@@ -120,7 +121,7 @@ class Transport:
         self._arena = arena
         self._trace = trace
         self._traffic = traffic
-        self._channel = 0 if axis == WORLD else 1 + AXES.index(axis)
+        self._channel = _CHANNELS.index(axis)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
         """Return an array fit to travel, from the arena."""
@@ -131,10 +132,14 @@ class Transport:
     ) -> Any:
         """Begin sending (array, to index) and receiving (array, from index); see `Endpoint`.
 
-        Empty arrays are skipped: both sides know their size.
+        Empty arrays are skipped: both sides know their size. What a rank sends to itself is copied
+        at once and not counted.
         """
-        outgoing = [Message(a, self.ranks[i], self._channel) for a, i in sends if a.size]
-        incoming = [Message(a, self.ranks[i], self._channel) for a, i in receives if a.size]
+        outgoing = self._messages(sends)
+        incoming = self._messages(receives)
+        own = [[a for a, i in side if i == self.index and a.size] for side in (receives, sends)]
+        for target, source in zip(*own, strict=True):
+            self._endpoint.copy(target, source)
         if self.axis != WORLD:
             for message in outgoing:
                 self._traffic.sent[self.axis, message.peer] += message.array.nbytes
@@ -159,10 +164,9 @@ class Transport:
 
     def all_to_all(self, sends: Sequence[Array], receives: Sequence[Array]) -> None:
         """Send `sends[i]` to rank i and receive `receives[i]` from it. Collective."""
-        others = [i for i in range(self.size) if i != self.index]
-        pending = self.start([(sends[i], i) for i in others], [(receives[i], i) for i in others])
-        self._endpoint.copy(receives[self.index], sends[self.index])
-        self.wait(pending)
+        peers = range(self.size)
+        outgoing, incoming = zip(sends, peers, strict=True), zip(receives, peers, strict=True)
+        self.wait(self.start([*outgoing], [*incoming]))
 
     def broadcast(self, array: Array, root: int) -> None:
         """Make `array` on all ranks what it is on index `root`. Collective."""
@@ -172,12 +176,23 @@ class Transport:
         else:
             self.wait(self.start([], [(array, root)]))
 
-    def exchange_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Send `counts[i]` to rank i and return what each sent here. Collective."""
-        received = np.empty_like(counts)
-        cells = range(self.size)
-        self.all_to_all([counts[i : i + 1] for i in cells], [received[i : i + 1] for i in cells])
+    def exchange_counts(self, counts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """Send `counts[i]` to rank i and return what each sent here. Collective.
+
+        Every rank sends arrays of one shape to the same rank. Where nothing is sent, because
+        arrays are only shapes, others are taken to send what this rank sends itself.
+        """
+        received = [counts[self.index].copy() for _ in counts]
+        self.all_to_all(counts, received)
         return received
+
+    def _messages(self, parts: Sequence[tuple[Array, int]]) -> list[Message]:
+        """Return what travels: neither empty arrays nor those of this rank for itself."""
+        return [
+            Message(array, self.ranks[peer], self._channel)
+            for array, peer in parts
+            if array.size and peer != self.index
+        ]
 
     def gather_objects(self, value: Any, root: int | None = None) -> list[Any]:
         """Return every rank's picklable value, in order. Collective.
@@ -206,9 +221,10 @@ class Transport:
 def axis_transports(
     endpoint: Endpoint, mesh: Mesh, arena: Arena, trace: Trace, traffic: Traffic
 ) -> dict[str, Transport]:
-    """Return one transport for each axis of the mesh."""
+    """Return one transport for each axis of the mesh, `EXPERT_AXES` included."""
     return {
-        axis: Transport(endpoint, axis, mesh.group(axis), arena, trace, traffic) for axis in AXES
+        axis: Transport(endpoint, axis, mesh.group(axis), arena, trace, traffic)
+        for axis in (*AXES, *EXPERT_AXES)
     }
 
 

@@ -17,6 +17,9 @@ class Kernels:
         self.isa = isa
 
     def pack(self, weight):
+        """Pack a weight `[n, k]`, or those of a group `[groups, n, k]`."""
+        if weight.ndim == 3:
+            return np.stack([self.pack(one) for one in weight])
         n, k = weight.shape
         size = _core.packed_weight_bytes(n, k, weight.dtype.name, self.isa)
         packed = np.full(size, 0xA5, np.uint8)
@@ -32,28 +35,41 @@ class Kernels:
         activation="none",
         residual=None,
         branch=None,
+        group_rows=None,
         out=None,
         out_dtype=None,
         threads=1,
     ):
-        m, k = x.shape
-        n = weight.shape[0]
         if out is None:
-            out = np.full((m, n), np.nan, out_dtype or x.dtype)
-        size = _core.linear_workspace_bytes(m, n, k, x.dtype.name, False, threads, self.isa)
-        workspace = np.full(size, 0xFF, np.uint8)
-        packed = self.pack(weight)
+            out = np.full((len(x), weight.shape[-2]), np.nan, out_dtype or x.dtype)
         _core.linear(
-            x, packed, out, bias, activation, residual, branch, workspace, threads, self.isa
+            x,
+            self.pack(weight),
+            out,
+            bias,
+            activation,
+            residual,
+            branch,
+            None if group_rows is None else np.array(group_rows, np.int64),
+            self._workspace(x, weight, False, threads),
+            threads,
+            self.isa,
         )
         return out
 
-    def gated_linear(self, x, gate, up, *, activation, bias_gate=None, bias_up=None, threads=1):
-        m, k = x.shape
-        n = gate.shape[0]
-        out = np.full((m, n), np.nan, x.dtype)
-        size = _core.linear_workspace_bytes(m, n, k, x.dtype.name, True, threads, self.isa)
-        workspace = np.full(size, 0xFF, np.uint8)
+    def gated_linear(
+        self,
+        x,
+        gate,
+        up,
+        *,
+        activation,
+        bias_gate=None,
+        bias_up=None,
+        group_rows=None,
+        threads=1,
+    ):
+        out = np.full((len(x), gate.shape[-2]), np.nan, x.dtype)
         _core.gated_linear(
             x,
             self.pack(gate),
@@ -62,11 +78,17 @@ class Kernels:
             bias_gate,
             bias_up,
             activation,
-            workspace,
+            None if group_rows is None else np.array(group_rows, np.int64),
+            self._workspace(x, gate, True, threads),
             threads,
             self.isa,
         )
         return out
+
+    def _workspace(self, x, weight, gated, threads):
+        n, k = weight.shape[-2:]
+        size = _core.linear_workspace_bytes(len(x), n, k, x.dtype.name, gated, threads, self.isa)
+        return np.full(size, 0xFF, np.uint8)
 
     def new_state(self, rows, heads, v_head_dim):
         return (

@@ -22,10 +22,16 @@ def linear_arguments():
         "activation": "none",
         "residual": None,
         "branch": None,
+        "group_rows": None,
         "workspace": np.empty(workspace, np.uint8),
         "threads": 1,
         "isa": ISA,
     }
+
+
+def grouped_arguments():
+    packed = np.stack([linear_arguments()["packed"]] * 2)
+    return linear_arguments() | {"packed": packed, "group_rows": np.array([1, 2])}
 
 
 def attend_arguments():
@@ -87,6 +93,29 @@ def test_linear(argument, value, message):
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
+        ("group_rows", np.array([1, 1]), r"group_rows: .* add up to 3 rows, got 1 too few"),
+        ("group_rows", np.array([2, 3]), r"group_rows: .* add up to 3 rows, got 2 too many"),
+        ("group_rows", np.array([2**63 - 1, 2]), r"group_rows: .* add up to 3 rows, got \d+ too"),
+        ("group_rows", np.array([-1, 4]), r"group_rows: expected at least 0, got -1"),
+        ("group_rows", np.array([1, 2], np.int32), r"group_rows: expected dtype int64, got int32"),
+        ("group_rows", np.array([1, 1, 1]), r"packed: expected shape \[3, any\], got \[2, "),
+        ("packed", np.ones((2, 8), np.uint8), r"packed: expected at least \d+ bytes, got 8 bytes"),
+        ("packed", np.ones(8, np.uint8), r"packed: expected shape \[2, any\], got \[8\]"),
+        ("bias", np.ones(6, F32), r"bias: expected shape \[2, 6\], got \[6\]"),
+        ("bias", np.ones((2, 6), np.float16), r"bias: expected dtype float32, got float16"),
+        ("out", np.ones((2, 6), F32), r"out: expected shape \[3, any\], got \[2, 6\]"),
+        ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
+    ],
+)
+def test_linear_of_groups(argument, value, message):
+    _core.linear(**grouped_arguments())
+    with pytest.raises(ValueError, match="linear: " + message):
+        _core.linear(**grouped_arguments() | {argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
         ("k", np.ones((7, 1, 9), F32), r"k: expected shape \[any, any, 8\], got \[7, 1, 9\]"),
         ("k", np.ones((7, 1, 8), np.float16), r"k: expected dtype float32, got float16"),
         ("v", np.ones((6, 1, 6), F32), r"v: expected shape \[7, 1, any\], got \[6, 1, 6\]"),
@@ -133,11 +162,82 @@ def test_rows():
         _core.add(x, np.ones((2, 2), F32), x, 1, ISA)
     with pytest.raises(ValueError, match=r"sum_partials: out: expected shape \[2, 3\]"):
         _core.sum_partials(np.ones((4, 2, 3), F32), None, np.ones((3, 3), F32), 1, ISA)
-    with pytest.raises(ValueError, match=r"embed: ids: expected dtype int32, got int64"):
-        _core.embed(np.zeros(2, np.int64), x, 0, x, 1, ISA)
+    with pytest.raises(ValueError, match=r"gather_rows: index: expected dtype int32, got int64"):
+        _core.gather_rows(x, np.zeros(2, np.int64), x, 0, 1, ISA)
+    with pytest.raises(ValueError, match=r"gather_rows: first_row: expected at least 0, got -1"):
+        _core.gather_rows(x, np.zeros(2, np.int32), x, -1, 1, ISA)
     state = np.ones((2, 1), F32), np.ones((2, 1), F32), np.ones((2, 1, 3), F32)
     with pytest.raises(ValueError, match=r"finish: o: expected a contiguous array"):
         _core.finish(*state, np.ones((4, 1, 3), F32)[::2], np.ones((2, 1), F32), 1, ISA)
+
+
+def ids(*rows):
+    return np.array(rows, np.int32)
+
+
+def counts(*values):
+    return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("logits", "experts", "message"),
+    [
+        (np.ones((2, 3)), ids([0], [0]), r"logits: expected dtype .*, got float64"),
+        (np.ones((2, 3), np.float16), ids([0], [0]), r"logits: expected dtype float32, got float1"),
+        (np.ones((2, 3), F32), ids([0]), r"experts: expected shape \[2, any\], got \[1, 1\]"),
+        (np.ones((1, 3), F32), ids([0, 0, 0, 0]), r"experts: expected 1 to 3 columns, got 4"),
+        (np.ones((1, 3), F32), np.empty((1, 0), np.int32), r"experts: expected 1 to 3 .*, got 0"),
+        (np.ones((2, 3), F32), ids([0], [0]), r"weights: expected shape \[2, 1\], got \[3, 1\]"),
+    ],
+)
+def test_select_experts(logits, experts, message):
+    with pytest.raises(ValueError, match="select_experts: " + message):
+        _core.select_experts(logits, experts, np.ones((3, 1), F32), True, 1, ISA)
+
+
+def test_routing():
+    pair, three = ids([0, 2], [1, -1]), counts(0, 0, 0)
+    with pytest.raises(ValueError, match=r"sort_rows: experts: .* in \[-1, 2\), got 2 in row 0"):
+        _core.sort_rows(pair, counts(0, 0), ids(0, 0, 0, 0), pair.copy())
+    with pytest.raises(ValueError, match=r"experts: expected entries .*, got -2 in row 1"):
+        _core.sort_rows(ids([0], [-2]), three, ids(0, 0), ids([0], [0]))
+    with pytest.raises(ValueError, match=r"sort_rows: sources: expected shape \[4\], got \[3\]"):
+        _core.sort_rows(pair, three, ids(0, 0, 0), pair.copy())
+    with pytest.raises(ValueError, match=r"count_experts: segment_rows: .* 2 rows, got 1 too few"):
+        _core.count_experts(pair, counts(1), three[None])
+    with pytest.raises(ValueError, match=r"count_experts: counts: expected shape \[2, any\]"):
+        _core.count_experts(pair, counts(1, 1), three[None])
+    with pytest.raises(ValueError, match=r"drop_overflow: capacity: expected shape \[1\]"):
+        _core.drop_overflow(pair, counts(2), three[None], counts(1, 1))
+    with pytest.raises(ValueError, match=r"drop_overflow: used: expected a writeable array"):
+        _core.drop_overflow(pair, counts(2), np.broadcast_to(three, (1, 3)), counts(1))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("places", ids([0, 3], [1, -1]), r"places: expected entries in \[-1, 3\), got 3 in row 0"),
+        ("places", ids([0, 1], [1, -2]), r"places: expected entries in \[-1, 3\), got -2 in row 1"),
+        ("weights", np.ones((2, 3), F32), r"weights: expected shape \[2, 2\], got \[2, 3\]"),
+        ("weights", np.ones((2, 2), np.float16), r"weights: expected dtype float32, got float16"),
+        ("base", np.ones((2, 5), F32), r"base: expected shape \[2, 4\], got \[2, 5\]"),
+        ("out", np.ones((2, 4), np.float16), r"out: expected dtype float32, got float16"),
+        ("threads", 0, r"threads: expected at least 1, got 0"),
+    ],
+)
+def test_combine_rows(argument, value, message):
+    arguments = {
+        "rows": np.ones((3, 4), F32),
+        "places": ids([0, 2], [1, -1]),
+        "weights": np.ones((2, 2), F32),
+        "base": None,
+        "out": np.ones((2, 4), F32),
+        "threads": 1,
+        "isa": ISA,
+    }
+    _core.combine_rows(**arguments)
+    with pytest.raises(ValueError, match="combine_rows: " + message):
+        _core.combine_rows(**arguments | {argument: value})
 
 
 def test_names_and_sizes():

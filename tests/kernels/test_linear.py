@@ -127,6 +127,75 @@ def test_sums_are_partials_of_512(kernels, rng, normal, same_bits):
     same_bits(kernels.linear(x, weight), total)
 
 
+@pytest.mark.parametrize("group_rows", [(13,), (0, 97, 0, 3), (1, 1, 5), (100, 0, 1, 96), (0, 0)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_groups_are_separate_linears(kernels, dtype, rng, normal, same_bits, group_rows, biased):
+    n, k, groups, rows = 530, 70, len(group_rows), sum(group_rows)
+    x, residual = normal(rng, (rows, k), dtype), normal(rng, (rows, n), dtype)
+    weight, up = (normal(rng, (groups, n, k), dtype, k**-0.5) for _ in range(2))
+    bias, bias_up = (normal(rng, (groups, n), dtype) if biased else None for _ in range(2))
+    branch = np.empty((rows, n), dtype)
+    options = {"activation": "silu", "group_rows": group_rows}
+    whole = kernels.linear(x, weight, bias=bias, residual=residual, branch=branch, **options)
+    gated = kernels.gated_linear(x, weight, up, bias_gate=bias, bias_up=bias_up, **options)
+    for group, stop in enumerate(np.cumsum(group_rows)):
+        here = slice(stop - group_rows[group], stop)
+        own, own_up = (None if b is None else b[group] for b in (bias, bias_up))
+        alone = np.empty_like(branch[here])
+        out = kernels.linear(
+            x[here],
+            weight[group],
+            bias=own,
+            residual=residual[here],
+            branch=alone,
+            activation="silu",
+        )
+        same_bits(whole[here], out)
+        same_bits(branch[here], alone)
+        out = kernels.gated_linear(
+            x[here], weight[group], up[group], activation="silu", bias_gate=own, bias_up=own_up
+        )
+        same_bits(gated[here], out)
+
+
+def test_groups_of_strided_rows(kernels, dtype, rng, normal, same_bits):
+    wide_x, wide_out = normal(rng, (14, 90), dtype), np.zeros((14, 50), np.float32)
+    weight, wide_bias = normal(rng, (3, 33, 70), dtype), normal(rng, (6, 33), dtype)
+    x, bias, out = wide_x[::2, 5:75], wide_bias[1::2], wide_out[1::2, 3:36]
+    kernels.linear(x, weight, bias=bias, group_rows=(4, 0, 3), out=out)
+    plain = kernels.linear(
+        np.ascontiguousarray(x),
+        weight,
+        bias=np.ascontiguousarray(bias),
+        group_rows=(4, 0, 3),
+        out_dtype=np.float32,
+    )
+    same_bits(np.ascontiguousarray(out), plain)
+    assert not wide_out[::2].any()
+    assert not wide_out[:, 36:].any()
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    group_rows=st.lists(st.integers(0, 210), min_size=1, max_size=5),
+    n=st.integers(1, 600),
+    k=st.integers(1, 600),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_bits_of_groups(kernels, dtype, normal, group_rows, n, k, threads, seed):
+    rng = np.random.default_rng(seed)
+    x = normal(rng, (sum(group_rows), k), dtype)
+    weight = normal(rng, (len(group_rows), n, k), dtype, k**-0.5)
+    options = {"activation": "gelu", "threads": threads}
+    whole = kernels.linear(x, weight, group_rows=group_rows, **options)
+    parts = np.split(x, np.cumsum(group_rows)[:-1])
+    alone = [kernels.linear(*pair, **options) for pair in zip(parts, weight, strict=True)]
+    assert whole.tobytes() == b"".join(part.tobytes() for part in alone)
+
+
 def test_nan_reaches_its_row_only(kernels, dtype, rng, normal):
     x, weight = normal(rng, (8, 50), dtype), normal(rng, (70, 50), dtype)
     x[3, 17] = np.nan

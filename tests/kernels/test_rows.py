@@ -1,4 +1,4 @@
-"""Norms, RoPE, embedding and sums: values, strides, threads and NaN."""
+"""Norms, RoPE, gathered rows and sums: values, strides, threads and NaN."""
 
 import ml_dtypes
 import numpy as np
@@ -103,14 +103,14 @@ def test_rope_on_a_slice(kernels, dtype, rng, normal):
     assert fused[:, 5:].tobytes() == before[:, 5:].tobytes()
 
 
-def test_embed(kernels, dtype, rng, normal):
-    table = normal(rng, (10, 23), dtype)
-    ids = np.array([5, 14, 4, 15, 9, 0, -3], np.int32)
+def test_gather_rows(kernels, dtype, rng, normal):
+    source = normal(rng, (10, 23), dtype)
+    index = np.array([5, 14, 4, 15, 9, 0, -3], np.int32)
     out = np.full((7, 23), np.nan, dtype)
     for threads in (1, 3):
-        _core.embed(ids, table, 5, out, threads, kernels.isa)
+        _core.gather_rows(source, index, out, 5, threads, kernels.isa)
         want = np.zeros((7, 23), dtype)
-        want[0], want[1], want[4] = table[0], table[9], table[4]
+        want[0], want[1], want[4] = source[0], source[9], source[4]
         assert out.tobytes() == want.tobytes()
 
 

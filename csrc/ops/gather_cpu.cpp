@@ -1,22 +1,22 @@
-// Embedding lookup: ids [rows] -> out [rows, d_model], a copy of bytes.
+// Rows by index [rows] -> out [rows, columns], a copy of bytes.
 
 #include "cpu/parallel.hpp"
-#include "ops/embedding.hpp"
+#include "ops/gather.hpp"
 
 namespace pympa::PYMPA_ISA {
 
 namespace {
 
-void embed_cpu(const EmbedArgs& args) {
-  const char* table = static_cast<const char*>(args.table);
+void gather_rows_cpu(const GatherArgs& args) {
+  const char* source = static_cast<const char*>(args.source);
   char* out = static_cast<char*>(args.out);
   const size_t bytes = static_cast<size_t>(args.row_bytes);
   for_row_pieces(args.threads, args.rows, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      const int64_t local = args.ids[row] - args.first_row;
+      const int64_t local = args.index[row] - args.first_row;
       char* target = out + row * args.out_stride_bytes;
-      if (local >= 0 && local < args.table_rows) {
-        __builtin_memcpy(target, table + local * args.table_stride_bytes, bytes);
+      if (local >= 0 && local < args.source_rows) {
+        __builtin_memcpy(target, source + local * args.source_stride_bytes, bytes);
       } else {
         __builtin_memset(target, 0, bytes);
       }
@@ -26,6 +26,6 @@ void embed_cpu(const EmbedArgs& args) {
 
 }  // namespace
 
-const EmbeddingKernels embedding_kernels = {embed_cpu};
+const GatherKernels gather_kernels = {gather_rows_cpu};
 
 }  // namespace pympa::PYMPA_ISA

@@ -1,0 +1,70 @@
+// Mixture of experts around the linears: which experts a row goes to, where, and what comes back.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dispatch.hpp"
+
+namespace pympa {
+
+struct TensorView;
+
+struct SelectArgs {
+  std::int64_t rows, experts, chosen;
+  const float* logits;
+  std::int64_t logits_stride;
+  std::int32_t* ids;
+  std::int64_t ids_stride;
+  float* weights;
+  std::int64_t weights_stride;
+  bool renormalize;
+  int threads;
+};
+
+struct CombineArgs {
+  std::int64_t rows, columns, chosen;
+  DType dtype;
+  const void* x;  // the experts' outputs
+  std::int64_t x_stride;
+  const std::int32_t* places;
+  std::int64_t places_stride;
+  const float* weights;
+  std::int64_t weights_stride;
+  const void* base;  // null if none
+  std::int64_t base_stride;
+  void* out;
+  std::int64_t out_stride;
+  int threads;
+};
+
+struct ExpertKernels {
+  std::int64_t (*select_experts)(const SelectArgs& args);
+  void (*combine_rows)(const CombineArgs& args);
+};
+
+PYMPA_DECLARE_KERNELS(ExpertKernels, expert_kernels)
+
+// Softmax of the logits, its largest entries, ties to the lower id, by ascending id. Returns the
+// first row with a logit that is not finite, or -1.
+std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
+                            const TensorView& weights, bool renormalize, int threads, Isa isa);
+
+// Below, an expert of -1 has dropped the row, and a segment is a number of consecutive rows.
+
+// Stable counting sort of all (row, choice) pairs by expert.
+void sort_rows(const TensorView& experts, const TensorView& counts, const TensorView& sources,
+               const TensorView& places);
+
+// Pairs of each segment that go to each expert.
+void count_experts(const TensorView& experts, const TensorView& segment_rows,
+                   const TensorView& counts);
+
+// Drops, in row order, what a segment sends to an expert beyond the segment's capacity.
+void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
+                   const TensorView& used, const TensorView& capacity);
+
+// out[r] = round(sum of weights[r, c] * rows[places[r, c]] over ascending c, + base[r]).
+void combine_rows(const TensorView& rows, const TensorView& places, const TensorView& weights,
+                  const TensorView* base, const TensorView& out, int threads, Isa isa);
+
+}  // namespace pympa

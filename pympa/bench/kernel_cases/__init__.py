@@ -1,0 +1,57 @@
+"""The cases of the kernel benchmark: sizes, how to run, check and compare, and what it costs.
+
+Flops are the useful ones, bytes are each input read once and each result written once; what a
+kernel recomputes, reads again or keeps between its parts does not count. With `size` bytes an
+element:
+
+| kernel | flops | bytes / size |
+|---|---|---|
+| linear | 2 m n k | m k + n k + m n |
+| mlp | 4 rows width hidden | 2 rows width + 2 width hidden |
+| gated_mlp | 6 rows width hidden | 2 rows width + 3 width hidden |
+| attention | 4 area heads head_dim | 2 (queries + keys) heads head_dim |
+| rms_norm | 4 rows columns | 2 rows columns + columns |
+| layer_norm | 7 rows columns | 2 rows columns + 2 columns |
+| rope | 3 rows heads head_dim | 2 rows heads head_dim + 4 rows head_dim / size (tables) |
+
+`area` is the number of pairs (query, key) that see each other: queries keys, or
+tokens (tokens + 1) / 2 under a causal mask. Memory-bound shapes take more than
+100 MB, to be out of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from pympa.bench.kernel_cases.attention import attention_case
+from pympa.bench.kernel_cases.linear import linear_case, mlp_case
+from pympa.bench.kernel_cases.moe import moe_case
+from pympa.bench.kernel_cases.rows import norm_case, rope_case
+from pympa.bench.kernel_cases.workbench import Case, Workbench
+
+MakeCase = Callable[[Workbench], Case]
+
+
+def _attention(queries: int, keys: int, sizes: tuple[int, int], causal: bool = True) -> MakeCase:
+    heads, head_dim = sizes
+    return lambda bench: attention_case(bench, queries, keys, heads, head_dim, causal)
+
+
+_LINEAR = ((2048, 2048, 2048), (512, 4096, 1024), (1, 14336, 4096))  # m, n, k
+_HEADS = ((8, 64), (4, 128), (1, 512))  # heads, head_dim; similar work for each
+_DECODE_HEADS = ((16, 64), (8, 128), (2, 512))
+CASES: dict[str, list[MakeCase]] = {
+    "linear": [partial(linear_case, m=m, n=n, k=k) for m, n, k in _LINEAR],
+    "mlp": [partial(mlp_case, rows=512, width=1024, hidden=4096, gated=g) for g in (False, True)],
+    "attention": [
+        _attention(tokens, tokens, sizes, causal)
+        for sizes in _HEADS
+        for causal in (False, True)
+        for tokens in (1024, 4096)
+    ]
+    + [_attention(1, 32768, sizes) for sizes in _DECODE_HEADS],
+    "norm": [partial(norm_case, rows=8192, columns=4096, kind=kind) for kind in ("rms", "layer")],
+    "rope": [partial(rope_case, rows=16384, heads=32, head_dim=128)],
+}
+"""The cases that are run, by the name for `--kernel`."""

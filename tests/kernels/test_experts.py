@@ -1,0 +1,309 @@
+"""Mixture of experts: routing against plain NumPy, and the bits of what comes back."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pympa import _core, reference
+from pympa.arena import Arena
+from pympa.kernels.cpu import CpuKernels
+from pympa.kernels.virtual import VirtualKernels
+from pympa.trace import Trace
+
+ISA = _core.supported_isas()[0]
+examples = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def wide(x):
+    return x.astype(np.float64)
+
+
+def select(kernels, logits, choices, *, renormalize=False, threads=1):
+    experts = np.full((len(logits), choices), -7, np.int32)
+    weights = np.full((len(logits), choices), np.nan, np.float32)
+    broken = _core.select_experts(logits, experts, weights, renormalize, threads, kernels.isa)
+    return experts, weights, broken
+
+
+def plain_select(logits, choices, renormalize):
+    p = np.exp(wide(logits) - wide(logits).max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    experts = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :choices], axis=1)
+    weights = np.take_along_axis(p, experts, axis=1)
+    return experts, weights / weights.sum(axis=1, keepdims=True) if renormalize else weights
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "count", "choices"),
+    [(1, 1, 1), (5, 8, 2), (33, 17, 17), (40, 64, 6), (3, 257, 20), (0, 8, 2), (9, 3, 1)],
+)
+def test_select_matches_the_formula(kernels, rng, rows, count, choices, renormalize):
+    wide_logits = rng.standard_normal((rows, count + 5)).astype(np.float32) * 4
+    logits = wide_logits[:, 2 : 2 + count]
+    experts, weights, broken = select(kernels, logits, choices, renormalize=renormalize)
+    want_experts, want_weights = plain_select(logits, choices, renormalize)
+    assert broken == -1
+    np.testing.assert_array_equal(experts, want_experts)
+    np.testing.assert_allclose(weights, want_weights, rtol=2e-6, atol=1e-30)
+    if renormalize:
+        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+
+
+@examples
+@given(st.data(), st.integers(1, 40), st.integers(0, 12))
+def test_ties_go_to_the_lower_id(kernels, data, count, rows):
+    choices = data.draw(st.integers(1, count))
+    values = st.sampled_from([-2.0, -0.0, 0.0, 1.5])
+    logits = np.array(
+        data.draw(
+            st.lists(st.lists(values, min_size=count, max_size=count), min_size=rows, max_size=rows)
+        ),
+        np.float32,
+    ).reshape(rows, count)
+    experts, weights, broken = select(kernels, logits, choices)
+    want_experts, want_weights = plain_select(logits, choices, False)
+    assert broken == -1
+    np.testing.assert_array_equal(experts, want_experts)
+    np.testing.assert_allclose(weights, want_weights, rtol=2e-6)
+
+
+def test_select_is_safe_at_the_ends_of_float32(kernels):
+    logits = np.array([[3e38, -3e38, 3e38], [-3e38, -3e38, -3.1e38], [0, 100, -100]], np.float32)
+    experts, weights, broken = select(kernels, logits, 2)
+    assert broken == -1
+    np.testing.assert_array_equal(experts, [[0, 2], [0, 1], [0, 1]])
+    np.testing.assert_allclose(weights, [[0.5, 0.5], [0.5, 0.5], [0, 1]], atol=1e-30)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_logits_that_are_not_finite_are_reported(kernels, rng, value, threads):
+    logits = rng.standard_normal((30, 37)).astype(np.float32)
+    whole, *_ = select(kernels, logits, 3)
+    logits[17, 36] = logits[11, 0] = logits[29, 20] = value
+    experts, weights, broken = select(kernels, logits, 3, renormalize=True, threads=threads)
+    assert broken == 11
+    hit = [11, 17, 29]
+    np.testing.assert_array_equal(experts[hit], [[0, 1, 2]] * 3)
+    assert not weights[hit].any()
+    np.testing.assert_array_equal(np.delete(experts, hit, 0), np.delete(whole, hit, 0))
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_selection_of_a_row_depends_on_that_row_only(kernels, rng, renormalize):
+    logits = rng.standard_normal((29, 61)).astype(np.float32)
+    options = {"renormalize": renormalize}
+    experts, weights, _ = select(kernels, logits, 5, **options)
+    for threads, rows in ((2, slice(0, 29)), (3, slice(4, 17)), (1, slice(28, 29))):
+        part = select(kernels, logits[rows], 5, threads=threads, **options)
+        assert part[0].tobytes() == experts[rows].tobytes()
+        assert part[1].tobytes() == weights[rows].tobytes()
+
+
+@st.composite
+def routings(draw):
+    """Return ids [rows, choices] of `count` experts; -1 is dropped, all may agree."""
+    count, choices = draw(st.integers(1, 9)), draw(st.integers(0, 4))
+    used = draw(st.lists(st.integers(-1, count - 1), min_size=1, max_size=count))
+    rows = draw(st.integers(0, 40))
+    ids = draw(st.lists(st.sampled_from(used), min_size=rows * choices, max_size=rows * choices))
+    return np.array(ids, np.int32).reshape(rows, choices), count
+
+
+@examples
+@given(routings())
+def test_sorting_loses_nothing(routing):
+    experts, count = routing
+    counts = np.full(count, -7, np.int64)
+    sources = np.full(experts.size, -7, np.int32)
+    places = np.full(experts.shape, -7, np.int32)
+    _core.sort_rows(experts, counts, sources, places)
+    flat = experts.ravel()
+    kept = np.flatnonzero(flat >= 0)
+    order = kept[np.argsort(flat[kept], kind="stable")]
+    np.testing.assert_array_equal(counts, np.bincount(flat[kept], minlength=count))
+    np.testing.assert_array_equal(sources[: len(order)], order // max(experts.shape[1], 1))
+    assert (sources[len(order) :] == -7).all()
+    want_places = np.full(flat.size, -1)
+    want_places[order] = np.arange(len(order))
+    np.testing.assert_array_equal(places.ravel(), want_places)
+
+
+def test_sorting_of_strided_choices():
+    wide_experts = np.array([[1, 9, 0], [0, 9, 2], [1, 9, 1]], np.int32)
+    experts, counts = wide_experts[:, ::2].copy(), np.zeros(3, np.int64)
+    parts = np.zeros((3, 5), np.int32)
+    parts[:, 1:3] = experts
+    sources, places = np.zeros(6, np.int32), np.zeros((3, 4), np.int32)
+    _core.sort_rows(parts[:, 1:3], counts, sources, places[:, 1:3])
+    np.testing.assert_array_equal(counts, [2, 3, 1])
+    np.testing.assert_array_equal(sources, [0, 1, 0, 2, 2, 1])
+    np.testing.assert_array_equal(places, [[0, 2, 0, 0], [0, 1, 5, 0], [0, 3, 4, 0]])
+
+
+@st.composite
+def segments(draw, rows):
+    """Return rows of consecutive segments, some of them empty."""
+    cuts = sorted(draw(st.lists(st.integers(0, rows), max_size=4)))
+    return np.diff([0, *cuts, rows]).astype(np.int64)
+
+
+@examples
+@given(routings(), st.data())
+def test_counting_and_dropping_by_segment(routing, data):
+    experts, count = routing
+    segment_rows = data.draw(segments(len(experts)))
+    shape = (len(segment_rows), count)
+    counts = np.full(shape, -7, np.int64)
+    _core.count_experts(experts, segment_rows, counts)
+    parts = np.split(experts, np.cumsum(segment_rows)[:-1])
+    want = [np.bincount(part[part >= 0], minlength=count) for part in parts]
+    np.testing.assert_array_equal(counts, np.reshape(want, shape))
+
+    used = np.array(
+        data.draw(st.lists(st.integers(0, 5), min_size=counts.size, max_size=counts.size))
+    )
+    used = used.reshape(shape).astype(np.int64)
+    capacity = np.array([data.draw(st.integers(0, 8)) for _ in segment_rows], np.int64)
+    want_used, want_experts = used.copy(), []
+    for segment, part in enumerate(parts):
+        for e in part.ravel():
+            fits = e >= 0 and want_used[segment, e] < capacity[segment]
+            want_used[segment, e] += fits
+            want_experts.append(e if fits else -1)
+    dropped = experts.copy()
+    _core.drop_overflow(dropped, segment_rows, used, capacity)
+    np.testing.assert_array_equal(dropped.ravel(), want_experts)
+    np.testing.assert_array_equal(used, want_used)
+
+
+def combine(kernels, rows, places, weights, base=None, threads=1):
+    out = np.full((len(places), rows.shape[1]), np.nan, rows.dtype)
+    _core.combine_rows(rows, places, weights, base, out, threads, kernels.isa)
+    return out
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize(
+    ("m", "n", "choices", "columns"),
+    [(20, 9, 2, 70), (1, 1, 1, 1), (50, 31, 8, 129), (0, 4, 2, 33), (5, 0, 2, 16), (6, 3, 0, 20)],
+)
+def test_combine(kernels, dtype, rng, normal, check, m, n, choices, columns, with_base):
+    rows = normal(rng, (m, columns + 3), dtype)[:, 2 : 2 + columns]
+    places = rng.integers(-1, m, (n, choices)).astype(np.int32)
+    weights = rng.random((n, choices), np.float32)
+    base = normal(rng, (n, columns), dtype) if with_base else None
+    out = combine(kernels, rows, places, weights, base)
+    padded = np.concatenate([wide(rows), np.zeros((1, columns))])  # row -1 adds nothing
+    want = np.einsum("nc,ncd->nd", wide(weights), padded[places])
+    check(out, want + wide(base) if with_base else want, dtype)
+    if with_base:
+        _core.combine_rows(rows, places, weights, base, base, 1, kernels.isa)
+        assert base.tobytes() == out.tobytes()
+
+
+def test_combine_goes_by_ascending_choice_from_zero(kernels, rng, normal, same_bits):
+    """Weights of powers of two make every product exact, so plain float32 sums show the order."""
+    rows, base = normal(rng, (12, 50), np.float32), normal(rng, (7, 50), np.float32)
+    places = rng.integers(0, 12, (7, 5)).astype(np.int32)
+    weights = (0.5 ** rng.integers(0, 4, (7, 5))).astype(np.float32)
+    total = np.zeros((7, 50), np.float32)
+    for choice in range(5):
+        total += weights[:, choice, None] * rows[places[:, choice]]
+    same_bits(combine(kernels, rows, places, weights, base), total + base)
+
+
+@examples
+@given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 90), st.integers(0, 2**32 - 1))
+def test_bits_of_a_combined_row(kernels, dtype, normal, n, choices, columns, seed):
+    rng = np.random.default_rng(seed)
+    rows, base = normal(rng, (17, columns), dtype), normal(rng, (n, columns), dtype)
+    places = rng.integers(-1, 17, (n, choices)).astype(np.int32)
+    weights = rng.random((n, choices), np.float32)
+    whole = combine(kernels, rows, places, weights, base)
+    assert combine(kernels, rows, places, weights, base, threads=3).tobytes() == whole.tobytes()
+    first, last = sorted(rng.integers(0, n + 1, 2))
+    part = combine(
+        kernels, rows, places[first:last], weights[first:last], base[first:last], threads=2
+    )
+    assert part.tobytes() == whole[first:last].tobytes()
+
+
+def cpu_kernels(isa):
+    return CpuKernels(isa=isa, threads=1, arena=Arena(), trace=Trace())
+
+
+def copy_of(source):
+    return lambda index, weight: np.copyto(weight, source[index])
+
+
+def test_a_layer_from_end_to_end(kernels, dtype, rng, normal, check):
+    """Gate, select, sort, gather, both linears and combine, as a model calls them."""
+    ours = cpu_kernels(kernels.isa)
+    rows, width, hidden, count, choices = 50, 24, 40, 5, 2
+    x = normal(rng, (rows, width), dtype)
+    gate = normal(rng, (1, count, width), dtype)
+    up = normal(rng, (count, hidden, width), dtype, width**-0.5)
+    down = normal(rng, (count, width, hidden), dtype, hidden**-0.5)
+    packed_gate = ours.pack((count, width), dtype, lambda weight: copy_of(gate)(0, weight))
+    packed_up = ours.pack_group(count, (hidden, width), dtype, copy_of(up))
+    packed_down = ours.pack_group(count, (width, hidden), dtype, copy_of(down))
+
+    logits, weights = np.empty((rows, count), np.float32), np.empty((rows, choices), np.float32)
+    experts, places = np.empty((2, rows, choices), np.int32)
+    sources = np.empty(rows * choices, np.int32)
+    sent = np.empty((rows * choices, width), dtype)
+    between = np.empty((rows * choices, hidden), dtype)
+    out = np.empty((rows, width), dtype)
+    ours.linear(x, packed_gate, logits)
+    assert ours.select_experts(logits, experts, weights, renormalize=True) == -1
+    counts = ours.sort_rows(experts, count, sources, places)
+    ours.gather_rows(x, sources, sent)
+    ours.linear(sent, packed_up, between, activation="silu", group_rows=counts)
+    ours.linear(between, packed_down, sent, group_rows=counts)
+    ours.combine_rows(sent, places, weights, None, out)
+
+    np.testing.assert_array_equal(ours.count_experts(experts, np.array([rows]), count), [counts])
+    want = np.zeros((rows, width))
+    for row, choice in np.ndindex(rows, choices):
+        e = experts[row, choice]
+        inside = reference.activate(wide(up[e]) @ wide(x[row]), "silu")
+        want[row] += weights[row, choice] * (wide(down[e]) @ inside)
+    check(out, want, dtype)
+
+
+def test_a_group_is_packed_like_single_weights(kernels, dtype, rng, normal, same_bits):
+    ours = cpu_kernels(kernels.isa)
+    weights = normal(rng, (3, 33, 20), dtype)
+    group = ours.pack_group(3, (33, 20), dtype, copy_of(weights))
+    assert (group.n, group.k) == (33, 20)
+    for index, packed in enumerate(group.data):
+        same_bits(packed, kernels.pack(weights[index]))
+
+
+def test_shapes_alone():
+    arena = Arena(dry=True)
+    virtual = VirtualKernels(isa=ISA, threads=1, arena=arena, trace=Trace())
+    weights = virtual.pack_group(3, (8, 4), np.dtype(np.float32), lambda *_: pytest.fail("filled"))
+    one = virtual.pack((8, 4), np.dtype(np.float32), lambda *_: pytest.fail("filled"))
+    assert weights.data.shape == (3, *one.data.shape)
+    experts, places = arena.empty((7, 2), np.int32), arena.empty((7, 2), np.int32)
+    sources, shares = arena.empty((14,), np.int32), arena.empty((7, 2), np.float32)
+    logits = arena.empty((7, 3), np.float32)
+    assert virtual.select_experts(logits, experts, shares, renormalize=True) == -1
+    assert virtual.sort_rows(experts, 3, sources, places).tolist() == [5, 5, 4]
+    assert virtual.count_experts(experts, np.array([3, 4]), 3).tolist() == [[0] * 3] * 2
+    x, out = arena.empty((14, 4), np.float32), arena.empty((14, 8), np.float32)
+    before = arena.used_bytes
+    virtual.gather_rows(x[:7], sources, x)
+    virtual.drop_overflow(experts, np.array([7]), np.zeros((1, 3), np.int64), np.array([4]))
+    virtual.linear(x, weights, out, group_rows=np.array([5, 5, 4]))
+    virtual.gated_linear(
+        x, weights, weights, out, activation="silu", group_rows=np.array([5, 5, 4])
+    )
+    virtual.combine_rows(out, places, shares, None, out[:7])
+    assert arena.used_bytes == before < arena.peak_bytes
