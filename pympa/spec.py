@@ -210,6 +210,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The blocks one by one, with `repeat` unrolled."""
         return tuple(layer for layer in self.layers for _ in range(layer.repeat))
 
+    @property
+    def has_experts(self) -> bool:
+        """Some layer has experts."""
+        return any(layer.experts for layer in self.layers)
+
 
 def _positive(spec: msgspec.Struct, *fields: str) -> None:
     for field in fields:

@@ -5,6 +5,7 @@ import numpy as np
 
 import worlds
 from pympa.accounting import (
+    active_parameters,
     bytes_sent,
     linear_parameters,
     parameters,
@@ -17,7 +18,7 @@ from pympa.weights import model_weights
 
 
 def test_parameters_are_the_weights():
-    for spec in (worlds.DENSE, worlds.ODD, worlds.WINDOWED):
+    for spec in (worlds.DENSE, worlds.ODD, worlds.EXPERTS, worlds.ODD_EXPERTS):
         matrices = [w for w in model_weights(spec).values() if len(w.shape) == 2]
         assert parameters(spec) == sum(int(np.prod(w.shape)) for w in matrices)
 
@@ -52,3 +53,11 @@ def test_roofline_takes_the_slower_of_computing_and_reading():
     reading = roofline_seconds(**common, flops_per_second=1e30, bytes_per_second=1e9)
     np.testing.assert_allclose(computing, step_flops(spec, (10,)) / 2e9)
     np.testing.assert_allclose(reading, parameters(spec) * 4 / 2e9)
+
+
+def test_seed_004_by_hand():
+    """Seed 004 at paper size: an expert is two matrices of 4096 x 16384; a token meets two."""
+    model = load_experiment("experts").sizes["paper"].model
+    expert, attention, router = 2 * 4096 * 16384, 4 * 4096**2, 16 * 4096
+    assert linear_parameters(model, model.blocks[0]) == attention + router + 16 * expert
+    assert active_parameters(model, model.blocks[0]) == attention + router + 2 * expert

@@ -189,3 +189,56 @@ def test_a_batch_too_large_for_the_oracle_is_sampled(tiny, tmp_path):
         assert 1 < record.sampled_rows <= 32
         assert record.error <= record.tolerance == 2e-6
         assert record.error_one_rank is None
+
+
+SPARSE = conftest.TINY.replace(
+    "mlp_hidden = 64", "mlp_hidden = 64, experts = 4, top_k = 2, capacity_factor = 1.0, "
+    "capacity_group = 8"
+).replace('family = "ring"', 'family = "ring-ep"')  # fmt: skip
+
+
+def test_experts(tmp_path):
+    path, output = tmp_path / "sparse.toml", tmp_path / "r.jsonl"
+    path.write_text(SPARSE)
+    for options in ([], ["--router-skew", "3"]):
+        job = conftest.run_job(
+            4, "-m", "pympa.bench", str(path), "--output", str(output), "--resume", *options
+        )
+        assert job.status == 0, job.err
+        assert "busiest over the mean" in job.out
+        assert "dropped for want of capacity" in job.out
+    found = records(output)
+    assert [(r.plan, r.router_skew) for r in found] == [
+        ("tp=2,pp=2,ep=2", None), ("cp=4,ep=4", None), ("tp=2,pp=2,ep=2", 3), ("cp=4,ep=4", 3)
+    ]  # fmt: skip
+    for r in found:
+        assert r.verified
+        for rows in r.experts.rows:
+            assert len(rows) == 4
+        taken = sum(map(sum, r.experts.rows))
+        assert taken + r.experts.dropped == 2 * 64 * 2, "layers x tokens x top_k"
+        assert r.experts.dropped_fraction == r.experts.dropped / 256
+        assert r.experts.imbalance == max(max(rows) * 4 / sum(rows) for rows in r.experts.rows)
+    assert found[2].experts.dropped > found[0].experts.dropped
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--router-skew", "1"], "tiny.toml has experts"),
+        (["--plan", "dp=2,ep=2"], "split experts; the model has none"),
+    ],
+)
+def test_experts_that_are_not_there(tiny, options, message):
+    job = conftest.run_job(2, "-m", "pympa.bench", str(tiny), *options, timeout=60)
+    assert job.status == 2
+    assert message in job.err
+    assert job.err.count("pympa: ") == 1
+
+
+def test_a_skew_that_is_no_number(tmp_path):
+    path = tmp_path / "sparse.toml"
+    path.write_text(SPARSE)
+    job = conftest.run_job(2, "-m", "pympa.bench", str(path), "--router-skew", "nan", timeout=60)
+    assert job.status == 2
+    assert "router_skew: expected a finite number" in job.err

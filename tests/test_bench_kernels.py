@@ -10,7 +10,7 @@ import pytest
 
 import conftest
 from pympa.bench import kernel_cases, kernels
-from pympa.bench.kernel_cases import Workbench
+from pympa.bench.kernel_cases.workbench import Workbench
 from pympa.bench.machine import Machine
 from pympa.kernels.cpu import CpuKernels, supported_isas
 from pympa.spec import DTYPES
@@ -25,6 +25,12 @@ TINY = {
     "linear": partial(kernel_cases.linear_case, m=3, n=5, k=7),
     "mlp": partial(kernel_cases.mlp_case, rows=3, width=8, hidden=20, gated=False),
     "gated_mlp": partial(kernel_cases.mlp_case, rows=3, width=8, hidden=20, gated=True),
+    "even_moe": partial(
+        kernel_cases.moe_case, rows=9, width=8, hidden=20, experts=4, top_k=2, skewed=False
+    ),
+    "skewed_moe": partial(
+        kernel_cases.moe_case, rows=9, width=8, hidden=20, experts=4, top_k=2, skewed=True
+    ),
     "full": partial(
         kernel_cases.attention_case, queries=9, keys=9, heads=2, head_dim=8, causal=False
     ),
@@ -128,10 +134,14 @@ def test_a_wrong_kernel_is_not_timed(wrong, monkeypatch, capsys):
 def test_flops_and_bytes(dtype):
     size = DTYPES[dtype].itemsize
     area = int(np.tril(np.ones((9, 9))).sum())  # pairs that see each other
+    moe_flops = 9 * 2 * 2 * 2 * 8 * 20 + 2 * 9 * 8 * 4
+    moe_bytes = size * (9 * 8 + 4 * (2 * 8 * 20 + 8 + 1) + 9 * 8)
     expected = {
         "linear": (2 * 3 * 5 * 7, size * (3 * 7 + 5 * 7 + 3 * 5)),
         "mlp": (2 * 2 * 3 * 8 * 20, size * (3 * 8 + 2 * 8 * 20 + 3 * 8)),
         "gated_mlp": (3 * 2 * 3 * 8 * 20, size * (3 * 8 + 3 * 8 * 20 + 3 * 8)),
+        "even_moe": (moe_flops, moe_bytes),
+        "skewed_moe": (moe_flops, moe_bytes),
         "full": (2 * 2 * 81 * 2 * 8, size * 4 * 9 * 2 * 8),
         "causal": (2 * 2 * area * 2 * 8, size * 4 * 9 * 2 * 8),
         "decode": (2 * 2 * 9 * 2 * 8, size * (2 + 2 * 9) * 2 * 8),

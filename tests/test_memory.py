@@ -1,5 +1,6 @@
 """The arena counts what it gives; a rehearsal on shapes needs what a run needs."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,4 +80,22 @@ def test_rehearsal_needs_what_a_run_needs(plan, dtype):
         rehearse(worlds.DENSE, plan, r, lengths, DTYPES[dtype], isa=worlds.ISA)
         for r in range(plan.world)
     ]
+    assert measured == rehearsed
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(dp=2, ep=2), Plan(tp=4, ep=2, etp=2), Plan(cp=3)])
+def test_rehearsal_of_experts_takes_them_to_be_even(plan):
+    """Where every row goes to every expert the load is even, as the rehearsal takes it to be."""
+    layer = msgspec.structs.replace(worlds.EXPERTS.layers[0], top_k=6)
+    spec, lengths = msgspec.structs.replace(worlds.EXPERTS, layers=(layer,)), (1800, 1800)
+    kind = DTYPES["bfloat16"]
+
+    def body(endpoint):
+        rank = build_rank(endpoint, plan, isa=worlds.ISA)
+        model = Model(spec, rank, kind)
+        model.forward(model.prepare(worlds.batch(lengths)))
+        return rank.arena.peak_bytes
+
+    measured = LocalWorld(plan.world).run(body)
+    rehearsed = [rehearse(spec, plan, r, lengths, kind, isa=worlds.ISA) for r in range(plan.world)]
     assert measured == rehearsed

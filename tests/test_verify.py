@@ -101,14 +101,15 @@ def run_sampled(plan, dtype, spec=worlds.ODD):
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 @pytest.mark.parametrize("plan", [Plan(), Plan(cp=3), Plan(tp=2, pp=2), Plan(dp=2)], ids=str)
-def test_samples(plan, dtype):
-    outputs, ids = run_sampled(plan, dtype)
+@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS], ids=["dense", "experts"])
+def test_samples(spec, plan, dtype):
+    outputs, ids = run_sampled(plan, dtype, spec)
     assert len(outputs["output"]) == LONG[1]
-    assert outputs[LOGITS].shape == (1, worlds.ODD.vocabulary)
+    assert outputs[LOGITS].shape == (1, spec.vocabulary)
     rows = np.array([0, 17, 150, 289])
 
     def judge(run):
-        return compare_sampled(worlds.ODD, DTYPES[dtype], run, PhiloxSource(), ids, rows)
+        return compare_sampled(spec, DTYPES[dtype], run, PhiloxSource(), ids, rows)
 
     verdict = judge(outputs)
     assert verdict.passed, verdict.failed

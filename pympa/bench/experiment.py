@@ -44,6 +44,19 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Tokens of each sequence."""
         return list(self.tokens) if isinstance(self.tokens, tuple) else [self.tokens] * self.batch
 
+    def skewed(self, router_skew: float) -> Size:
+        """Return this size with another skew of the gate in all layers that have experts.
+
+        Raises:
+            SpecError: the skew is not a finite number.
+        """
+        layers = tuple(
+            msgspec.structs.replace(layer, router_skew=router_skew) if layer.experts else layer
+            for layer in self.model.layers
+        )
+        model = msgspec.structs.replace(self.model, layers=layers)
+        return msgspec.structs.replace(self, model=model)
+
     def __str__(self) -> str:
         if isinstance(self.tokens, tuple):
             return f"{self.batch} sequences, {sum(self.tokens):,}"

@@ -8,7 +8,7 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pympa.bench.kernel_cases import CHECKED_ROWS
+from pympa.bench.kernel_cases.workbench import CHECKED_ROWS
 
 SCHEMA = 1
 
@@ -55,8 +55,8 @@ Measured = tuple[KernelRecord, str]
 def result_table(title: str, measured: Sequence[Measured]) -> Table:
     """Return one row for each case."""
     caption = (
-        "shape: linear m × n × k, mlp rows × width × hidden, attention queries × keys × heads, "
-        "rope rows × heads\n"
+        "shape: linear m × n × k, mlp rows × width × hidden, moe likewise × experts × top_k,\n"
+        "attention queries × keys × heads, rope rows × heads\n"
         f"error: relative to float64, {CHECKED_ROWS} sampled rows (all if fewer); "
         "× torch: its median seconds over ours"
     )

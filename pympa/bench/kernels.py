@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from pympa.bench.kernel_cases import CASES, Case, Workbench
+from pympa.bench.kernel_cases import CASES
+from pympa.bench.kernel_cases.workbench import Case, Workbench
 from pympa.bench.kernel_table import KernelRecord, Measured, Seconds, result_table
 from pympa.bench.machine import Machine, measure_core
 from pympa.bench.table import console

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pympa.accounting import roofline_seconds, step_flops
 from pympa.bench.experiment import PlannedRun
 from pympa.bench.machine import Machine, measure_core
 from pympa.bench.memory import process_peak_bytes, reset_process_peak
-from pympa.bench.record import Record, by_rank, environment, spread
+from pympa.bench.record import Record, by_rank, environment, expert_use, spread
 from pympa.bench.truth import Job, Truth
 from pympa.mesh import Plan
 from pympa.model import Model, Prepared
@@ -31,7 +33,8 @@ class Timing:
     Attributes:
         seconds: of each step. compute: mean seconds in kernels.
         waits: mean seconds waited, by axis. peak_bytes: of the arena, loading included.
-        sent, received: bytes of one step by (axis, peer).
+        sent, received: bytes of one step by (axis, peer). load: rows sent to experts by layer.
+        dropped: choices past an expert's capacity.
     """
 
     seconds: list[float]
@@ -40,6 +43,8 @@ class Timing:
     peak_bytes: int
     sent: Counter[tuple[str, int]]
     received: Counter[tuple[str, int]]
+    load: dict[int, NDArray[np.int64]]
+    dropped: int
 
 
 def measure_machine(session: Session, dtype: str) -> Machine:
@@ -93,7 +98,9 @@ def run_plan(
                     return _failure(variant, verdicts)
                 timing = _time(session, rank, model, prepared, options, loading_peak)
                 records.append(
-                    _record(session, job, planned, variant, rank, verdicts, machine, timing)
+                    _record(
+                        session, job, planned, variant, rank, verdicts, machine, timing, options
+                    )
                 )
             if records[-1].tps < CLEARLY_SLOWER * max(record.tps for record in records):
                 break
@@ -146,6 +153,7 @@ def _time(
     for _ in range(options.iterations):
         session.barrier()
         rank.traffic.clear()
+        rank.load.clear()
         start = rank.trace.clock()
         model.forward(prepared)
         seconds.append(rank.trace.clock() - start)
@@ -159,6 +167,8 @@ def _time(
         max(loading_peak, rank.arena.peak_bytes),
         rank.traffic.sent,
         rank.traffic.received,
+        rank.load.rows,
+        rank.load.dropped.total(),
     )
 
 
@@ -171,6 +181,7 @@ def _record(
     verdicts: tuple[Verdict, Verdict | None] | None,
     machine: Machine,
     timing: Timing,
+    options: argparse.Namespace,
 ) -> Record:
     everyone = session.world.gather_objects((timing, process_peak_bytes()))
     timings, process = zip(*everyone, strict=True)
@@ -182,6 +193,10 @@ def _record(
     for of_rank in timings:
         for (axis, _), count in of_rank.sent.items():
             by_axis[axis] += count
+    rows: dict[int, NDArray[np.int64]] = {}
+    for of_rank in timings:
+        for layer, taken in of_rank.load.items():
+            rows[layer] = rows.get(layer, np.zeros_like(taken)) + taken
     worst = verdicts[0].worst if verdicts else None
     exposed = None if session.oversubscribed else max(waits) / step.median
     bubble = None if session.oversubscribed or plan.pp == 1 else max(bubbles) / step.median
@@ -215,6 +230,8 @@ def _record(
         error_one_rank=_error_of(verdicts[1], worst.name) if verdicts and worst else None,
         sampled_rows=verdicts[0].sampled_rows if verdicts else None,
         verified=verdicts is not None,
+        experts=expert_use(rows, sum(t.dropped for t in timings)),
+        router_skew=options.router_skew,
         searched={},
         published_tps=planned.published_tps,
         published_tpot_ms=planned.published_tpot_ms,

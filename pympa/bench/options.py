@@ -32,6 +32,12 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     add("--size", default="local", help="size of the experiment: local (default), paper, ...")
     add("--input", metavar="FILE", help="text whose bytes are the tokens")
     add("--dtype", help="float32, float16 or bfloat16 instead of the experiment's")
+    add(
+        "--router-skew",
+        type=float,
+        metavar="X",
+        help="expert e's gate logits get -X·e/(experts - 1): 0 is even, 3 makes the first busiest",
+    )
     add("--warmup", type=count(0), default=1, metavar="N", help="steps before timing (1)")
     add("--iterations", type=count(1), default=3, metavar="N", help="timed steps (3)")
     add(

@@ -6,12 +6,14 @@ import os
 import platform
 import stat
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 SCHEMA = 1
 
@@ -32,6 +34,21 @@ class ByRank(msgspec.Struct, frozen=True):
 
     by_rank: list[float]
     max: float
+
+
+class ExpertUse(msgspec.Struct, frozen=True):
+    """What the experts of a model had to do in a step.
+
+    Attributes:
+        rows: that each expert of each layer took, layers without experts left out.
+        imbalance: rows of a layer's busiest expert over the mean, in the worst layer.
+        dropped: choices past an expert's capacity, and as a fraction of all choices.
+    """
+
+    rows: list[list[int]]
+    imbalance: float
+    dropped: int
+    dropped_fraction: float
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -68,6 +85,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         error_one_rank: of the same output on one rank.
         sampled_rows: rows checked where the whole oracle would not fit; None means all.
         exact: False for a plan that computes another model on purpose.
+        experts: load of the experts; None for a dense model. router_skew: where --router-skew
+            replaced the experiment's.
         searched: tokens/s of each variant in micro-batches. repeat: from 1.
         ttft_ms, itl_ms, new_tokens: reserved for generation.
     """
@@ -105,6 +124,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     sampled_rows: int | None
     verified: bool
     exact: bool = True
+    experts: ExpertUse | None = None
+    router_skew: float | None = None
     searched: dict[str, float]
     repeat: int = 1
     published_tps: float | None
@@ -124,6 +145,19 @@ def spread(seconds: list[float]) -> Spread:
 def by_rank(values: list[float]) -> ByRank:
     """Keep one value for each rank, and the largest."""
     return ByRank(values, max(values))
+
+
+def expert_use(rows: Mapping[int, NDArray[np.int64]], dropped: int) -> ExpertUse | None:
+    """Summarise the rows that each expert took, by layer; None without experts."""
+    if not rows:
+        return None
+    taken = sum(int(of_layer.sum()) for of_layer in rows.values())
+    return ExpertUse(
+        [rows[layer].tolist() for layer in sorted(rows)],
+        max(float(of_layer.max() / max(of_layer.mean(), 1.0)) for of_layer in rows.values()),
+        dropped,
+        dropped / max(taken + dropped, 1),
+    )
 
 
 def environment(*, cores: int, isa: str, threads: int, mpi: str) -> Environment:

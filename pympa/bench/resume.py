@@ -55,6 +55,7 @@ def find_measured(
             == (job.size_name, job.size.batch, max(job.size.lengths))
             and record.dtype == job.dtype.name
             and record.ranks == session.size
+            and record.router_skew == options.router_skew
             and record.verified is not options.no_verify
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == session.threads

@@ -55,6 +55,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
         raise RefusedError("--resume needs --output, the file to continue")
     names = options.experiments or packaged_experiments()
     tasks = session.check(lambda: [_task(name, options, session.size) for name in names])
+    if options.router_skew is not None and not any(t.size.model.has_experts for t in tasks):
+        raise RefusedError(f"--router-skew: none of {', '.join(names)} has experts")
     output = session.check(lambda: RecordFile(options.output if session.rank == 0 else None))
     earlier = session.check(lambda: output.read() if options.resume else [])
     earlier = session.world.gather_objects(earlier)[0]
@@ -75,6 +77,8 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
     experiment = load_experiment(name)
     numpy_dtype(options.dtype or experiment.dtype)
     size = experiment.size(options.size, name)
+    if options.router_skew is not None:
+        size = size.skewed(options.router_skew)
     runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
     planned = [(row, row.resolve(size.model, world)) for row in runs or experiment.plans]
     for _, plan in planned:

@@ -15,6 +15,7 @@ from pympa.bench.record import Record
 from pympa.mesh import parse_plan
 
 _WIDTH_WITHOUT_TERMINAL = 150
+_MOST_EXPERTS = 16  # whose rows are printed
 
 
 def console() -> Console:
@@ -133,6 +134,8 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
             lines.append(f"{r.role}: best of these micro_batches and their tps: {tried}")
         if r.sampled_rows is not None:
             lines.append(f"{r.plan}: {r.sampled_rows} sampled rows checked; the oracle is too long")
+        if r.router_skew is not None:
+            lines.append(f"{r.role}: gate skewed by --router-skew {r.router_skew:g}")
         if r.bubble_fraction is not None:
             lines.append(f"{r.plan}: pipeline bubble {r.bubble_fraction:.1%} of the step")
         if r.published_tps and r.published_tpot_ms:
@@ -142,4 +145,25 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
                     f"{r.role}: the paper prints {r.published_tpot_ms} ms per token beside "
                     f"{r.published_tps:,.0f} tokens/s, which is {ours:.2g} ms"
                 )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_expert_lines([r for r in records if r.experts])])
+
+
+def _expert_lines(records: Sequence[Record]) -> list[str]:
+    """Return how uneven the load of the experts was, and what was dropped."""
+    uses = {r.role: r.experts for r in records if r.experts}
+    if not uses:
+        return []
+    busiest = ", ".join(f"{role} {use.imbalance:.2f}" for role, use in uses.items())
+    role, use = next(iter(uses.items()))
+    number, rows = max(enumerate(use.rows, 1), key=lambda item: max(item[1]) / max(sum(item[1]), 1))
+    shown = ", ".join(map(str, rows[:_MOST_EXPERTS])) + (", ..." if rows[_MOST_EXPERTS:] else "")
+    lines = [
+        f"experts: rows of the busiest over the mean, in the worst layer: {busiest}",
+        f"experts: rows in that layer, number {number} of {len(use.rows)} ({role}): {shown}",
+    ]
+    if any(use.dropped for use in uses.values()):
+        dropped = ", ".join(
+            f"{role} {use.dropped:,} ({use.dropped_fraction:.1%})" for role, use in uses.items()
+        )
+        lines.append(f"experts: choices dropped for want of capacity: {dropped}")
+    return lines

@@ -15,6 +15,7 @@ from pympa.transport.mpi import MpiEndpoint
 
 pytestmark = pytest.mark.mpi
 SIZE = MPI.COMM_WORLD.Get_size()
+MOST_PLANS = 20
 
 
 @pytest.fixture(params=["world", "split", "duplicate", "self"])
@@ -45,17 +46,21 @@ def test_transport(endpoint, check):
     check(endpoint)
 
 
-@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+@pytest.mark.parametrize(
+    "spec", [worlds.DENSE, worlds.ODD, worlds.ODD_EXPERTS], ids=["dense", "odd", "experts"]
+)
 def test_plans_are_exact(world, spec):
-    for plan in worlds.plans(SIZE, spec)[:: 1 if SIZE < 16 else 5]:
+    found = worlds.plans(SIZE, spec)
+    for plan in found[:: -(-len(found) // MOST_PLANS)]:
         checks.plan_is_exact(world, spec, plan)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_same_bits_and_bytes_as_in_process(world, dtype):
-    found = worlds.plans(SIZE, worlds.DENSE)
-    for plan in (found[0], found[-1], found[len(found) // 2], Plan(cp=SIZE)):
-        checks.same_as_in_process(world, worlds.DENSE, plan, dtype)
+    for spec in (worlds.DENSE, worlds.EXPERTS):
+        found = worlds.plans(SIZE, spec)
+        for plan in (found[0], found[-1], found[len(found) // 2], Plan(cp=SIZE)):
+            checks.same_as_in_process(world, spec, plan, dtype)
 
 
 def test_token_chunks(world):

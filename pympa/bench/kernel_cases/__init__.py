@@ -9,6 +9,8 @@ element:
 | linear | 2 m n k | m k + n k + m n |
 | mlp | 4 rows width hidden | 2 rows width + 2 width hidden |
 | gated_mlp | 6 rows width hidden | 2 rows width + 3 width hidden |
+| even_moe, skewed_moe | 4 rows top_k width hidden + 2 rows width experts | 2 rows width \
++ experts (2 width hidden + width + 1) |
 | attention | 4 area heads head_dim | 2 (queries + keys) heads head_dim |
 | rms_norm | 4 rows columns | 2 rows columns + columns |
 | layer_norm | 7 rows columns | 2 rows columns + 2 columns |
@@ -44,6 +46,10 @@ _DECODE_HEADS = ((16, 64), (8, 128), (2, 512))
 CASES: dict[str, list[MakeCase]] = {
     "linear": [partial(linear_case, m=m, n=n, k=k) for m, n, k in _LINEAR],
     "mlp": [partial(mlp_case, rows=512, width=1024, hidden=4096, gated=g) for g in (False, True)],
+    "moe": [
+        partial(moe_case, rows=2048, width=1024, hidden=4096, experts=8, top_k=2, skewed=skewed)
+        for skewed in (False, True)
+    ],
     "attention": [
         _attention(tokens, tokens, sizes, causal)
         for sizes in _HEADS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pympa import reference
-from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample, wide
+from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample_rows, wide
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.layout import Layout, Range
 
@@ -35,7 +35,7 @@ def attention_case(
     kv = KvBlock(k, v, Layout((Range(0, 0, keys),)))
     kv_head_of_q, scale = np.arange(heads, dtype=np.int32), head_dim**-0.5
     spec = AttentionSpec(kv_head_of_q, scale, causal)
-    rows = sample(queries)
+    rows = sample_rows(queries)
 
     def run() -> None:
         bench.kernels.start_state(state)

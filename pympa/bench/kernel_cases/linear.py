@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from pympa import reference
-from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample, wide
+from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample_rows, wide
 
 
 def linear_case(bench: Workbench, m: int, n: int, k: int) -> Case:
     """Prepare x `[m, k]` times a weight `[n, k]`."""
-    x, out, rows = bench.normal(m, k), bench.empty(m, n), sample(m)
+    x, out, rows = bench.normal(m, k), bench.empty(m, n), sample_rows(m)
     weight, packed = bench.weight(n, k)
 
     def peer(torch: Any) -> Callable[[], Any]:
@@ -38,7 +38,7 @@ def mlp_case(bench: Workbench, rows: int, width: int, hidden: int, gated: bool) 
     up, packed_up = bench.weight(hidden, width)
     down, packed_down = bench.weight(width, hidden)
     gate, packed_gate = bench.weight(hidden, width) if gated else (None, None)
-    activation, sample = "silu" if gated else "gelu_tanh", sample(rows)
+    activation, sample = "silu" if gated else "gelu_tanh", sample_rows(rows)
 
     def run() -> None:
         if packed_gate is None:

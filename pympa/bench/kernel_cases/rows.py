@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pympa import reference
-from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample, wide
+from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample_rows, wide
 
 _EPS = 1e-6
 _THETA = 10000.0
@@ -17,7 +17,7 @@ _THETA = 10000.0
 
 def norm_case(bench: Workbench, rows: int, columns: int, kind: str) -> Case:
     """Prepare RMSNorm ("rms", with a gain) or LayerNorm ("layer", with gain and bias)."""
-    x, out, sample = bench.normal(rows, columns), bench.empty(rows, columns), sample(rows)
+    x, out, sample = bench.normal(rows, columns), bench.empty(rows, columns), sample_rows(rows)
     weight, bias = bench.normal(columns), bench.normal(columns) if kind == "layer" else None
 
     def error() -> float:
@@ -47,7 +47,7 @@ def norm_case(bench: Workbench, rows: int, columns: int, kind: str) -> Case:
 
 def rope_case(bench: Workbench, rows: int, heads: int, head_dim: int) -> Case:
     """Prepare RoPE of all dims of x `[rows, heads, head_dim]`, in place, at positions 0, 1, ..."""
-    x, sample = bench.normal(rows, heads, head_dim), sample(rows)
+    x, sample = bench.normal(rows, heads, head_dim), sample_rows(rows)
     before = wide(x[sample])
     frequency = _THETA ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = np.arange(rows)[:, None] * frequency

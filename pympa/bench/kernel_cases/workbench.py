@@ -80,6 +80,16 @@ class Workbench:
         weight *= self.dtype.type(k**-0.5)
         return weight, self.kernels.pack((n, k), self.dtype, partial(_fill, weight))
 
+    def weights(self, count: int, n: int, k: int) -> tuple[Array, PackedWeight]:
+        """Return a group of such weights `[count, n, k]`, and its packed copy."""
+        weights = self.normal(count, n, k)
+        weights *= self.dtype.type(k**-0.5)
+
+        def fill(index: int, target: Array) -> None:
+            target[...] = weights[index]
+
+        return weights, self.kernels.pack_group(count, (n, k), self.dtype, fill)
+
     def peer(self, prepare: Callable[[Any], Callable[[], Any]]) -> Callable[[], Any] | None:
         """Return what `prepare` makes of torch, or None without torch."""
         return None if self._torch is None else prepare(self._torch)
@@ -94,7 +104,7 @@ def _fill(source: Array, target: Array) -> None:
     target[...] = source
 
 
-def sample(rows: int) -> NDArray[np.int64]:
+def sample_rows(rows: int) -> NDArray[np.int64]:
     """Return some row indices: the first, the last and evenly between, all if there are few."""
     return np.unique(np.linspace(0, rows - 1, CHECKED_ROWS).astype(np.int64))
 
