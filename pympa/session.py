@@ -30,9 +30,10 @@ from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.layout import Layout, split_batch, split_tokens
-from pympa.mesh import Mesh, Plan, PlanError, missing_axis, parse_plan
+from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
+from pympa.rules import missing_axis
 from pympa.trace import Trace
 from pympa.transport import WORLD, Traffic, Transport, TransportError
 

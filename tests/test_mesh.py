@@ -7,18 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import worlds
-from pympa.mesh import (
-    AXES,
-    Mesh,
-    Plan,
-    PlanError,
-    all_plans,
-    broken_rule,
-    check_plan,
-    family_plan,
-    nearest_plans,
-    parse_plan,
-)
+from pympa.mesh import AXES, Mesh, Plan, PlanError, parse_plan
+from pympa.rules import all_plans, broken_rule, check_plan, family_plan, nearest_plans
 
 degrees = st.fixed_dictionaries({axis: st.integers(1, 4) for axis in AXES})
 

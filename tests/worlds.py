@@ -14,10 +14,11 @@ import numpy as np
 from pympa.backend import build_rank
 from pympa.collect import Outputs, collect
 from pympa.kernels.cpu import supported_isas
-from pympa.mesh import Plan, all_plans, broken_rule
+from pympa.mesh import Plan
 from pympa.model import Model
 from pympa.rank import Rank
 from pympa.reference import kept
+from pympa.rules import all_plans, broken_rule
 from pympa.spec import DTYPES, LayerSpec, ModelSpec, Rope
 from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
 from pympa.transport.local import LocalWorld

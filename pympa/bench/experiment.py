@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.mesh import Plan, family_plan, parse_plan
+from pympa.mesh import Plan, parse_plan
+from pympa.rules import family_plan
 from pympa.spec import ModelSpec, SpecError, parse_toml
 from pympa.weights import input_ids
 

@@ -22,7 +22,8 @@ from pympa.bench.resume import StopSignal, find_measured
 from pympa.bench.table import console, result_table
 from pympa.bench.truth import Job, Truth
 from pympa.errors import RefusedError
-from pympa.mesh import Plan, check_plan
+from pympa.mesh import Plan
+from pympa.rules import check_plan
 from pympa.session import Session
 from pympa.spec import numpy_dtype
 from pympa.weights import PhiloxSource
