@@ -97,7 +97,10 @@ def gated_linear(
 def attention_workspace_bytes(
     head_dim: int, v_head_dim: int, dtype: str, threads: int, isa: str
 ) -> int:
-    """Return the workspace bytes of `attend_block`: fixed, whatever the number of tokens."""
+    """Return the workspace bytes of `attend_block`: fixed, whatever the number of tokens.
+
+    Also those of `score_tile`, with a v_head_dim of 0, and of `fold_tile`, with a head_dim of 0.
+    """
 
 def attend_block(
     q: Array,
@@ -140,6 +143,70 @@ def attend_block(
         causal: key j is visible to query i only if j <= i.
         window: 0 for none; else only if i - j < window and j - i < window.
         softcap: 0 for none; else scores become softcap * tanh(score / softcap).
+        workspace: see `attention_workspace_bytes`.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def score_tile(
+    q: Array,
+    k: Array,
+    kv_head_of_q: Int32,
+    scores: Float32,
+    workspace: Bytes,
+    threads: int,
+    isa: str,
+) -> None:
+    """Compute scores = q k^T, neither scaled nor masked: the first half of `attend_block`.
+
+    Each score is one zero-started float32 sum over head_dim, with the bits of `attend_block`.
+
+    Args:
+        q: `[rows, heads, head_dim]`; `rows` may be 0.
+        k: `[keys, kv_heads, head_dim]` of q's dtype; `keys` from 0 to 512.
+        kv_head_of_q: `[heads]`, the K/V head of each query head.
+        scores: `[rows, heads, keys]`.
+        workspace: see `attention_workspace_bytes`.
+        threads: OpenMP threads.
+        isa: instruction set.
+    """
+
+def fold_tile(
+    scores: Float32,
+    v: Array,
+    kv_head_of_q: Int32,
+    q_start: int,
+    k_start: int,
+    row_max: Float32,
+    row_sum: Float32,
+    out: Float32,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+    workspace: Bytes,
+    threads: int,
+    isa: str,
+) -> None:
+    """Fold scores into the running softmax state, in place: the second half of `attend_block`.
+
+    Rows and keys are consecutive positions of one sequence, the keys within one key tile. On what
+    `score_tile` makes of the tiles that `attend_block` would meet, in its order, the state gets
+    the bits that `attend_block` gives it. Rows that see none of the keys stay as they are.
+
+    Args:
+        scores: `[rows, heads, keys]`, only read.
+        v: `[keys, kv_heads, v_head_dim]`, whose dtype probabilities are rounded to.
+        kv_head_of_q: `[heads]`, the K/V head of each query head.
+        q_start: global position of the first row.
+        k_start: global position of the first key.
+        row_max: see `attend_block`, as all that follow.
+        row_sum: `[rows, heads]`.
+        out: `[rows, heads, v_head_dim]`.
+        scale: factor on the scores.
+        causal: key j is visible to query i only if j <= i.
+        window: 0 for none.
+        softcap: 0 for none.
         workspace: see `attention_workspace_bytes`.
         threads: OpenMP threads.
         isa: instruction set.

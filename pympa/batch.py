@@ -12,7 +12,23 @@ from numpy.typing import NDArray
 from pympa.arena import Arena, Array
 from pympa.kernels import KvBlock
 from pympa.layout import Layout, split_batch, split_micro_batches, split_tokens, streams_tokens
-from pympa.mesh import Mesh
+from pympa.mesh import Mesh, Plan
+
+
+@dataclass(frozen=True)
+class QueryParts:
+    """How the ranks of `dim` share the queries of their common rows.
+
+    Attributes:
+        order: the rows, those of the first rank's part first, int32.
+        places: where each row is in that order, int32.
+        rows: of each rank's part. mine: this rank's part of `order`.
+    """
+
+    order: NDArray[np.int32]
+    places: NDArray[np.int32]
+    rows: tuple[int, ...]
+    mine: slice
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,9 @@ class MicroBatch:
         last_sequences: which sequences these end.
         lengths: tokens of each sequence of the whole batch.
         most_rows: rows of the rank that has most of them in this micro-batch.
+        queries: layout of the queries that each `cp` rank attends with: all its rows, or its part
+            of them where `dim` shares them. query_parts: these parts.
+        exchange: neighbours of `cp` that exchange heads for tokens.
     """
 
     layouts: tuple[Layout, ...]
@@ -37,11 +56,38 @@ class MicroBatch:
     last_sequences: tuple[int, ...]
     lengths: tuple[int, ...]
     most_rows: int
+    queries: tuple[Layout, ...]
+    query_parts: QueryParts
+    exchange: int
 
     @property
     def layout(self) -> Layout:
         """This rank's layout."""
         return self.layouts[self.index]
+
+    @property
+    def ring_index(self) -> int:
+        """This rank's place in its ring."""
+        return self.index // self.exchange
+
+    @property
+    def ring_queries(self) -> list[Layout]:
+        """Layout of the queries of each rank of the ring."""
+        return self._grouped(self.queries)
+
+    @property
+    def ring_keys(self) -> list[Layout]:
+        """Layout of the keys of each rank of the ring."""
+        return self._grouped(self.layouts)
+
+    def group_rows(self, layouts: Sequence[Layout]) -> list[int]:
+        """Return the rows of each rank that this one exchanges heads for tokens with."""
+        first = self.ring_index * self.exchange
+        return [layout.rows for layout in layouts[first : first + self.exchange]]
+
+    def _grouped(self, layouts: Sequence[Layout]) -> list[Layout]:
+        groups = range(0, len(layouts), self.exchange)
+        return [Layout(()).then(*layouts[first : first + self.exchange]) for first in groups]
 
 
 @dataclass(frozen=True)
@@ -75,6 +121,7 @@ def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: i
         max(share.rows for part in turn for share in split_tokens(part, plan.cp, plan.balance))
         for turn in zip(*parts, strict=True)
     ]
+    coordinate = mesh.coordinate("dim")
     spans = {(r.start, r.length) for share in shares for r in share[index].ranges}
     positions = np.unique(_joined([np.arange(a, a + n) for a, n in spans], np.int64))
 
@@ -92,6 +139,9 @@ def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: i
             tuple(sequence for sequence, _ in ends),
             lengths,
             most_rows,
+            tuple(_query_layouts(plan, layout)[coordinate] for layout in layouts),
+            _query_parts(plan, layout, lengths, coordinate),
+            plan.head_exchange,
         )
 
     keeps_kv = streams_tokens(mine, micro_batches)
@@ -99,12 +149,32 @@ def lay_out_batch(mesh: Mesh, ids: Sequence[NDArray[np.int32]], micro_batches: i
     return Batch(lengths, micro_batched, keeps_kv, positions)
 
 
+def _query_layouts(plan: Plan, layout: Layout) -> list[Layout]:
+    """Return the queries that each `dim` rank attends with, of rows that they all have."""
+    if plan.splits_queries:
+        return split_tokens(layout, plan.dim, plan.balance)
+    return [layout] * plan.dim
+
+
+def _query_parts(plan: Plan, layout: Layout, lengths: Sequence[int], coordinate: int) -> QueryParts:
+    parts = split_tokens(layout, plan.dim, plan.balance) if plan.splits_queries else [layout]
+    rows = layout.global_rows(lengths)
+    sorting = np.argsort(rows)
+    wanted = _joined([part.global_rows(lengths) for part in parts], np.int64)
+    order = sorting[np.searchsorted(rows, wanted, sorter=sorting)].astype(np.int32)
+    places = np.argsort(order).astype(np.int32)
+    counts = tuple(part.rows for part in parts)
+    mine = coordinate if plan.splits_queries else 0
+    first = sum(counts[:mine])
+    return QueryParts(order, places, counts, slice(first, first + counts[mine]))
+
+
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
 
 
 class KvCache:
-    """Keys and values of one layer, with a fixed capacity, and the layout of every `cp` rank.
+    """Keys and values of one layer, with a fixed capacity, and the layout of every ring rank.
 
     Args:
         arena: memory.
@@ -129,11 +199,12 @@ class KvCache:
 
     def append(self, part: MicroBatch) -> tuple[Array, Array]:
         """Return the rows of k and v that the micro-batch's keys and values go to."""
-        first = self.layouts[part.index].rows
+        index = part.ring_index
+        first = self.layouts[index].rows
         self.layouts = [
-            kept.then(new) for kept, new in zip(self.layouts, part.layouts, strict=True)
+            kept.then(new) for kept, new in zip(self.layouts, part.ring_keys, strict=True)
         ]
-        last = first + part.layout.rows
+        last = self.layouts[index].rows
         return self._k[first:last], self._v[first:last]
 
     def block(self, index: int) -> KvBlock:

@@ -41,7 +41,7 @@ def collect(
     seen: list[tuple[str, Array, Layout]] = []
 
     def probe(name: str, array: Array, layout: Layout) -> None:
-        if model.mesh.coordinate("tp") == 0 or name.endswith(ROUTING):
+        if model.mesh.coordinate("columns") == 0 or name.endswith(ROUTING):
             for first, last, kept in _rows_of(layout, only):
                 seen.append((name, array[first:last].copy(), kept))
 

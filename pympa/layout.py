@@ -7,7 +7,7 @@ is arithmetic on layouts: sequences over `dp`, micro-batches over time, tokens o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Balance = Literal["zigzag", "contiguous"]
+Span = tuple[int, int]
+"""(start, stop)."""
 
 
 class Range(NamedTuple):
@@ -67,10 +69,10 @@ class Layout:
                 cuts.append(Range(r.sequence, first, last - first))
         return cuts
 
-    def then(self, other: Layout) -> Layout:
-        """Return this layout followed by `other`; ranges that continue each other become one."""
+    def then(self, *others: Layout) -> Layout:
+        """Return this layout and others, end to end; ranges that go on become one."""
         ranges = list(self.ranges)
-        for r in other.ranges:
+        for r in itertools.chain.from_iterable(other.ranges for other in others):
             last = ranges[-1] if ranges else None
             if last and last.sequence == r.sequence and last.start + last.length == r.start:
                 ranges[-1] = Range(last.sequence, last.start, last.length + r.length)
@@ -93,6 +95,17 @@ def split(total: int, parts: int) -> list[tuple[int, int]]:
     small, extra = divmod(total, parts)
     bounds = [i * small + min(i, extra) for i in range(parts + 1)]
     return list(itertools.pairwise(bounds))
+
+
+def joined(spans: Sequence[Span]) -> list[Span]:
+    """Return ascending spans with those that continue each other made one, and no empty ones."""
+    found: list[Span] = []
+    for first, last in spans:
+        if found and found[-1][1] == first:
+            found[-1] = found[-1][0], last
+        elif first < last:
+            found.append((first, last))
+    return found
 
 
 def split_batch(lengths: Sequence[int], parts: int) -> list[Layout]:
@@ -136,3 +149,51 @@ def groups_span(layouts: Sequence[Layout], length: int) -> bool:
     """Tell whether some group of `length` positions has rows in more than one layout."""
     keys = [{(r.sequence, r.start // length) for r in layout.cut(length)} for layout in layouts]
     return sum(map(len, keys)) > len(set().union(*keys))
+
+
+KEY_TILE = 512  # keys that the kernels fold together, at multiples of it; part of the bits contract
+_TILE_SCORES = 1 << 20  # of a tile whose scores are summed over ranks: 4 MB
+
+
+class ScoreTile(NamedTuple):
+    """Rows of queries and of keys, (start, stop) each, that see each other in part at least.
+
+    The queries are consecutive tokens from position `q_start` on, the keys from `k_start` on.
+    """
+
+    rows: Span
+    keys: Span
+    q_start: int
+    k_start: int
+
+
+def score_tiles(
+    q: Layout, k: Layout, heads: int, causal: bool, window: int | None
+) -> Iterator[ScoreTile]:
+    """Cut attention of queries to keys into tiles, in ascending order of the queries' rows."""
+    step = max(1, _TILE_SCORES // (KEY_TILE * heads))
+    q_row = 0
+    for a in q.ranges:
+        k_row = 0
+        for b in k.ranges:
+            if a.sequence == b.sequence:
+                cuts = Layout((Range(a.sequence, b.start, b.length),)).cut(KEY_TILE)
+                for first, (_, k_start, length) in itertools.product(
+                    range(0, a.length, step), cuts
+                ):
+                    last = min(first + step, a.length)
+                    near = a.start + last - 1 - k_start  # the last query over the first key
+                    far = a.start + first - (k_start + length - 1)
+                    hidden = causal and near < 0
+                    if window is not None:
+                        hidden |= far >= window or (not causal and near <= -window)
+                    if not hidden:
+                        keys = k_row + k_start - b.start
+                        yield ScoreTile(
+                            (q_row + first, q_row + last),
+                            (keys, keys + length),
+                            a.start + first,
+                            k_start,
+                        )
+            k_row += b.length
+        q_row += a.length

@@ -124,24 +124,25 @@ class Model:
             Logits of the last tokens that this rank holds; nothing but on the last stage.
         """
         batch = prepared.batch
-        with self._arena.scope():
-            rows = [part.layout.rows for part in batch.micro_batches]
+        with self._rank.trace.step(), self._arena.scope():
+            parts = batch.micro_batches
+            rows = [part.layout.rows for part in parts]
             kept = (
-                {index: attend.cache(sum(rows)) for index, attend in self._attention.items()}
+                {index: attend.cache(*parts) for index, attend in self._attention.items()}
                 if batch.keeps_kv
                 else {}
             )
             used: dict[int, Used] = {index: {} for index in self._feed_forward}
 
             def compute(number: int, x: Array) -> None:
-                part = batch.micro_batches[number]
+                part = parts[number]
                 if self._is_first:
                     self._embed(part, x)
                 for index, attend in self._attention.items():
                     layer = self.spec.blocks[index]
                     rope = prepared.rope[layer.rope, layer.rotated_dim] if layer.rope else None
                     with self._arena.scope():
-                        cache = kept[index] if kept else attend.cache(rows[number])
+                        cache = kept[index] if kept else attend.cache(part)
                         attend(x, part, rope, cache, probe)
                     self._feed_forward[index](x, part, used[index], probe)
                 if self._is_last:

@@ -15,7 +15,7 @@ from pympa.layout import Balance
 from pympa.mesh import AXES, Plan, PlanError
 from pympa.spec import LayerSpec, ModelSpec
 
-FAMILIES = ("baseline", "ring", "ring-ep", "experts")
+FAMILIES = ("baseline", "ring", "ring-ep", "grid", "experts")
 
 
 def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
@@ -28,13 +28,13 @@ def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
         return f"tp={plan.tp} splits whole heads; the model has {fewest_heads}"
     dense = (layer.mlp_hidden for layer in layers if not layer.experts)
     narrowest = min([spec.vocabulary, *dense])
-    if plan.tp > narrowest:
-        return f"tp={plan.tp} splits MLP columns and vocabulary; the narrowest has {narrowest}"
-    rule = missing_axis(plan) or _broken_expert_rule(plan, layers)
-    if rule is not None:
-        return rule
-    if plan.cp > 1 and plan.balance == "zigzag" and any(layer.window for layer in layers):
-        return "balance=zigzag undoes a sliding window; use balance=contiguous"
+    columns = plan.tp * plan.dim
+    if columns > narrowest:
+        return f"tp·dim={columns} splits MLP columns and vocabulary; the narrowest has {narrowest}"
+    for rule in (_broken_dim_rule, _broken_cp_rule, _broken_expert_rule):
+        broken = rule(plan, layers)
+        if broken is not None:
+            return broken
     if not spec.causal and plan.micro_batches > max(sequences // plan.dp, 1):
         return (
             f"micro_batches={plan.micro_batches} cuts sequences ({sequences} over dp={plan.dp}), "
@@ -67,10 +67,39 @@ def _broken_expert_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
     return None
 
 
-def missing_axis(plan: Plan) -> str | None:
-    """Return what this version cannot do of any model, or None."""
-    if plan.dim > 1:
-        return f"dim={plan.dim}: this version splits whole heads only (dim=1)"
+def _broken_dim_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
+    """Return what is wrong with slicing heads, or None."""
+    if plan.dim == 1:
+        return None
+    fewest = min(min(_pairs(layer), layer.value_dim) for layer in layers)
+    if plan.dim > fewest:
+        return (
+            f"dim={plan.dim} slices heads between pairs that RoPE turns together; the narrowest "
+            f"head has {fewest}"
+        )
+    if plan.dim_algo in ("reduce", "independent") and any(layer.qk_norm for layer in layers):
+        return f"dim_algo={plan.dim_algo} never sees whole heads, which q/k-norm acts on"
+    return None
+
+
+def _pairs(layer: LayerSpec) -> int:
+    """Return the parts of a q/k head that cannot be sliced further."""
+    return layer.rotated_dim // 2 or layer.head_dim
+
+
+def _broken_cp_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
+    """Return what is wrong with how tokens of a sequence are split, or None."""
+    if plan.cp_scheme == "ulysses" and plan.ulysses not in (1, plan.cp):
+        return f"cp_scheme=ulysses is ulysses=cp={plan.cp}; got ulysses={plan.ulysses}"
+    exchange = plan.head_exchange
+    if plan.cp % exchange:
+        return f"ulysses={exchange} divides cp={plan.cp}"
+    fewest = min(layer.heads // plan.tp for layer in layers)
+    if exchange > fewest:
+        return f"ulysses={exchange} splits the heads of a tp rank; the fewest are {fewest}"
+    windows = any(layer.window for layer in layers)
+    if windows and plan.balance == "zigzag" and (plan.cp > exchange or plan.splits_queries):
+        return "balance=zigzag undoes a sliding window; use balance=contiguous"
     return None
 
 
@@ -133,6 +162,7 @@ def family_plan(family: str, spec: ModelSpec, world: int) -> Plan:
 
     baseline: pp=2 if the ranks are even and there are two layers, tp takes the rest as far as
     there are heads, dp what remains; experts whole on as many ranks of a stage as possible.
+    grid: tp and dim share the ranks, the squarest way.
     ring: cp takes all ranks. ring-ep: the same with the experts spread over them.
     experts: dp takes all ranks, and the experts are spread over them.
 
@@ -146,6 +176,14 @@ def family_plan(family: str, spec: ModelSpec, world: int) -> Plan:
 
     if family == "ring":
         return Plan(cp=world)
+    if family == "grid":
+        heads = min(block.heads for block in spec.blocks)
+        slices = min(min(_pairs(block), block.value_dim) for block in spec.blocks)
+        shapes = [(d, world // d) for d in _divisors(world) if d <= heads and world // d <= slices]
+        if not shapes:
+            raise PlanError(f"family grid: {world} ranks are more than heads × slices")
+        tp, dim = min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1])), -shape[0]))
+        return Plan(tp=tp, dim=dim)
     if family == "ring-ep":
         return Plan(cp=world, ep=most_ep(world))
     if family == "experts":

@@ -33,7 +33,6 @@ from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
-from pympa.rules import missing_axis
 from pympa.trace import Trace
 from pympa.transport import WORLD, Traffic, Transport, TransportError
 
@@ -217,6 +216,8 @@ class Session:
             ValueError: arrays that fit neither each other nor the layout, or a window with the
                 zigzag order, which undoes it.
         """
+        if self.plan.head_exchange > 1 or self.plan.dim > 1 or self.plan.cp_scheme != "ring":
+            raise ValueError(f"plan {self.plan}: ring_attention takes whole heads and a ring")
         if window is not None and self.plan.cp > 1 and self.plan.balance == "zigzag":
             raise ValueError(f"plan {self.plan}: a window needs balance=contiguous; got zigzag")
         layouts = self.layouts(lengths)
@@ -253,9 +254,6 @@ class Session:
         plan = parse_plan(plan) if isinstance(plan, str) else plan
         if plan.world != self.size:
             raise PlanError(f"plan {plan} takes {plan.world} ranks; this session has {self.size}")
-        missing = missing_axis(plan)
-        if missing is not None:
-            raise PlanError(f"plan {plan}: {missing}")
         return plan
 
     def _common_isa(self) -> str:

@@ -8,13 +8,22 @@ import numpy as np
 
 from pympa.arena import Array
 from pympa.kernels import PackedWeight
-from pympa.layout import split
-from pympa.parallel.tensor import HeadShare, Shard, attention_shard, head_share, mlp_shard
+from pympa.layout import Span, split
+from pympa.parallel.shares import (
+    HeadShare,
+    HeadSlices,
+    Shard,
+    attention_shard,
+    head_share,
+    mlp_shard,
+    slice_heads,
+    width,
+)
 from pympa.rank import Rank
 from pympa.spec import LayerSpec, ModelSpec
 from pympa.weights import PhiloxSource, model_weights
 
-Part = tuple[int, int] | None
+Part = list[Span] | None
 
 
 class Shards:
@@ -31,7 +40,7 @@ class Shards:
     Attributes:
         layers: (start, stop) of this stage's layers.
         vocabulary: (start, stop) of this rank's rows of the embedding and the head.
-        heads: this rank's share of the heads, by layer.
+        heads, slices: this rank's share of the heads and its slice of each, by layer.
         vectors: norms, biases and the embedding. matrices: packed linear weights.
     """
 
@@ -39,30 +48,32 @@ class Shards:
         self, spec: ModelSpec, rank: Rank, dtype: np.dtype[Any], source: PhiloxSource
     ) -> None:
         mesh = rank.mesh
-        tp, tp_index, stage = mesh.plan.tp, mesh.coordinate("tp"), mesh.coordinate("pp")
+        plan, stage = mesh.plan, mesh.coordinate("pp")
         self._specs = model_weights(spec)
         self._rank, self._dtype, self._source = rank, dtype, source
-        self.layers = split(len(spec.blocks), mesh.plan.pp)[stage]
-        self.vocabulary = split(spec.vocabulary, tp)[tp_index]
+        self.layers = split(len(spec.blocks), plan.pp)[stage]
+        self.vocabulary = self._columns(spec.vocabulary, "columns")
         self.heads: dict[int, HeadShare] = {}
+        self.slices: dict[int, HeadSlices] = {}
         self.vectors: dict[str, Array] = {}
         self.matrices: dict[str, PackedWeight] = {}
         if stage == 0:
-            self._keep("embedding", self.vocabulary)
+            self._keep("embedding", [self.vocabulary])
         for index in range(*self.layers):
             layer, prefix = spec.blocks[index], f"layers.{index}."
-            self.heads[index] = head_share(layer, tp, tp_index)
+            self.heads[index] = head_share(layer, plan.tp, mesh.coordinate("tp"))
+            self.slices[index] = slice_heads(layer, plan.dim, mesh.coordinate("dim"))
             for name in [n for n in self._specs if n.startswith(prefix)]:
                 local = name.removeprefix(prefix)
                 if not local.startswith("experts."):
-                    self._load(name, self._shard(local, layer, self.heads[index]))
+                    self._load(name, self._shard(local, index, layer))
             if layer.experts:
                 self._load_experts(f"{prefix}experts.", layer)
-        if stage == mesh.plan.pp - 1:
+        if stage == plan.pp - 1:
             for name in [n for n in self._specs if n.startswith("final_norm")]:
                 self._keep(name, None)
             table = "embedding" if spec.tied_head else "head"
-            self.matrices["head"] = self._pack(table, self.vocabulary, None)
+            self.matrices["head"] = self._pack(table, [self.vocabulary], None)
 
     def normed(self, name: str, layer: LayerSpec, rows: Array) -> Array:
         """Return rows `[rows, d_model]` after the norm called `name`, in memory of the arena."""
@@ -71,13 +82,13 @@ class Shards:
         self._rank.kernels.norm(rows, weight, bias, out, eps=layer.norm_eps, kind=layer.norm)
         return out
 
-    def _shard(self, name: str, layer: LayerSpec, heads: HeadShare) -> Shard:
+    def _shard(self, name: str, index: int, layer: LayerSpec) -> Shard:
         """Return the part of a block's weight that this rank holds."""
         kind = name.partition(".")[0]
         if kind == "attention":
-            return attention_shard(name, layer, heads)
+            return attention_shard(name, layer, self.heads[index], self.slices[index])
         if kind == "mlp":
-            return mlp_shard(name, self._columns(layer.mlp_hidden, "tp"))
+            return mlp_shard(name, self._columns(layer.mlp_hidden, "columns"))
         if kind == "shared":
             width = layer.shared_experts * layer.mlp_hidden
             return mlp_shard(name, self._columns(width, "etp"))
@@ -135,4 +146,4 @@ class Shards:
 def _shape(whole: tuple[int, ...], rows: Part, cols: Part) -> tuple[int, ...]:
     """Return the shape of a part of a matrix or, without columns, of a vector."""
     parts = zip(whole, (rows, cols), strict=False)
-    return tuple(size if part is None else part[1] - part[0] for size, part in parts)
+    return tuple(size if part is None else width(part) for size, part in parts)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.layout import Span
 from pympa.spec import LayerSpec, ModelSpec, NormKind
 
 _PER_COUNTER = 8  # one Philox counter gives four 64-bit words = eight 32-bit elements
@@ -115,30 +117,40 @@ class PhiloxSource:
         self,
         spec: WeightSpec,
         out: NDArray[Any],
-        rows: tuple[int, int] | None = None,
-        cols: tuple[int, int] | None = None,
+        rows: Sequence[Span] | None = None,
+        cols: Sequence[Span] | None = None,
     ) -> None:
         """Fill `out` with `spec`'s elements [rows, cols]; None means all.
 
         Args:
             spec: the tensor.
             out: `[rows, cols]` (or `[rows]`) of the wanted dtype, rounded to nearest even.
-            rows: (start, stop) of the first axis.
-            cols: (start, stop) of the second axis.
+            rows: spans of the first axis, one after the other.
+            cols: spans of the second axis, in ascending order.
         """
         width = spec.shape[1] if len(spec.shape) == 2 else 1
-        first_row, last_row = rows or (0, spec.shape[0])
-        first_col, last_col = cols or (0, width)
-        shard = out.reshape(last_row - first_row, last_col - first_col)
-        if (first_col, last_col) == (0, width):
-            flat = shard.reshape(-1)
-            for at in range(0, flat.size, _CHUNK_ELEMENTS):
-                part = flat[at : at + _CHUNK_ELEMENTS]
-                part[:] = self._values(spec, first_row * width + at, part.size)
-            return
-        for row in range(first_row, last_row):
-            start = row * width + first_col
-            shard[row - first_row] = self._values(spec, start, last_col - first_col)
+        at = 0
+        for first, last in rows or [(0, spec.shape[0])]:
+            part = out[at : at + last - first]
+            at += last - first
+            if cols is None:
+                self._fill_rows(spec, part.reshape(-1), first * width)
+            elif cols:
+                self._fill_columns(spec, part, first * width, cols)
+
+    def _fill_rows(self, spec: WeightSpec, flat: NDArray[Any], start: int) -> None:
+        for at in range(0, flat.size, _CHUNK_ELEMENTS):
+            part = flat[at : at + _CHUNK_ELEMENTS]
+            part[:] = self._values(spec, start + at, part.size)
+
+    def _fill_columns(
+        self, spec: WeightSpec, out: NDArray[Any], start: int, cols: Sequence[Span]
+    ) -> None:
+        first, last = cols[0][0], cols[-1][1]
+        wanted = np.concatenate([np.arange(*span) for span in cols]) - first
+        for row in range(len(out)):
+            values = self._values(spec, start + row * spec.shape[1] + first, last - first)
+            out[row] = values[wanted]
 
     def full(self, spec: WeightSpec, dtype: np.dtype[Any]) -> NDArray[np.float64]:
         """Return the whole tensor, rounded to `dtype`, as float64: what the oracle computes on."""

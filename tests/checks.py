@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 
 import worlds
-from pympa.accounting import bytes_sent
 from pympa.arena import Arena
 from pympa.mesh import Plan
 from pympa.spec import DTYPES, ModelSpec
 from pympa.trace import Trace
 from pympa.transport import Endpoint, Traffic, Transport
 from pympa.transport.local import LocalWorld
+from pympa.volume import bytes_sent
 
 
 def transport(endpoint: Endpoint, axis: str = "cp") -> Transport:

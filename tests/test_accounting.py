@@ -6,7 +6,6 @@ import numpy as np
 import worlds
 from pympa.accounting import (
     active_parameters,
-    bytes_sent,
     linear_parameters,
     parameters,
     roofline_seconds,
@@ -14,6 +13,7 @@ from pympa.accounting import (
 )
 from pympa.bench.experiment import load_experiment
 from pympa.mesh import Plan
+from pympa.volume import bytes_sent
 from pympa.weights import model_weights
 
 

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 import conftest
-from pympa.accounting import bytes_sent
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
 from pympa.mesh import parse_plan
 from pympa.spec import parse_toml
+from pympa.volume import bytes_sent
 
 
 @pytest.fixture

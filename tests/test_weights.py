@@ -30,8 +30,13 @@ def test_any_shard_is_a_part_of_the_whole(data, dtype):
     r0, c0 = data.draw(st.integers(0, 36)), data.draw(st.integers(0, 28))
     r1, c1 = data.draw(st.integers(r0, 37)), data.draw(st.integers(c0, 29))
     part = np.empty((r1 - r0, c1 - c0), DTYPES[dtype])
-    PhiloxSource().fill(SPEC, part, (r0, r1), (c0, c1))
+    PhiloxSource().fill(SPEC, part, [(r0, r1)], [(c0, c1)])
     assert part.tobytes() == np.ascontiguousarray(whole[r0:r1, c0:c1]).tobytes()
+    cut = data.draw(st.integers(c0, c1))
+    gaps = np.empty((2, cut - c0 + 29 - c1), DTYPES[dtype])
+    PhiloxSource().fill(SPEC, gaps, [(3, 4), (1, 2)], [(c0, cut), (c1, 29)])
+    picked = np.concatenate([whole[[3, 1], c0:cut], whole[[3, 1], c1:]], axis=1)
+    assert gaps.tobytes() == picked.tobytes()
 
 
 @given(st.integers(0, 1000), st.integers(0, 100))

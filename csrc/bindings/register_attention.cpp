@@ -27,7 +27,41 @@ void bind_attend_block(const py::array& q, const py::array& k, const py::array& 
   const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
   attend_block(q_view, k_view, v_view, q_ranges_view, k_ranges_view, row_max_view, row_sum_view,
-               out_view, map_view, scale, causal, window, softcap, workspace_view, threads, chosen);
+               out_view, map_view, {scale, causal, window, softcap}, workspace_view, threads,
+               chosen);
+}
+
+void bind_score_tile(const py::array& q, const py::array& k, const py::array& kv_head_of_q,
+                     const py::array& scores, const py::array& workspace, int threads,
+                     const std::string& isa) {
+  const char* op = "score_tile";
+  const TensorView q_view = input(op, "q", q);
+  const TensorView k_view = input(op, "k", k);
+  const TensorView map_view = input(op, "kv_head_of_q", kv_head_of_q);
+  const TensorView scores_view = output(op, "scores", scores);
+  const TensorView workspace_view = output(op, "workspace", workspace);
+  const Isa chosen = parse_isa(op, isa);
+  py::gil_scoped_release release;
+  score_tile(q_view, k_view, map_view, scores_view, workspace_view, threads, chosen);
+}
+
+void bind_fold_tile(const py::array& scores, const py::array& v, const py::array& kv_head_of_q,
+                    std::int64_t q_start, std::int64_t k_start, const py::array& row_max,
+                    const py::array& row_sum, const py::array& out, float scale, bool causal,
+                    std::int64_t window, float softcap, const py::array& workspace, int threads,
+                    const std::string& isa) {
+  const char* op = "fold_tile";
+  const TensorView scores_view = input(op, "scores", scores);
+  const TensorView v_view = input(op, "v", v);
+  const TensorView map_view = input(op, "kv_head_of_q", kv_head_of_q);
+  const TensorView row_max_view = output(op, "row_max", row_max);
+  const TensorView row_sum_view = output(op, "row_sum", row_sum);
+  const TensorView out_view = output(op, "out", out);
+  const TensorView workspace_view = output(op, "workspace", workspace);
+  const Isa chosen = parse_isa(op, isa);
+  py::gil_scoped_release release;
+  fold_tile(scores_view, v_view, map_view, q_start, k_start, row_max_view, row_sum_view, out_view,
+            {scale, causal, window, softcap}, workspace_view, threads, chosen);
 }
 
 void bind_merge(const py::array& row_max, const py::array& row_sum, const py::array& out,
@@ -77,6 +111,12 @@ void register_attention(py::module_& module) {
              py::arg("out"), py::arg("kv_head_of_q"), py::arg("scale"), py::arg("causal"),
              py::arg("window"), py::arg("softcap"), py::arg("workspace"), py::arg("threads"),
              py::arg("isa"));
+  module.def("score_tile", &bind_score_tile, py::arg("q"), py::arg("k"), py::arg("kv_head_of_q"),
+             py::arg("scores"), py::arg("workspace"), py::arg("threads"), py::arg("isa"));
+  module.def("fold_tile", &bind_fold_tile, py::arg("scores"), py::arg("v"), py::arg("kv_head_of_q"),
+             py::arg("q_start"), py::arg("k_start"), py::arg("row_max"), py::arg("row_sum"),
+             py::arg("out"), py::arg("scale"), py::arg("causal"), py::arg("window"),
+             py::arg("softcap"), py::arg("workspace"), py::arg("threads"), py::arg("isa"));
   module.def("merge", &bind_merge, py::arg("row_max"), py::arg("row_sum"), py::arg("out"),
              py::arg("other_row_max"), py::arg("other_row_sum"), py::arg("other_out"),
              py::arg("threads"), py::arg("isa"));

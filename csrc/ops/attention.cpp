@@ -41,29 +41,43 @@ void check_head_map(const char* op, const TensorView& map, std::int64_t heads,
   }
 }
 
-void check_contiguous(const char* op, const TensorView& view) {
-  std::int64_t expected = 1;
-  for (int axis = view.rank - 1; axis >= 0; --axis) {
-    if (view.shape[axis] > 1 && view.stride[axis] != expected && view.size() > 0) {
-      fail(op, view.name, "a contiguous array",
-           "stride " + std::to_string(view.stride[axis]) + " on axis " + std::to_string(axis));
-    }
-    expected *= view.shape[axis];
+// Keys of one tile, from global position `start` on.
+void check_tile(const char* op, std::int64_t start, std::int64_t keys) {
+  if (keys > kKeyTile - start % kKeyTile) {
+    fail(op, "keys",
+         "at most " + std::to_string(kKeyTile - start % kKeyTile) + " (to the end of the tile)",
+         std::to_string(keys));
   }
 }
 
-AttentionState contiguous_state(const char* op, const TensorView& row_max,
-                                const TensorView& row_sum, const TensorView& out,
-                                const TensorView& like) {
-  check_shape(op, out, {like.shape[0], like.shape[1], like.shape[2]});
-  check_shape(op, row_max, {like.shape[0], like.shape[1]});
-  check_shape(op, row_sum, {like.shape[0], like.shape[1]});
+void check_rule(const char* op, const AttentionRule& rule) {
+  check_at_least(op, "window", rule.window, 0);
+  if (!std::isfinite(rule.scale)) fail(op, "scale", "a finite number", std::to_string(rule.scale));
+  if (!(rule.softcap >= 0.0F) || std::isinf(rule.softcap)) {
+    fail(op, "softcap", "0 (none) or a positive number", std::to_string(rule.softcap));
+  }
+}
+
+void check_state(const char* op, const TensorView& row_max, const TensorView& row_sum,
+                 const TensorView& out, std::int64_t rows, std::int64_t heads,
+                 std::int64_t v_head_dim) {
   for (const TensorView* view : {&row_max, &row_sum, &out}) {
     check_dtype(op, *view, DType::kFloat32);
-    check_contiguous(op, *view);
   }
-  return {static_cast<float*>(row_max.data), static_cast<float*>(row_sum.data),
-          static_cast<float*>(out.data)};
+  check_shape(op, row_max, {rows, heads});
+  check_shape(op, row_sum, {rows, heads});
+  check_shape(op, out, {rows, heads, v_head_dim});
+}
+
+void check_scores(const char* op, const TensorView& scores, std::int64_t rows, std::int64_t heads,
+                  std::int64_t keys) {
+  check_dtype(op, scores, DType::kFloat32);
+  check_shape(op, scores, {rows, heads, keys});
+}
+
+template <class Data>
+HeadRows<Data> head_rows(const TensorView& view) {
+  return {static_cast<Data*>(view.data), view.stride[0], view.stride[1]};
 }
 
 }  // namespace
@@ -71,8 +85,8 @@ AttentionState contiguous_state(const char* op, const TensorView& row_max,
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                        int threads, Isa isa) {
   const char* op = "attention_workspace_bytes";
-  check_at_least(op, "head_dim", head_dim, 1);
-  check_at_least(op, "v_head_dim", v_head_dim, 1);
+  check_at_least(op, "head_dim", head_dim, 0);
+  check_at_least(op, "v_head_dim", v_head_dim, 0);
   check_at_least(op, "threads", threads, 1);
   return PYMPA_SELECT_KERNELS(isa, attention_kernels)
       .workspace_bytes(head_dim, v_head_dim, dtype, threads);
@@ -81,8 +95,7 @@ std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_hea
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                   const TensorView& q_ranges, const TensorView& k_ranges, const TensorView& row_max,
                   const TensorView& row_sum, const TensorView& out, const TensorView& kv_head_of_q,
-                  float scale, bool causal, std::int64_t window, float softcap,
-                  const TensorView& workspace, int threads, Isa isa) {
+                  const AttentionRule& rule, const TensorView& workspace, int threads, Isa isa) {
   const char* op = "attend_block";
   check_float_dtype(op, q);
   check_dtype(op, k, q.dtype);
@@ -93,89 +106,113 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
   const std::int64_t keys = k.shape[0], kv_heads = k.shape[1];
   check_shape(op, v, {keys, kv_heads, -1});
   const std::int64_t v_head_dim = v.shape[2];
+  check_at_least(op, "head_dim", head_dim, 1);
+  check_at_least(op, "v_head_dim", v_head_dim, 1);
   check_ranges(op, q_ranges, rows);
   check_ranges(op, k_ranges, keys);
   check_head_map(op, kv_head_of_q, heads, kv_heads);
-  for (const TensorView* view : {&row_max, &row_sum, &out}) {
-    check_dtype(op, *view, DType::kFloat32);
-  }
-  check_shape(op, row_max, {rows, heads});
-  check_shape(op, row_sum, {rows, heads});
-  check_shape(op, out, {rows, heads, v_head_dim});
-  check_at_least(op, "window", window, 0);
-  if (!std::isfinite(scale)) fail(op, "scale", "a finite number", std::to_string(scale));
-  if (!(softcap >= 0.0F) || std::isinf(softcap)) {
-    fail(op, "softcap", "0 (none) or a positive number", std::to_string(softcap));
-  }
+  check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
+  check_rule(op, rule);
   check_buffer(op, workspace,
                attention_workspace_bytes(head_dim, v_head_dim, q.dtype, threads, isa));
   if (rows == 0 || keys == 0) return;
-  const AttendArgs args{q.dtype,
-                        heads,
-                        head_dim,
-                        v_head_dim,
-                        kv_heads,
-                        q.data,
-                        k.data,
-                        v.data,
-                        q.stride[0],
-                        q.stride[1],
-                        k.stride[0],
-                        k.stride[1],
-                        v.stride[0],
-                        v.stride[1],
-                        static_cast<const TokenRange*>(q_ranges.data),
-                        static_cast<const TokenRange*>(k_ranges.data),
-                        q_ranges.shape[0],
-                        k_ranges.shape[0],
-                        static_cast<float*>(row_max.data),
-                        static_cast<float*>(row_sum.data),
-                        static_cast<float*>(out.data),
-                        row_max.stride[0],
-                        row_sum.stride[0],
-                        out.stride[0],
-                        out.stride[1],
-                        static_cast<const std::int32_t*>(kv_head_of_q.data),
-                        scale,
-                        causal,
-                        window,
-                        softcap,
-                        workspace.data,
-                        threads};
-  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend_block(args);
+  const AttendArgs args{.makes_scores = true,
+                        .folds_scores = true,
+                        .dtype = q.dtype,
+                        .heads = heads,
+                        .kv_heads = kv_heads,
+                        .head_dim = head_dim,
+                        .v_head_dim = v_head_dim,
+                        .q = head_rows<const void>(q),
+                        .k = head_rows<const void>(k),
+                        .v = head_rows<const void>(v),
+                        .q_ranges = static_cast<const TokenRange*>(q_ranges.data),
+                        .k_ranges = static_cast<const TokenRange*>(k_ranges.data),
+                        .q_range_count = q_ranges.shape[0],
+                        .k_range_count = k_ranges.shape[0],
+                        .row_max = head_rows<float>(row_max),
+                        .row_sum = head_rows<float>(row_sum),
+                        .out = head_rows<float>(out),
+                        .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
+                        .rule = rule,
+                        .workspace = workspace.data,
+                        .threads = threads};
+  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend(args);
 }
 
-void merge(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-           const TensorView& other_row_max, const TensorView& other_row_sum,
-           const TensorView& other_out, int threads, Isa isa) {
-  const char* op = "merge";
-  check_at_least(op, "threads", threads, 1);
-  check_shape(op, out, {-1, -1, -1});
-  const MergeArgs args{out.shape[0] * out.shape[1], out.shape[2],
-                       contiguous_state(op, row_max, row_sum, out, out),
-                       contiguous_state(op, other_row_max, other_row_sum, other_out, out), threads};
-  PYMPA_SELECT_KERNELS(isa, attention_state_kernels).merge(args);
+void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,
+                const TensorView& scores, const TensorView& workspace, int threads, Isa isa) {
+  const char* op = "score_tile";
+  check_float_dtype(op, q);
+  check_dtype(op, k, q.dtype);
+  check_shape(op, q, {-1, -1, -1});
+  const std::int64_t rows = q.shape[0], heads = q.shape[1], head_dim = q.shape[2];
+  check_shape(op, k, {-1, -1, head_dim});
+  const std::int64_t keys = k.shape[0], kv_heads = k.shape[1];
+  check_at_least(op, "head_dim", head_dim, 1);
+  check_tile(op, 0, keys);
+  check_head_map(op, kv_head_of_q, heads, kv_heads);
+  check_scores(op, scores, rows, heads, keys);
+  check_buffer(op, workspace, attention_workspace_bytes(head_dim, 0, q.dtype, threads, isa));
+  if (rows == 0 || keys == 0) return;
+  const TokenRange q_range{0, 0, rows}, k_range{0, 0, keys};
+  const AttendArgs args{.makes_scores = true,
+                        .dtype = q.dtype,
+                        .heads = heads,
+                        .kv_heads = kv_heads,
+                        .head_dim = head_dim,
+                        .q = head_rows<const void>(q),
+                        .k = head_rows<const void>(k),
+                        .scores = head_rows<float>(scores),
+                        .q_ranges = &q_range,
+                        .k_ranges = &k_range,
+                        .q_range_count = 1,
+                        .k_range_count = 1,
+                        .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
+                        .workspace = workspace.data,
+                        .threads = threads};
+  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend(args);
 }
 
-void finish(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-            const TensorView& o, const TensorView& lse, int threads, Isa isa) {
-  const char* op = "finish";
-  check_at_least(op, "threads", threads, 1);
-  check_shape(op, out, {-1, -1, -1});
-  check_float_dtype(op, o);
-  check_shape(op, o, {out.shape[0], out.shape[1], out.shape[2]});
-  check_contiguous(op, o);
-  check_dtype(op, lse, DType::kFloat32);
-  check_shape(op, lse, {out.shape[0], out.shape[1]});
-  check_contiguous(op, lse);
-  const FinishArgs args{out.shape[0] * out.shape[1],
-                        out.shape[2],
-                        contiguous_state(op, row_max, row_sum, out, out),
-                        o.dtype,
-                        o.data,
-                        static_cast<float*>(lse.data),
-                        threads};
-  PYMPA_SELECT_KERNELS(isa, attention_state_kernels).finish(args);
+void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& kv_head_of_q,
+               std::int64_t q_start, std::int64_t k_start, const TensorView& row_max,
+               const TensorView& row_sum, const TensorView& out, const AttentionRule& rule,
+               const TensorView& workspace, int threads, Isa isa) {
+  const char* op = "fold_tile";
+  check_float_dtype(op, v);
+  check_shape(op, v, {-1, -1, -1});
+  const std::int64_t keys = v.shape[0], kv_heads = v.shape[1], v_head_dim = v.shape[2];
+  check_scores(op, scores, -1, -1, keys);
+  const std::int64_t rows = scores.shape[0], heads = scores.shape[1];
+  check_at_least(op, "v_head_dim", v_head_dim, 1);
+  check_at_least(op, "q_start", q_start, 0);
+  check_at_least(op, "k_start", k_start, 0);
+  check_tile(op, k_start, keys);
+  check_head_map(op, kv_head_of_q, heads, kv_heads);
+  check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
+  check_rule(op, rule);
+  check_buffer(op, workspace, attention_workspace_bytes(0, v_head_dim, v.dtype, threads, isa));
+  if (rows == 0 || keys == 0) return;
+  const TokenRange q_range{0, q_start, rows}, k_range{0, k_start, keys};
+  const AttendArgs args{.folds_scores = true,
+                        .dtype = v.dtype,
+                        .heads = heads,
+                        .kv_heads = kv_heads,
+                        .v_head_dim = v_head_dim,
+                        .v = head_rows<const void>(v),
+                        .scores = head_rows<float>(scores),
+                        .q_ranges = &q_range,
+                        .k_ranges = &k_range,
+                        .q_range_count = 1,
+                        .k_range_count = 1,
+                        .row_max = head_rows<float>(row_max),
+                        .row_sum = head_rows<float>(row_sum),
+                        .out = head_rows<float>(out),
+                        .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
+                        .rule = rule,
+                        .workspace = workspace.data,
+                        .threads = threads};
+  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend(args);
 }
 
 }  // namespace pympa

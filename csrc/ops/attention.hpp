@@ -9,27 +9,42 @@ namespace pympa {
 
 struct TensorView;
 
+constexpr std::int64_t kKeyTile = 512;  // part of the bit contract: never change it for speed
+
 // One contiguous run of tokens: rows are packed in the order of the ranges.
 struct TokenRange {
   std::int64_t sequence, start, length;
 };
 
-struct AttendArgs {
-  DType dtype;
-  std::int64_t heads, head_dim, v_head_dim, kv_heads;
-  const void *q, *k, *v;
-  std::int64_t q_row, q_head, k_row, k_head, v_row, v_head;  // strides
-  const TokenRange *q_ranges, *k_ranges;
-  std::int64_t q_range_count, k_range_count;
-  float *row_max, *row_sum, *out;
-  std::int64_t max_row, sum_row, out_row, out_head;  // strides
-  const std::int32_t* kv_head_of_q;
+// What turns scores into softmax weights.
+struct AttentionRule {
   float scale;
   bool causal;
   std::int64_t window;  // 0: none
   float softcap;        // 0: none
-  void* workspace;
-  int threads;
+};
+
+// An array [rows, heads, any], strides in elements.
+template <class Data>
+struct HeadRows {
+  Data* data;
+  std::int64_t row, head;
+};
+
+struct AttendArgs {
+  // At least one. A call that does not do both hands the scores over in `scores`.
+  bool makes_scores = false, folds_scores = false;
+  DType dtype = DType::kFloat32;
+  std::int64_t heads = 0, kv_heads = 0, head_dim = 0, v_head_dim = 0;
+  HeadRows<const void> q{}, k{}, v{};
+  HeadRows<float> scores{};
+  const TokenRange *q_ranges = nullptr, *k_ranges = nullptr;
+  std::int64_t q_range_count = 0, k_range_count = 0;
+  HeadRows<float> row_max{}, row_sum{}, out{};
+  const std::int32_t* kv_head_of_q = nullptr;
+  AttentionRule rule{};
+  void* workspace = nullptr;
+  int threads = 1;
 };
 
 // A state (row_max, row_sum [rows, heads], out [rows, heads, v_head_dim]), contiguous.
@@ -55,7 +70,7 @@ struct FinishArgs {
 struct AttentionKernels {
   std::int64_t (*workspace_bytes)(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                   int threads);
-  void (*attend_block)(const AttendArgs& args);
+  void (*attend)(const AttendArgs& args);
 };
 
 struct AttentionStateKernels {
@@ -66,14 +81,23 @@ struct AttentionStateKernels {
 PYMPA_DECLARE_KERNELS(AttentionKernels, attention_kernels)
 PYMPA_DECLARE_KERNELS(AttentionStateKernels, attention_state_kernels)
 
+// A head_dim of 0 is for `fold_tile`, a v_head_dim of 0 for `score_tile`.
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                        int threads, Isa isa);
 
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                   const TensorView& q_ranges, const TensorView& k_ranges, const TensorView& row_max,
                   const TensorView& row_sum, const TensorView& out, const TensorView& kv_head_of_q,
-                  float scale, bool causal, std::int64_t window, float softcap,
-                  const TensorView& workspace, int threads, Isa isa);
+                  const AttentionRule& rule, const TensorView& workspace, int threads, Isa isa);
+
+// The two halves of `attend_block` on one key tile: q k^T, and what becomes of it.
+void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,
+                const TensorView& scores, const TensorView& workspace, int threads, Isa isa);
+
+void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& kv_head_of_q,
+               std::int64_t q_start, std::int64_t k_start, const TensorView& row_max,
+               const TensorView& row_sum, const TensorView& out, const AttentionRule& rule,
+               const TensorView& workspace, int threads, Isa isa);
 
 // Folds `other` into the first state.
 void merge(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.accounting import dispatch_chunks
 from pympa.arena import Array
 from pympa.batch import MicroBatch
 from pympa.block.context import Context, Probe
@@ -19,6 +18,7 @@ from pympa.layout import Layout, split
 from pympa.parallel.capacity import Used, drop_overflow
 from pympa.parallel.experts import Routes, run_experts
 from pympa.parallel.tensor import scatter_partials
+from pympa.volume import dispatch_chunks
 
 
 class Moe:

@@ -138,6 +138,32 @@ class Kernels(Protocol):
     ) -> None:
         """Fold a block of keys into the state of q `[rows, heads, head_dim]`."""
 
+    def score_tile(
+        self, q: Array, k: Array, kv_head_of_q: NDArray[np.int32], scores: Array
+    ) -> None:
+        """Compute scores = q k^T, neither scaled nor masked: the first half of `attend_block`.
+
+        q `[rows, heads, head_dim]`, k `[keys, kv_heads, head_dim]` with at most 512 keys, scores
+        float32 `[rows, heads, keys]`. Slices of head_dim give scores that add up.
+        """
+
+    def fold_tile(
+        self,
+        scores: Array,
+        q_start: int,
+        k_start: int,
+        v: Array,
+        state: State,
+        spec: AttentionSpec,
+    ) -> None:
+        """Fold scores of one key tile into the state of their rows: the second half.
+
+        scores float32 `[rows, heads, keys]`, only read, of consecutive rows and keys of one
+        sequence from the global positions q_start and k_start on; v `[keys, kv_heads,
+        v_head_dim]`. A key tile is 512 positions, at multiples of 512; keys are inside one. Tile
+        by tile, `score_tile` and `fold_tile` give the bits of `attend_block`.
+        """
+
     def merge(self, state: State, other: State) -> None:
         """Fold `other`, which saw other keys for the same rows, into `state`."""
 
@@ -205,6 +231,9 @@ class Kernels(Protocol):
 
         A place of -1 adds nothing. out and base `[n, d]`, out may be base; rounded once.
         """
+
+    def copy(self, source: Array, out: Array) -> None:
+        """Copy between arrays of one shape and dtype, with any strides."""
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """Compute out = a + b."""

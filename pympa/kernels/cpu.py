@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from pympa import _core
 from pympa.arena import Arena, Array
-from pympa.kernels import AttentionSpec, Core, KvBlock, PackedWeight, State
-from pympa.layout import Layout
+from pympa.kernels import Core, PackedWeight
+from pympa.kernels.cpu_attention import AttentionKernels
+from pympa.kernels.cpu_routing import RoutingKernels
 from pympa.trace import Trace
 
 PIECE_FLOPS = 1.5e9  # 5 ms at 300 GFLOP/s, what one core does in attention
@@ -22,7 +23,7 @@ def supported_isas() -> list[str]:
     return _core.supported_isas()
 
 
-class CpuKernels:
+class CpuKernels(AttentionKernels, RoutingKernels):
     """See `Kernels`.
 
     Args:
@@ -125,63 +126,6 @@ class CpuKernels:
                 **self._how,
             )
 
-    def start_state(self, state: State) -> None:
-        """See `Kernels.start_state`."""
-        for array, value in zip(state, (-np.inf, 0.0, 0.0), strict=True):
-            if not self._arena.dry:
-                array.fill(value)
-
-    def attend_block(
-        self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec
-    ) -> None:
-        """See `Kernels.attend_block`."""
-        with self._trace.span("compute", "attend_block"), self._arena.scope():
-            size = self._core.attention_workspace_bytes(
-                head_dim=q.shape[2], v_head_dim=kv.v.shape[2], dtype=str(q.dtype), **self._how
-            )
-            self._core.attend_block(
-                q=q,
-                k=kv.k,
-                v=kv.v,
-                q_ranges=q_layout.array,
-                k_ranges=kv.layout.array,
-                row_max=state.row_max,
-                row_sum=state.row_sum,
-                out=state.out,
-                kv_head_of_q=spec.kv_head_of_q,
-                scale=spec.scale,
-                causal=spec.causal,
-                window=spec.window or 0,
-                softcap=spec.softcap or 0.0,
-                workspace=self._arena.empty((size,), np.uint8),
-                **self._how,
-            )
-
-    def merge(self, state: State, other: State) -> None:
-        """See `Kernels.merge`."""
-        with self._trace.span("compute", "merge"):
-            self._core.merge(
-                row_max=state.row_max,
-                row_sum=state.row_sum,
-                out=state.out,
-                other_row_max=other.row_max,
-                other_row_sum=other.row_sum,
-                other_out=other.out,
-                **self._how,
-            )
-
-    def finish(self, state: State, o: Array, lse: Array) -> None:
-        """See `Kernels.finish`."""
-        with self._trace.span("compute", "finish"):
-            self._core.finish(
-                row_max=state.row_max,
-                row_sum=state.row_sum,
-                out=state.out,
-                o=o,
-                lse=lse,
-                **self._how,
-            )
-
     def rope(self, x: Array, cos: Array, sin: Array, index: NDArray[np.int32]) -> None:
         """See `Kernels.rope`."""
         with self._trace.span("compute", "rope"):
@@ -203,59 +147,16 @@ class CpuKernels:
                 source=source, index=index, out=out, first_row=first_row, **self._how
             )
 
-    def select_experts(
-        self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
-    ) -> int:
-        """See `Kernels.select_experts`."""
-        with self._trace.span("compute", "select_experts"):
-            row: int = self._core.select_experts(
-                logits=logits,
-                experts=experts,
-                weights=weights,
-                renormalize=renormalize,
-                **self._how,
+    def copy(self, source: Array, out: Array) -> None:
+        """See `Kernels.copy`."""
+        if source.shape != out.shape or source.dtype != out.dtype:
+            raise ValueError(
+                f"copy: out: expected {source.dtype} {list(source.shape)}, "
+                f"got {out.dtype} {list(out.shape)}"
             )
-            return row
-
-    def sort_rows(
-        self, experts: Array, count: int, sources: Array, places: Array
-    ) -> NDArray[np.int64]:
-        """See `Kernels.sort_rows`."""
-        counts = np.zeros(count, np.int64)
-        with self._trace.span("compute", "sort_rows"):
-            self._core.sort_rows(experts=experts, counts=counts, sources=sources, places=places)
-        return counts
-
-    def count_experts(
-        self, experts: Array, segment_rows: NDArray[np.int64], count: int
-    ) -> NDArray[np.int64]:
-        """See `Kernels.count_experts`."""
-        counts = np.zeros((len(segment_rows), count), np.int64)
-        with self._trace.span("compute", "count_experts"):
-            self._core.count_experts(experts=experts, segment_rows=segment_rows, counts=counts)
-        return counts
-
-    def drop_overflow(
-        self,
-        experts: Array,
-        segment_rows: NDArray[np.int64],
-        used: NDArray[np.int64],
-        capacity: NDArray[np.int64],
-    ) -> None:
-        """See `Kernels.drop_overflow`."""
-        with self._trace.span("compute", "drop_overflow"):
-            self._core.drop_overflow(
-                experts=experts, segment_rows=segment_rows, used=used, capacity=capacity
-            )
-
-    def combine_rows(
-        self, rows: Array, places: Array, weights: Array, base: Array | None, out: Array
-    ) -> None:
-        """See `Kernels.combine_rows`."""
-        with self._trace.span("compute", "combine_rows"):
-            self._core.combine_rows(
-                rows=rows, places=places, weights=weights, base=base, out=out, **self._how
-            )
+        with self._trace.span("compute", "copy"):
+            if not self._arena.dry:
+                np.copyto(out, source)
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """See `Kernels.add`."""

@@ -24,6 +24,8 @@ _WORK = (
     "linear",
     "gated_linear",
     "attend_block",
+    "score_tile",
+    "fold_tile",
     "merge",
     "finish",
     "rope",

@@ -9,13 +9,16 @@ merged and the error does not grow with the ring.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pympa.accounting import visible_pairs
 from pympa.arena import Arena, Array
 from pympa.kernels import AttentionSpec, Kernels, KvBlock, State
 from pympa.layout import Layout, split
 from pympa.transport import Transport
+
+Attend = Callable[[Array, Layout, KvBlock, State], None]
+"""Folds a block of keys into the state of q, whose layout it is given."""
 
 _FEWEST_ROWS = 512  # a piece repacks the keys, which this many query rows pay for
 
@@ -30,6 +33,7 @@ def ring_attention(
     kv_layouts: Sequence[Layout],
     spec: AttentionSpec,
     state: State,
+    attend: Attend | None = None,
 ) -> None:
     """Attend to the keys of all ranks of the ring. Collective.
 
@@ -43,6 +47,7 @@ def ring_attention(
         kv_layouts: layout of the keys of each rank of the ring.
         spec: masks, scale and head map.
         state: gets the attention of `q` to all keys, unfinished.
+        attend: folds one block; None means `attend_in_pieces`.
     """
     size, index = transport.size, transport.index
     next_rank, previous_rank = (index + 1) % size, (index - 1) % size
@@ -61,10 +66,53 @@ def ring_attention(
                     sends=[(held.k, next_rank), (held.v, next_rank)],
                     receives=[(incoming.k, previous_rank), (incoming.v, previous_rank)],
                 )
-            attend_in_pieces(kernels, transport, q, q_layouts[index], held, spec, state)
+            if attend is None:
+                attend_in_pieces(kernels, transport, q, q_layouts[index], held, spec, state)
+            else:
+                attend(q, q_layouts[index], held, state)
             if pending is not None:
                 transport.wait(pending)
             held = incoming
+
+
+def gathered_attention(
+    kernels: Kernels,
+    transport: Transport,
+    arena: Arena,
+    q: Array,
+    own: KvBlock,
+    q_layouts: Sequence[Layout],
+    kv_layouts: Sequence[Layout],
+    spec: AttentionSpec,
+    state: State,
+    attend: Attend | None = None,
+) -> None:
+    """Do what `ring_attention` does with all keys at hand: gather them first. Collective.
+
+    One round of messages instead of many, and memory for the keys of all ranks (as Llama 3 does,
+    arXiv 2407.21783, section 3.3.2). Blocks are folded in the order of the ring, for its bits.
+    """
+    size, index = transport.size, transport.index
+    with arena.scope():
+        blocks = [_block_buffer(transport, own, [layout]) for layout in kv_layouts]
+        blocks[index] = own.k, own.v
+        others = [rank for rank in range(size) if rank != index]
+        pending = transport.start(
+            sends=[(array, rank) for rank in others for array in blocks[index]],
+            receives=[(array, rank) for rank in others for array in blocks[rank]],
+        )
+        kernels.start_state(state)
+        for step in range(size):
+            rank = (index - step) % size
+            if step == 1:
+                transport.wait(pending)
+            held = KvBlock(*blocks[rank], kv_layouts[rank])
+            if attend is None:
+                attend_in_pieces(kernels, transport, q, q_layouts[index], held, spec, state)
+            else:
+                attend(q, q_layouts[index], held, state)
+        if size == 1:
+            transport.wait(pending)
 
 
 def attend_in_pieces(

@@ -7,68 +7,11 @@ split by inputs, so its partial results are summed over the ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pympa.arena import Arena, Array
 from pympa.kernels import Kernels, PackedWeight
 from pympa.layout import split
-from pympa.spec import LayerSpec
 from pympa.transport import Transport
-
-Shard = tuple[tuple[int, int] | None, tuple[int, int] | None]
-"""(start, stop) of a weight's rows and of its columns; None means all."""
-
-
-@dataclass(frozen=True)
-class HeadShare:
-    """The heads of one rank: any number of query heads, and the kv heads that they read."""
-
-    q_heads: tuple[int, int]
-    kv_heads: tuple[int, int]
-    kv_head_of_q: NDArray[np.int32]
-
-    @property
-    def heads(self) -> int:
-        """Local query heads."""
-        return self.q_heads[1] - self.q_heads[0]
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Local key/value heads; a kv head that several ranks need is on each of them."""
-        return self.kv_heads[1] - self.kv_heads[0]
-
-
-def head_share(layer: LayerSpec, parts: int, index: int) -> HeadShare:
-    """Return the heads of rank `index` of `parts`."""
-    first, last = split(layer.heads, parts)[index]
-    needed = [layer.kv_head_of(head) for head in range(first, last)]
-    kv_first, kv_last = needed[0], needed[-1] + 1
-    return HeadShare((first, last), (kv_first, kv_last), np.array(needed, np.int32) - kv_first)
-
-
-def attention_shard(name: str, layer: LayerSpec, share: HeadShare) -> Shard:
-    """Return the part of an attention weight that the rank with these heads holds."""
-
-    def of_heads(heads: tuple[int, int], dim: int) -> tuple[int, int]:
-        return heads[0] * dim, heads[1] * dim
-
-    by_output = {
-        "attention.q": of_heads(share.q_heads, layer.head_dim),
-        "attention.k": of_heads(share.kv_heads, layer.head_dim),
-        "attention.v": of_heads(share.kv_heads, layer.value_dim),
-    }
-    by_input = {"attention.out": of_heads(share.q_heads, layer.value_dim)}
-    return by_output.get(name.removesuffix("_bias")), by_input.get(name)
-
-
-def mlp_shard(name: str, hidden: tuple[int, int]) -> Shard:
-    """Return the part of an MLP weight that the rank with these hidden columns holds."""
-    kind = name.rpartition(".")[2]
-    by_output = kind.removesuffix("_bias") in ("up", "gate")
-    return hidden if by_output else None, hidden if kind == "down" else None
 
 
 def scatter_partials(
