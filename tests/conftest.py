@@ -42,6 +42,16 @@ family = "ring"
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-plans", action="store_true", help="run every plan, not a sample")
+
+
+@pytest.fixture
+def all_plans(request: pytest.FixtureRequest) -> bool:
+    """Tell whether every plan and every draw is wanted, which takes ten minutes more."""
+    return bool(request.config.getoption("--all-plans"))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave the MPI part to test_mpirun.py: importing it would make this process an MPI rank."""
     return True if collection_path.name == "mpi" and not _with_mpi(config) else None

@@ -82,7 +82,11 @@ def test_malformed(text, says):
     [
         (Plan(pp=8), worlds.DENSE, "pp=8 stages need at least as many layers; the model has 4"),
         (Plan(tp=16), worlds.DENSE, "tp=16 splits whole heads; the model has 8"),
-        (Plan(dim=2), worlds.DENSE, "dim=2"),
+        (Plan(dim=9), worlds.DENSE, "dim=9 slices heads between pairs"),
+        (Plan(dim=2, dim_algo="reduce"), worlds.ODD, "dim_algo=reduce never sees whole heads"),
+        (Plan(cp=4, ulysses=3), worlds.DENSE, "ulysses=3 divides cp=4"),
+        (Plan(cp=4, tp=3, cp_scheme="ulysses"), worlds.DENSE, "the fewest are 2"),
+        (Plan(cp=4, cp_scheme="ulysses", ulysses=2), worlds.DENSE, "is ulysses=cp=4"),
         (Plan(ep=2, dp=2), worlds.DENSE, "ep=2,etp=1 split experts; the model has none"),
         (Plan(ep=16, dp=16), worlds.EXPERTS, "ep=16 splits whole experts; the model has 6"),
         (Plan(ep=3, dp=4), worlds.EXPERTS, "ep·etp=3·1 divides dp·cp·tp·dim=4"),
@@ -118,5 +122,15 @@ def test_expert_groups_cover_a_stage(plan):
         assert (len(ep), len(etp)) == (plan.ep, plan.expert_columns)
         assert ep[mesh.coordinate("ep")] == etp[mesh.coordinate("etp")] == rank
         assert {r // plan.stage_ranks for r in (*ep, *etp)} == {rank // plan.stage_ranks}
-        assert set(etp) <= set(mesh.group("tp"))
+        assert set(etp) <= set(mesh.group("columns"))
         assert all(Mesh(plan, other).group("ep") == ep for other in ep)
+
+
+@given(st.sampled_from([p for n in (4, 6, 8, 12) for p in worlds.plans(n, worlds.DENSE)]))
+def test_rings_and_exchanges_make_up_cp(plan):
+    for rank in range(plan.world):
+        mesh = Mesh(plan, rank)
+        ring, exchange, cp = (mesh.group(name) for name in ("ring", "ulysses", "cp"))
+        assert len(ring) * len(exchange) == len(cp)
+        assert set(ring) & set(exchange) == {rank}
+        assert {r for other in ring for r in Mesh(plan, other).group("ulysses")} == set(cp)

@@ -14,13 +14,16 @@ from pympa.rank import Rank
 from pympa.transport import Transport
 
 RING, TENSOR, STAGES = Plan(cp=4), Plan(tp=4), Plan(pp=2, micro_batches=2)
+GATHERED, ULYSSES = Plan(cp=4, cp_scheme="allgather"), Plan(cp=4, cp_scheme="ulysses")
+TWO_LEVELS, GRID = Plan(cp=4, ulysses=2), Plan(tp=2, dim=2)
+GRIDS = [Plan(dim=3, dim_algo=algorithm) for algorithm in ("exchange", "gather", "reduce")]
 KEPT = Plan(pp=2, micro_batches=9)  # token chunks, so K/V are kept
 
 
 def on_receive(
     rank: Rank, axis: str, number: int, tamper: Callable[[list[np.ndarray], list[np.ndarray]], None]
 ) -> None:
-    """Tamper with the `number`-th group of messages received on an axis.
+    """Tamper with the `number`-th group of messages received over a transport.
 
     `tamper` gets the arrays just received and a copy of the ones received before them.
     """
@@ -53,8 +56,8 @@ def drop(arrays, before):
 
 def double(arrays, before):
     for array, old in zip(arrays, before, strict=False):
-        rows = min(len(array), len(old))
-        array[:rows] = old[:rows]
+        same = min(array.size, old.size)
+        array.reshape(-1)[:same] = old.reshape(-1)[:same]
 
 
 def swap_rows(arrays, before):
@@ -71,9 +74,11 @@ def fails(plan: Plan, alter: Callable[[Rank], None], dtype: str) -> bool:
 @pytest.mark.parametrize("tamper", [drop, double, swap_rows])
 @pytest.mark.parametrize(
     ("plan", "axis"),
-    [(RING, "cp"), (TENSOR, "tp"), (STAGES, "pp"), (KEPT, "pp"), (Plan(cp=2, tp=2), "cp")],
+    [(RING, "ring"), (TENSOR, "tp"), (STAGES, "pp"), (KEPT, "pp"), (Plan(cp=2, tp=2), "ring"),
+     (GATHERED, "ring"), (ULYSSES, "ulysses"), (TWO_LEVELS, "ring"), (TWO_LEVELS, "ulysses"),
+     (GRID, "dim"), (GRID, "tp"), *((grid, "dim") for grid in GRIDS)],
     ids=str,
-)
+)  # fmt: skip
 def test_messages(plan, axis, tamper, dtype):
     last = plan.world - 1
 
@@ -87,7 +92,10 @@ def test_messages(plan, axis, tamper, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("plan", "times"),
-    [(RING, 0), (RING, 2), *((p, 0) for p in (Plan(), TENSOR, STAGES, KEPT, Plan(dp=2)))],
+    [
+        *((p, times) for p in (RING, GATHERED, TWO_LEVELS) for times in (0, 2)),
+        *((p, 0) for p in (Plan(), TENSOR, STAGES, KEPT, Plan(dp=2), ULYSSES, *GRIDS[:2])),
+    ],
     ids=str,
 )
 def test_key_blocks(plan, times, dtype):
@@ -112,11 +120,36 @@ def test_key_blocks(plan, times, dtype):
 def test_nan_never_passes():
     def alter(rank: Rank) -> None:
         if rank.mesh.rank == 1:
-            on_receive(rank, "cp", 0, lambda arrays, _: arrays[0].fill(np.nan))
+            on_receive(rank, "ring", 0, lambda arrays, _: arrays[0].fill(np.nan))
 
     assert fails(RING, alter, "float32")
 
 
+@pytest.mark.parametrize("kind", ["score_tile", "fold_tile"])
+def test_score_tiles(kind):
+    """A tile of scores left out on one rank."""
+
+    def alter(rank: Rank) -> None:
+        kernel, calls = getattr(rank.kernels, kind), []
+
+        def tampered(*arguments):
+            calls.append(None)
+            if len(calls) > 1 or rank.mesh.rank:
+                kernel(*arguments)
+            elif kind == "score_tile":
+                arguments[-1].fill(0)
+
+        setattr(rank.kernels, kind, tampered)
+
+    assert fails(GRIDS[2], alter, "float32")
+
+
+def test_slices_that_attend_alone_are_another_model():
+    plan = Plan(dim=2, dim_algo="independent")
+    assert not plan.exact
+    assert fails(plan, lambda rank: None, "float32")
+
+
 def test_untouched_runs_pass():
-    for plan in (RING, TENSOR, STAGES, KEPT):
+    for plan in (RING, TENSOR, STAGES, KEPT, GATHERED, ULYSSES, TWO_LEVELS, GRID, *GRIDS):
         assert not fails(plan, lambda rank: None, "bfloat16")

@@ -84,8 +84,9 @@ def test_scores_are_not_flat():
     q, k = (PhiloxSource().full(specs[f"layers.0.attention.{n}"], DTYPES["float32"]) for n in "qk")
     rows = np.random.default_rng(0).standard_normal((200, worlds.DENSE.d_model))
     rows /= np.sqrt((rows**2).mean(axis=1, keepdims=True))
-    heads = worlds.DENSE.blocks[0].heads
-    left, right = ((rows @ w.T).reshape(200, heads, -1) for w in (q, k))
+    layer = worlds.DENSE.blocks[0]
+    left, right = ((rows @ w.T).reshape(200, -1, layer.head_dim) for w in (q, k))
+    right = right[:, [layer.kv_head_of(head) for head in range(layer.heads)]]
     scores = np.einsum("ihd,jhd->hij", left, right) / np.sqrt(left.shape[2])
     assert 0.7 * SCORE_STD < scores.std() < 1.4 * SCORE_STD
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,7 +32,7 @@ TEXT = b"Each rank keeps its queries; keys and values travel round the ring unti
 DENSE = ModelSpec(
     d_model=40,
     vocabulary=256,
-    layers=(LayerSpec(repeat=4, heads=8, head_dim=16, mlp_hidden=72),),
+    layers=(LayerSpec(repeat=4, heads=8, kv_heads=3, head_dim=16, mlp_hidden=72),),
 )
 # Everything at once: GQA, other value width, q/k-norm, biases, softcap, gated, layer norm, tied.
 ODD = ModelSpec(
@@ -66,7 +67,9 @@ MULTI_QUERY = ModelSpec(
 EXPERTS = ModelSpec(
     d_model=64,
     vocabulary=256,
-    layers=(LayerSpec(repeat=2, heads=8, head_dim=16, mlp_hidden=72, experts=6, top_k=2),),
+    layers=(
+        LayerSpec(repeat=2, heads=8, kv_heads=3, head_dim=16, mlp_hidden=72, experts=6, top_k=2),
+    ),
 )
 # Dense and sparse layers, shared experts, a skewed gate, capacity whose groups cross ranks.
 ODD_EXPERTS = ModelSpec(
@@ -165,15 +168,32 @@ def kept_routing(
 
 
 def plans(world: int, spec: ModelSpec, sequences: int = len(LENGTHS)) -> list[Plan]:
-    """Return every plan of a number of ranks that can run, all ways of placing experts included."""
-    degrees = [d for d in range(1, world + 1) if world % d == 0]
-    placed = (
-        msgspec.structs.replace(plan, ep=ep, etp=etp)
-        for plan in all_plans(world)
-        for ep in (degrees if any(b.experts for b in spec.blocks) else [1])
-        for etp in {None, *(d for d in degrees if plan.tp % d == 0 and ep > 1)}
-    )
-    return [plan for plan in placed if broken_rule(plan, spec, sequences) is None]
+    """Return every plan of a number of ranks that can run.
+
+    All degrees, with experts all ways of placing them; and without experts all options, with
+    experts each in its turn.
+    """
+    found = []
+    for plan in all_plans(world):
+        options = list(_options(plan))
+        if not any(block.experts for block in spec.blocks):
+            found += [msgspec.structs.replace(plan, **chosen) for chosen in options]
+            continue
+        degrees = [d for d in range(1, world + 1) if world % d == 0]
+        for ep in degrees:
+            for etp in (None, *(d for d in degrees if plan.degree("columns") % d == 0)):
+                placed = msgspec.structs.replace(plan, ep=ep, etp=etp)
+                found.append(msgspec.structs.replace(placed, **options[len(found) % len(options)]))
+    return [plan for plan in found if broken_rule(plan, spec, sequences) is None]
+
+
+def _options(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield every choice of how the ranks of `cp` and of `dim` work together."""
+    groups = [d for d in range(1, plan.cp + 1) if plan.cp % d == 0]
+    schemes = [("ring", u) for u in groups] + [("allgather", u) for u in groups[:-1]]
+    algorithms = ["exchange", "gather", "reduce"] if plan.dim > 1 else ["exchange"]
+    for (scheme, ulysses), algorithm in itertools.product(schemes, algorithms):
+        yield {"cp_scheme": scheme, "ulysses": ulysses, "dim_algo": algorithm}
 
 
 def digest(outputs: Outputs) -> str:

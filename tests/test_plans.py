@@ -1,0 +1,44 @@
+"""Every plan of up to 16 ranks, and random models on random plans: exact, and bytes foretold."""
+
+import pytest
+from draws import draw
+
+import checks
+import worlds
+from pympa.mesh import parse_plan
+from pympa.rules import broken_rule
+from pympa.transport.local import LocalWorld
+
+SOME_PLANS = 25  # of each number of ranks, without --all-plans
+SOME_DRAWS, ALL_DRAWS = 20, 500  # SOME of each hundred
+
+
+@pytest.mark.parametrize("size", [*range(1, 9), 12, 16])
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.EXPERTS], ids=["dense", "experts"])
+def test_every_plan_is_exact(spec, size, all_plans):
+    found = worlds.plans(size, spec)
+    assert found
+    step = 1 if all_plans else -(-len(found) // SOME_PLANS)
+    for number, plan in enumerate(found[::step]):
+        assert parse_plan(str(plan)) == plan
+        seed = number if number % 2 else None
+        LocalWorld(size, seed=seed).run(lambda e, p=plan: checks.plan_is_exact(e, spec, p))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 8])
+@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS], ids=["odd", "odd experts"])
+def test_odd_models(spec, size):
+    found = worlds.plans(size, spec)
+    for number, plan in enumerate(found[:: -(-len(found) // SOME_PLANS)]):
+        LocalWorld(size, seed=number).run(lambda e, p=plan: checks.plan_is_exact(e, spec, p))
+
+
+@pytest.mark.parametrize("hundred", range(ALL_DRAWS // 100))
+def test_random_draws(hundred, all_plans):
+    count = 100 if all_plans else SOME_DRAWS
+    for number in range(100 * hundred, 100 * hundred + count):
+        spec, lengths, plan = draw(number)
+        assert broken_rule(plan, spec, len(lengths)) is None
+        outputs, _ = worlds.run_local(spec, plan, lengths, seed=number)
+        verdict = worlds.judge(spec, outputs, lengths)
+        assert verdict.passed, (number, str(plan), verdict.failed)
