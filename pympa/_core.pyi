@@ -200,11 +200,11 @@ def fold_tile(
         kv_head_of_q: `[heads]`, the K/V head of each query head.
         q_start: global position of the first row.
         k_start: global position of the first key.
-        row_max: see `attend_block`, as all that follow.
+        row_max: `[rows, heads]`.
         row_sum: `[rows, heads]`.
         out: `[rows, heads, v_head_dim]`.
-        scale: factor on the scores.
-        causal: key j is visible to query i only if j <= i.
+        scale: factor on the scores; masks and cap: see `attend_block`.
+        causal: hide keys after the query.
         window: 0 for none.
         softcap: 0 for none.
         workspace: see `attention_workspace_bytes`.

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from pympa.layout import Layout, split_batch
+from pympa.layout import Layout, split, split_batch
+from pympa.mesh import Plan
 from pympa.spec import LayerSpec, ModelSpec
 
 
@@ -76,14 +77,37 @@ def step_flops(spec: ModelSpec, lengths: Sequence[int]) -> int:
     """
     whole = Layout(split_batch(lengths, 1)[0].ranges)
     head = 2 * len(whole.ranges) * spec.vocabulary * spec.d_model
-    return head + sum(
-        2 * whole.rows * active_parameters(spec, layer)
-        + 2
-        * visible_pairs(whole, whole, spec.causal, layer.window)
-        * layer.heads
-        * (layer.head_dim + layer.value_dim)
-        for layer in spec.blocks
-    )
+    return head + sum(layer_flops(spec, layer, whole) for layer in spec.blocks)
+
+
+def layer_flops(spec: ModelSpec, layer: LayerSpec, layout: Layout) -> int:
+    """Return the useful flops of one block over the rows of a layout."""
+    pairs = visible_pairs(layout, layout, spec.causal, layer.window)
+    attention = 2 * pairs * layer.heads * (layer.head_dim + layer.value_dim)
+    return 2 * layout.rows * active_parameters(spec, layer) + attention
+
+
+def performed_flops(spec: ModelSpec, plan: Plan, lengths: Sequence[int]) -> int:
+    """Return the flops of linears and attention that all ranks of a plan do in a step.
+
+    More than `step_flops` where ranks do the same: keys and values of kv heads that several tp
+    ranks need, scores under dim_algo=gather, and the gate on each rank of a group that holds the
+    same rows.
+    """
+    whole = Layout(split_batch(lengths, 1)[0].ranges)
+    extra = 0
+    for layer in spec.blocks:
+        shares = split(layer.heads, plan.tp)
+        kv_heads = sum(layer.kv_head_of(b - 1) + 1 - layer.kv_head_of(a) for a, b in shares)
+        twice = (kv_heads - layer.n_kv_heads) * (layer.head_dim + layer.value_dim)
+        gates = plan.degree("columns") if layer.capacity_group else plan.expert_columns
+        if layer.experts:
+            twice += (gates - 1) * layer.experts
+        extra += 2 * whole.rows * spec.d_model * twice
+        if plan.dim > 1 and plan.dim_algo == "gather":
+            pairs = visible_pairs(whole, whole, spec.causal, layer.window)
+            extra += 2 * pairs * layer.heads * layer.head_dim * (plan.dim - 1)
+    return step_flops(spec, lengths) + extra
 
 
 def roofline_seconds(

@@ -8,11 +8,13 @@ from pympa.accounting import (
     active_parameters,
     linear_parameters,
     parameters,
+    performed_flops,
     roofline_seconds,
     step_flops,
 )
 from pympa.bench.experiment import load_experiment
 from pympa.mesh import Plan
+from pympa.spec import LayerSpec, ModelSpec
 from pympa.volume import bytes_sent
 from pympa.weights import model_weights
 
@@ -61,3 +63,33 @@ def test_seed_004_by_hand():
     expert, attention, router = 2 * 4096 * 16384, 4 * 4096**2, 16 * 4096
     assert linear_parameters(model, model.blocks[0]) == attention + router + 16 * expert
     assert active_parameters(model, model.blocks[0]) == attention + router + 2 * expert
+
+
+def test_exchange_by_hand():
+    """design: 2(m-1)/m of S for q and o, 2(m-1) of S for K and V, S = rows x heads x slice."""
+    layer = LayerSpec(heads=4, kv_heads=2, head_dim=16, mlp_hidden=64)
+    spec = ModelSpec(d_model=32, vocabulary=256, layers=(layer,))
+    rows, slices, itemsize = 64, 4, 2
+    of_rank = rows * layer.heads * layer.head_dim // slices * itemsize
+    queries = 2 * (slices - 1) * of_rank // slices
+    keys = 2 * (slices - 1) * of_rank * layer.n_kv_heads // layer.heads
+    sent = bytes_sent(spec, Plan(dim=slices), [rows], itemsize)
+    assert sent["dim"] == slices * (queries + keys)
+
+
+def test_reduce_sends_the_square_of_the_rows():
+    layer = LayerSpec(heads=4, head_dim=16, mlp_hidden=64)
+    spec = ModelSpec(d_model=32, vocabulary=256, causal=False, layers=(layer,))
+    plan = Plan(dim=2, dim_algo="reduce")
+    assert bytes_sent(spec, plan, [600], 2)["dim"] == 2 * 600 * 600 * 4 * 4
+
+
+def test_performed_flops():
+    spec, lengths = worlds.DENSE, (5, 1)
+    layer, useful = spec.blocks[0], step_flops(worlds.DENSE, (5, 1))
+    assert performed_flops(spec, Plan(cp=4, dim=2, pp=2), lengths) == useful
+    kv = 2 * 6 * spec.d_model * 2 * layer.head_dim * (4 - 3)  # 3 kv heads on 4 ranks: one twice
+    assert performed_flops(spec, Plan(tp=2), lengths) == useful + 4 * kv
+    scores = 2 * (15 + 1) * layer.heads * layer.head_dim
+    gather = Plan(dim=3, dim_algo="gather")
+    assert performed_flops(spec, gather, lengths) == useful + 4 * 2 * scores

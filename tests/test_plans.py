@@ -42,3 +42,11 @@ def test_random_draws(hundred, all_plans):
         outputs, _ = worlds.run_local(spec, plan, lengths, seed=number)
         verdict = worlds.judge(spec, outputs, lengths)
         assert verdict.passed, (number, str(plan), verdict.failed)
+
+
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("algorithm", ["exchange", "gather", "reduce"])
+def test_five_axes_at_once(spec, algorithm):
+    text = f"pp=2,dp=2,cp=2,tp=2,dim=2,dim_algo={algorithm},micro_batches=2"
+    plan = parse_plan(f"{text},ep=2" if spec.has_experts else text)
+    LocalWorld(32, seed=1).run(lambda e: checks.plan_is_exact(e, spec, plan))

@@ -1,6 +1,8 @@
 """What the README shows works as printed."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import conftest
@@ -28,6 +30,14 @@ def test_the_program_on_another_number_of_ranks_says_so_once(tmp_path: Path):
     assert job.status != 0
     assert job.err.count("pympa: plan cp=4 takes 4 ranks; this session has 3") == 1
     assert "Traceback" not in job.err
+
+
+def test_the_table_of_what_works_is_what_the_rules_say():
+    script = conftest.ROOT / "bench" / "supported.py"
+    printed = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, cwd=conftest.ROOT
+    ).stdout
+    assert printed.strip() in README, "put the output of bench/supported.py into the README"
 
 
 def test_options_are_listed():

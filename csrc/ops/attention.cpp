@@ -41,11 +41,11 @@ void check_head_map(const char* op, const TensorView& map, std::int64_t heads,
   }
 }
 
-// Keys of one tile, from global position `start` on.
+// Keys from global position `start` on must end with their tile.
 void check_tile(const char* op, std::int64_t start, std::int64_t keys) {
-  if (keys > kKeyTile - start % kKeyTile) {
-    fail(op, "keys",
-         "at most " + std::to_string(kKeyTile - start % kKeyTile) + " (to the end of the tile)",
+  const std::int64_t most = kKeyTile - start % kKeyTile;
+  if (keys > most) {
+    fail(op, "keys", "at most " + std::to_string(most) + " to the end of the tile",
          std::to_string(keys));
   }
 }

@@ -8,6 +8,8 @@
 // tile is an absolute offset, so a row's bits depend on its own position and on the keys it sees:
 // not on other rows, later keys, chunking or threads. A product that skips masked keys leaves out
 // exact zeros only.
+//
+// A score tile ends with S and a fold tile begins with it: the caller's array stands between them.
 #pragma once
 
 #include "cpu/pack.hpp"
@@ -182,7 +184,7 @@ struct Worker {
     }
   }
 
-  // Visible scores, from the caller's array to the scratch or back.
+  // Visible scores, from the scratch to the caller's array or back.
   PYMPA_NOINLINE void share_scores() {
     for (int64_t row = 0; row < flat_rows; ++row) {
       const int64_t first = visible[row].first, count = visible[row].last - first;

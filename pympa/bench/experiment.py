@@ -71,6 +71,7 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         role: "baseline", "proposed", or another word.
         family: a studied system, which adapts to any number of ranks; or
         plan: a fixed plan.
+        options: added to the family's plan, as in "dim_algo=gather".
         published_tps: tokens/s, as printed in the paper.
         published_tpot_ms: ms, as printed in the paper.
     """
@@ -78,18 +79,22 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     role: str
     family: str | None = None
     plan: str | None = None
+    options: str | None = None
     published_tps: float | None = None
     published_tpot_ms: float | None = None
 
     def __post_init__(self) -> None:
         if (self.family is None) == (self.plan is None):
             raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
+        if self.options is not None and self.family is None:
+            raise SpecError(f"plans: role {self.role!r}: options go with a family, not with a plan")
 
     def resolve(self, spec: ModelSpec, world: int) -> Plan:
         """Return the plan for a number of ranks."""
         if self.plan is not None:
             return parse_plan(self.plan)
-        return family_plan(self.family or "", spec, world)
+        plan = family_plan(self.family or "", spec, world)
+        return plan if self.options is None else parse_plan(f"{plan},{self.options}")
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -56,7 +56,7 @@ def find_measured(
             and record.dtype == job.dtype.name
             and record.ranks == session.size
             and record.router_skew == options.router_skew
-            and record.verified is not options.no_verify
+            and (record.error is None) is options.no_verify
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == session.threads
             and record.environment.isa == session.isa

@@ -137,6 +137,48 @@ class Kernels:
             self.isa,
         )
 
+    def score_tile(self, q, k, kv_head_of_q, *, out=None, threads=1):
+        if out is None:
+            out = np.full((len(q), q.shape[1], len(k)), np.nan, np.float32)
+        size = _core.attention_workspace_bytes(q.shape[2], 0, q.dtype.name, threads, self.isa)
+        workspace = np.full(size, 0xFF, np.uint8)
+        kv_head_of_q = np.array(kv_head_of_q, np.int32)
+        _core.score_tile(q, k, kv_head_of_q, out, workspace, threads, self.isa)
+        return out
+
+    def fold_tile(
+        self,
+        scores,
+        v,
+        state,
+        kv_head_of_q,
+        *,
+        q_start,
+        k_start,
+        scale=1.0,
+        causal=True,
+        window=0,
+        softcap=0.0,
+        threads=1,
+    ):
+        """Fold scores into `state` in place."""
+        size = _core.attention_workspace_bytes(0, v.shape[2], v.dtype.name, threads, self.isa)
+        _core.fold_tile(
+            scores,
+            v,
+            np.array(kv_head_of_q, np.int32),
+            q_start,
+            k_start,
+            *state,
+            scale,
+            causal,
+            window,
+            softcap,
+            np.full(size, 0xFF, np.uint8),
+            threads,
+            self.isa,
+        )
+
     def finish(self, state, dtype, threads=1):
         row_max, _, out = state
         o = np.full(out.shape, np.nan, dtype)

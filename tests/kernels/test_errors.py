@@ -118,6 +118,7 @@ def test_linear_of_groups(argument, value, message):
     [
         ("k", np.ones((7, 1, 9), F32), r"k: expected shape \[any, any, 8\], got \[7, 1, 9\]"),
         ("k", np.ones((7, 1, 8), np.float16), r"k: expected dtype float32, got float16"),
+        ("v", np.ones((7, 1, 0), F32), r"v_head_dim: expected at least 1, got 0"),
         ("v", np.ones((6, 1, 6), F32), r"v: expected shape \[7, 1, any\], got \[6, 1, 6\]"),
         ("q_ranges", np.array([[0, 0, 4]]), r"q_ranges: expected lengths .* 5 rows, got 4"),
         ("k_ranges", np.array([[0, 0, 8]]), r"k_ranges: expected lengths .* 7 rows, got 8"),
@@ -243,8 +244,8 @@ def test_combine_rows(argument, value, message):
 def test_names_and_sizes():
     with pytest.raises(ValueError, match=r"dtype: expected float32, float16 or bfloat16, got 'f'"):
         _core.packed_weight_bytes(1, 1, "f", ISA)
-    with pytest.raises(ValueError, match=r"head_dim: expected at least 1, got 0"):
-        _core.attention_workspace_bytes(0, 1, "float32", 1, ISA)
+    with pytest.raises(ValueError, match=r"bytes: head_dim: expected at least 0, got -1"):
+        _core.attention_workspace_bytes(-1, 1, "float32", 1, ISA)
     with pytest.raises(ValueError, match=r"seconds: expected a number in \(0, 60\]"):
         _core.fma_peak("float32", ISA, 0.0)
     with pytest.raises(ValueError, match=r"bytes: expected at least 4096, got 1"):
