@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,63 @@ BLOCK_BYTES = 16 << 20  # granularity of growth; small models stay small
 Array = NDArray[Any]
 
 
+class Place(NamedTuple):
+    """Where another process of the node finds an array that may be shared.
+
+    fd: of the memory, in process `pid`. inode: tells one memory from a later one of the same fd.
+    offset: bytes from its start.
+    """
+
+    pid: int
+    fd: int
+    inode: int
+    offset: int
+
+
 @dataclass
 class _Block:
-    memory: NDArray[np.uint8] | None
+    memory: NDArray[np.uint8]
     size: int
     used: int = 0
+    fd: int | None = None
+
+
+class _Stack:
+    """Blocks of one kind of memory, filled one after the other."""
+
+    def __init__(self, new_block: Callable[[int], _Block]) -> None:
+        self.blocks: list[_Block] = []
+        self._new_block = new_block
+        self._current = 0
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        block = self._block_with_room(size)
+        raw = block.memory[block.used : block.used + size]
+        block.used += size
+        return raw
+
+    def mark(self) -> tuple[int, int]:
+        return self._current, self.blocks[self._current].used if self.blocks else 0
+
+    def reset(self, mark: tuple[int, int]) -> None:
+        current, used = mark
+        for block in self.blocks[current:]:
+            block.used = 0
+        if self.blocks:
+            self.blocks[current].used = used
+        self._current = current
+
+    def _block_with_room(self, size: int) -> _Block:
+        while self._current < len(self.blocks):
+            block = self.blocks[self._current]
+            if block.used + size <= block.size:
+                return block
+            if self._current + 1 == len(self.blocks):
+                break
+            self._current += 1
+        self.blocks.append(self._new_block(max(size, BLOCK_BYTES)))
+        self._current = len(self.blocks) - 1
+        return self.blocks[-1]
 
 
 class Arena:
@@ -41,49 +94,63 @@ class Arena:
         self.dry = dry
         self.used_bytes = 0
         self.peak_bytes = 0
-        self._blocks: list[_Block] = []
-        self._current = 0
+        self._own, self._shared = _Stack(_private_block), _Stack(_shared_block)
+        self._closed = False
 
     @property
     def blocks(self) -> int:
         """Blocks taken from the system so far."""
-        return len(self._blocks)
+        return len(self._own.blocks) + len(self._shared.blocks)
 
     @property
     def reserved_bytes(self) -> int:
         """Bytes taken from the system so far."""
-        return sum(block.size for block in self._blocks)
+        return sum(block.size for block in (*self._own.blocks, *self._shared.blocks))
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
-        """Return an uninitialised C-contiguous array that lives until its scope ends."""
+    def empty(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any], *, shared: bool = False
+    ) -> Array:
+        """Return an uninitialised C-contiguous array that lives until its scope ends.
+
+        Args:
+            shape: of the array.
+            dtype: of the array.
+            shared: other processes may read it, at its `place`.
+        """
         dtype = np.dtype(dtype)
-        count = math.prod(shape)
-        size = -(-count * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        nbytes = math.prod(shape) * dtype.itemsize
+        size = -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self.used_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         if self.dry:
             return np.broadcast_to(np.zeros((), dtype), shape)
-        block = self._block_with_room(size)
-        memory = block.memory
-        if memory is None:
+        if self._closed:
             raise RuntimeError("arena: used after close()")
-        raw = memory[block.used : block.used + count * dtype.itemsize]
-        block.used += size
-        return raw.view(dtype).reshape(shape)
+        raw = (self._shared if shared else self._own).take(size)
+        return raw[:nbytes].view(dtype).reshape(shape)
+
+    def place(self, array: Array) -> Place:
+        """Return where an array from `empty(shared=True)` is.
+
+        Raises:
+            ValueError: it is not from there.
+        """
+        for block in self._shared.blocks:
+            offset = array.ctypes.data - block.memory.ctypes.data
+            if block.fd is not None and 0 <= offset < block.size:
+                return Place(os.getpid(), block.fd, os.fstat(block.fd).st_ino, offset)
+        raise ValueError("arena: expected an array from empty(shared=True)")
 
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Give back, on exit, everything taken inside."""
-        used, current = self.used_bytes, self._current
-        offset = self._blocks[current].used if self._blocks else 0
+        used, own, shared = self.used_bytes, self._own.mark(), self._shared.mark()
         try:
             yield
         finally:
-            for block in self._blocks[current:]:
-                block.used = 0
-            if self._blocks:
-                self._blocks[current].used = offset
-            self.used_bytes, self._current = used, current
+            self._own.reset(own)
+            self._shared.reset(shared)
+            self.used_bytes = used
 
     def restart_peak(self) -> int:
         """Return the high-water mark and start a new one from what is in use."""
@@ -92,26 +159,24 @@ class Arena:
 
     def close(self) -> None:
         """Return all memory to the system; arrays handed out must no longer be used."""
-        self._blocks = []
-        self._current = 0
+        for block in self._shared.blocks:
+            if block.fd is not None:
+                os.close(block.fd)
+        self._own, self._shared = _Stack(_private_block), _Stack(_shared_block)
+        self._closed = True
         self.used_bytes = 0
 
-    def _block_with_room(self, size: int) -> _Block:
-        while self._current < len(self._blocks):
-            block = self._blocks[self._current]
-            if block.used + size <= block.size:
-                return block
-            if self._current + 1 == len(self._blocks):
-                break
-            self._current += 1
-        self._blocks.append(_new_block(max(size, BLOCK_BYTES)))
-        self._current = len(self._blocks) - 1
-        return self._blocks[-1]
 
-
-def _new_block(size: int) -> _Block:
+def _private_block(size: int) -> _Block:
     """Map pages that go back to the system when the last array on them is gone."""
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return _Block(np.frombuffer(pages, np.uint8), size)
+
+
+def _shared_block(size: int) -> _Block:
+    """Map memory that has no name in any file system, so that nothing can stay behind (Linux)."""
+    fd = os.memfd_create("pympa")
+    os.ftruncate(fd, size)
+    return _Block(np.frombuffer(mmap.mmap(fd, size), np.uint8), size, fd=fd)

@@ -13,10 +13,11 @@ from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.virtual import VirtualKernels
 from pympa.mesh import Mesh, Plan
 from pympa.model import Model
+from pympa.partition import Bounds
 from pympa.rank import Rank
 from pympa.spec import ModelSpec
 from pympa.trace import ExpertLoad, Trace
-from pympa.transport import Endpoint, NullEndpoint, Traffic, axis_transports
+from pympa.transport import Endpoint, NullEndpoint, Reaches, Traffic, axis_transports
 
 
 def build_rank(
@@ -52,14 +53,16 @@ def rehearse(
     *,
     isa: str,
     threads: int = 1,
+    stages: Bounds | None = None,
+    reaches: Reaches | None = None,
 ) -> int:
     """Return the arena bytes that rank `rank` of a plan will need, by running it on shapes.
 
     What depends on the input is taken to be even: each expert gets as many rows as another.
     """
-    endpoint = NullEndpoint(rank, plan.world)
+    endpoint = NullEndpoint(rank, plan.world, reaches)
     rehearsed = build_rank(endpoint, plan, isa=isa, threads=threads, dry=True)
-    model = Model(spec, rehearsed, dtype)
+    model = Model(spec, rehearsed, dtype, stages=stages)
     ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
     model.forward(model.prepare(ids))
     return rehearsed.arena.peak_bytes

@@ -182,6 +182,7 @@ class KvCache:
         k_shape: (kv heads, head_dim). v_shape: (kv heads, v_head_dim).
         dtype: of keys and values.
         ranks: ranks of the ring.
+        shared: other ranks may read them.
     """
 
     def __init__(
@@ -192,9 +193,11 @@ class KvCache:
         v_shape: tuple[int, int],
         dtype: np.dtype[np.generic],
         ranks: int,
+        *,
+        shared: bool,
     ) -> None:
-        self._k = arena.empty((capacity, *k_shape), dtype)
-        self._v = arena.empty((capacity, *v_shape), dtype)
+        self._k = arena.empty((capacity, *k_shape), dtype, shared=shared)
+        self._v = arena.empty((capacity, *v_shape), dtype, shared=shared)
         self.layouts = [Layout(())] * ranks
 
     def append(self, part: MicroBatch) -> tuple[Array, Array]:

@@ -136,6 +136,7 @@ def in_session(
     isa: str | None,
     threads: int,
     timeout_seconds: float,
+    shares_memory: bool,
 ) -> int:
     """Run the body on all ranks in a session and return the exit status. Collective.
 
@@ -144,10 +145,13 @@ def in_session(
         isa: instruction set, or None for the best.
         threads: of each rank.
         timeout_seconds: the longest a rank waits for a message.
+        shares_memory: see `Session`.
     """
     from pympa.session import Session
 
-    session = Session(isa=isa, threads=threads, timeout_seconds=timeout_seconds)
+    session = Session(
+        isa=isa, threads=threads, timeout_seconds=timeout_seconds, shares_memory=shares_memory
+    )
     try:
         with session:
             refuse_singletons(session.size, os.environ)

@@ -18,6 +18,7 @@ from pympa.block import Attention, Context, Probe, feed_forward
 from pympa.parallel.capacity import Used
 from pympa.parallel.stages import stream_micro_batches
 from pympa.parallel.tensor import reduce_partials
+from pympa.partition import Bounds
 from pympa.rank import Rank
 from pympa.shards import Shards
 from pympa.spec import LayerSpec, ModelSpec, Rope
@@ -62,6 +63,8 @@ class Model:
             the arena that it is made in.
         dtype: of weights and activations.
         source: where weights come from.
+        stages: layers of each stage, the same on all ranks; None means `stage_bounds` at its
+            default context.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class Model:
         rank: Rank,
         dtype: np.dtype[Any],
         source: PhiloxSource | None = None,
+        *,
+        stages: Bounds | None = None,
     ) -> None:
         self.spec = spec
         self.mesh = rank.mesh
@@ -77,7 +82,7 @@ class Model:
         self._rank = rank
         self._kernels, self._arena = rank.kernels, rank.arena
         self._tp = rank.transports["tp"]
-        self._weights = Shards(spec, rank, dtype, source or PhiloxSource())
+        self._weights = Shards(spec, rank, dtype, source or PhiloxSource(), stages)
         contexts = {
             index: Context(spec, index, self._weights, rank, dtype)
             for index in range(*self._weights.layers)
@@ -153,6 +158,7 @@ class Model:
             stream_micro_batches(
                 self._rank.transports["pp"], rows, self.spec.d_model, self.dtype, compute
             )
+            self._rank.transports["ring"].settle()
         return prepared.logits
 
     def _embed(self, part: MicroBatch, x: Array) -> None:

@@ -53,6 +53,8 @@ class Session:
         isa: instruction set of the kernels; None means the best that every rank has.
         threads: threads of each kernel.
         timeout_seconds: the longest any rank waits for a message.
+        shares_memory: ranks of one node read each other's keys and values in place of messages,
+            where the system lets them.
 
     Raises:
         RefusedError: the ranks differ in their arguments, or an argument is not allowed.
@@ -66,12 +68,14 @@ class Session:
         isa: str | None = None,
         threads: int = 1,
         timeout_seconds: float = 300.0,
+        shares_memory: bool = True,
     ) -> None:
         self._plan = plan
         self._comm = comm
         self._asked_isa = isa
         self.threads = threads
         self.timeout_seconds = timeout_seconds
+        self._shares_memory = shares_memory
         self._owns_job = comm is None
         self.rank = 0
 
@@ -87,7 +91,10 @@ class Session:
             unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
         self.mpi_library = " ".join(MPI.Get_library_version().split("\n")[0].split())
         self._endpoint = MpiEndpoint(
-            self._comm, timeout_seconds=self.timeout_seconds, naps=self.oversubscribed
+            self._comm,
+            timeout_seconds=self.timeout_seconds,
+            naps=self.oversubscribed,
+            shares_memory=self._shares_memory,
         )
         self.rank, self.size = self._endpoint.rank, self._endpoint.size
         if self._owns_job:
@@ -158,6 +165,10 @@ class Session:
         """Return when all ranks are here. Collective."""
         arrived = np.zeros(self.size, np.uint8)
         self.world.all_gather([arrived[i : i + 1] for i in range(self.size)])
+
+    def reaches(self, ranks: Sequence[int]) -> bool:
+        """Tell whether these ranks read each other's shared memory."""
+        return self._endpoint.reaches(ranks)
 
     def on(self, plan: Plan, *, dry: bool = False) -> Rank:
         """Return this rank's resources for a plan: mesh, arena, kernels, transports.

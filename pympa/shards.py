@@ -19,6 +19,7 @@ from pympa.parallel.shares import (
     slice_heads,
     width,
 )
+from pympa.partition import Bounds, stage_bounds
 from pympa.rank import Rank
 from pympa.spec import LayerSpec, ModelSpec
 from pympa.weights import PhiloxSource, model_weights
@@ -36,6 +37,7 @@ class Shards:
         rank: its place, kernels and memory.
         dtype: of all weights.
         source: makes the elements.
+        stages: layers of each stage; None means `stage_bounds` at its default context.
 
     Attributes:
         layers: (start, stop) of this stage's layers.
@@ -45,13 +47,18 @@ class Shards:
     """
 
     def __init__(
-        self, spec: ModelSpec, rank: Rank, dtype: np.dtype[Any], source: PhiloxSource
+        self,
+        spec: ModelSpec,
+        rank: Rank,
+        dtype: np.dtype[Any],
+        source: PhiloxSource,
+        stages: Bounds | None = None,
     ) -> None:
         mesh = rank.mesh
         plan, stage = mesh.plan, mesh.coordinate("pp")
         self._specs = model_weights(spec)
         self._rank, self._dtype, self._source = rank, dtype, source
-        self.layers = split(len(spec.blocks), plan.pp)[stage]
+        self.layers = (stages or stage_bounds(spec, plan, itemsize=dtype.itemsize))[stage]
         self.vocabulary = self._columns(spec.vocabulary, "columns")
         self.heads: dict[int, HeadShare] = {}
         self.slices: dict[int, HeadSlices] = {}

@@ -1,17 +1,36 @@
-"""What a step did: spans of computing and of waiting on one clock, and the load of its experts."""
+"""What a step did: computing, waiting and messages in flight on one clock, and the load of experts.
+
+A step is one forward pass, and nothing is recorded outside of one. All times are seconds on the
+rank's own clock:
+
+- compute: inside kernels. exposed wait: inside `Transport.wait`, with nothing else to do. A rank
+  does one thing at a time, so compute + exposed wait + other = step; other is what lies between
+  (Python, starting and polling messages).
+- in flight, of an axis: some message of it was posted by `Transport.start` and not yet seen to be
+  done (the union over messages: two at once count once). A message is seen at the first `poll`,
+  `start` or `wait` after it is done. So this is the time in which the rank knew of something under
+  way, not that in which bytes moved: a receive counts from when it was posted, though its sender
+  may still compute, and a message that ends between two looks counts until the second. Keys that
+  kernels read in another rank's shared memory travel in no message: their time is the kernel's.
+- exposed, of an axis: the part of its time in flight in which the rank waited, for whatever
+  message. hidden: the rest. So in flight = exposed + hidden, exposed <= exposed wait, and waiting
+  for one axis never counts as hiding another.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["compute", "wait"]
+Interval = tuple[float, float]
 
 
 class Span(NamedTuple):
@@ -23,41 +42,188 @@ class Span(NamedTuple):
     stop: float
 
 
+class Flight(NamedTuple):
+    """One message, from when it was posted until it was seen to be done.
+
+    peer: world rank. received: it came from the peer; otherwise it went there.
+    """
+
+    axis: str
+    peer: int
+    nbytes: int
+    received: bool
+    start: float
+    stop: float
+
+
+class Overlap(msgspec.Struct, frozen=True):
+    """Seconds of a step with messages of one axis in flight; see `pympa.trace`.
+
+    Attributes:
+        in_flight: in all. exposed: while the rank waited. hidden: while it did not.
+    """
+
+    in_flight: float
+    exposed: float
+    hidden: float
+
+
+class Times(NamedTuple):
+    """Where the time of one step went, seconds.
+
+    waits: exposed, by axis. hidden: of messages of any axis. overlap: by axis.
+    """
+
+    step: float
+    compute: float
+    waits: dict[str, float]
+    hidden: float
+    overlap: dict[str, Overlap]
+
+
+class Step(NamedTuple):
+    """What one rank did in one step.
+
+    spans: in order of time, none overlapping. flights: in the order in which they were seen done.
+    """
+
+    start: float
+    stop: float
+    spans: list[Span]
+    flights: list[Flight]
+
+    def times(self) -> Times:
+        """Add up where the time went."""
+        waits: defaultdict[str, float] = defaultdict(float)
+        for span in self.spans:
+            if span.kind == "wait":
+                waits[span.name] += span.stop - span.start
+        waited = union((s.start, s.stop) for s in self.spans if s.kind == "wait")
+        flying: defaultdict[str, list[Interval]] = defaultdict(list)
+        for flight in self.flights:
+            flying[flight.axis].append((flight.start, min(flight.stop, self.stop)))
+        by_axis = {axis: union(intervals) for axis, intervals in flying.items()}
+        anything = union(interval for intervals in by_axis.values() for interval in intervals)
+        return Times(
+            self.stop - self.start,
+            sum(span.stop - span.start for span in self.spans if span.kind == "compute"),
+            dict(waits),
+            _overlap(anything, waited).hidden,
+            {axis: _overlap(intervals, waited) for axis, intervals in by_axis.items()},
+        )
+
+
+def mean_times(steps: Sequence[Times]) -> Times:
+    """Return the means over steps; an axis that a step lacks counts as 0 there."""
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(steps)
+
+    nothing = Overlap(0.0, 0.0, 0.0)
+    overlap = {}
+    for axis in sorted({axis for step in steps for axis in step.overlap}):
+        found = [step.overlap.get(axis, nothing) for step in steps]
+        overlap[axis] = Overlap(
+            mean(o.in_flight for o in found),
+            mean(o.exposed for o in found),
+            mean(o.hidden for o in found),
+        )
+    waited = sorted({axis for step in steps for axis in step.waits})
+    return Times(
+        mean(step.step for step in steps),
+        mean(step.compute for step in steps),
+        {axis: mean(step.waits.get(axis, 0.0) for step in steps) for axis in waited},
+        mean(step.hidden for step in steps),
+        overlap,
+    )
+
+
 class Trace:
-    """Collects the spans of one rank.
+    """Records the steps of one rank and keeps the last one.
 
     Args:
         clock: returns seconds; a wall clock, or a virtual one.
+
+    Attributes:
+        last: the last step that ended.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.spans: list[Span] = []
+        self.last = Step(0.0, 0.0, [], [])
+        self._now: Step | None = None
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Record the body as one step, which then is the last one."""
+        self._now = now = Step(self.clock(), 0.0, [], [])
+        try:
+            yield
+        finally:
+            self.last, self._now = now._replace(stop=self.clock()), None
 
     @contextmanager
     def span(self, kind: Kind, name: str) -> Iterator[None]:
-        """Record the body as one span."""
+        """Record the body as one span of the step."""
         start = self.clock()
         try:
             yield
         finally:
-            self.spans.append(Span(kind, name, start, self.clock()))
+            if self._now is not None:
+                self._now.spans.append(Span(kind, name, start, self.clock()))
 
-    def clear(self) -> None:
-        """Forget all spans."""
-        self.spans.clear()
+    def post(
+        self, axis: str, receives: Sequence[tuple[int, int]], sends: Sequence[tuple[int, int]]
+    ) -> Callable[[int], None]:
+        """Begin the flight of messages.
 
-    def seconds(self, kind: Kind) -> float:
-        """Return the total of all spans of a kind."""
-        return sum(span.stop - span.start for span in self.spans if span.kind == kind)
+        Args:
+            axis: that they travel along.
+            receives: world rank and bytes of each message that comes.
+            sends: the same of each that goes.
 
-    def seconds_by_name(self, kind: Kind) -> dict[str, float]:
-        """Return the totals of a kind by name (kernel, or mesh axis waited on)."""
-        totals: defaultdict[str, float] = defaultdict(float)
-        for span in self.spans:
-            if span.kind == kind:
-                totals[span.name] += span.stop - span.start
-        return dict(totals)
+        Returns:
+            What to call with a message's index, receives first, once it is seen to be done.
+        """
+        if self._now is None:
+            return _forget
+        start, clock, flights, incoming = self.clock(), self.clock, self._now.flights, len(receives)
+        messages = [*receives, *sends]
+
+        def seen(index: int) -> None:
+            peer, nbytes = messages[index]
+            flights.append(Flight(axis, peer, nbytes, index < incoming, start, clock()))
+
+        return seen
+
+
+def _forget(_: int) -> None:
+    """Take notice of a message outside of any step."""
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Return the time that lies in any of the intervals, as disjoint ones in order."""
+    merged: list[Interval] = []
+    for start, stop in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], stop)
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _overlap(flying: Sequence[Interval], waited: Sequence[Interval]) -> Overlap:
+    """Split the time in flight by whether the rank waited; both disjoint and in order."""
+    exposed, turn = 0.0, 0
+    for start, stop in flying:
+        while turn < len(waited) and waited[turn][1] <= start:
+            turn += 1
+        at = turn
+        while at < len(waited) and waited[at][0] < stop:
+            exposed += min(stop, waited[at][1]) - max(start, waited[at][0])
+            at += 1
+    in_flight = sum(stop - start for start, stop in flying)
+    return Overlap(in_flight, exposed, max(in_flight - exposed, 0.0))
 
 
 class ExpertLoad:

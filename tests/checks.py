@@ -93,6 +93,29 @@ def plan_is_exact(
     return worlds.digest(outputs)
 
 
+def times_add_up(endpoint: Endpoint) -> None:
+    """Of a step, nothing overlaps that must not, and every counted byte has a flight."""
+    size, pp = endpoint.size, 1 if endpoint.size % 2 else 2
+    for plan in (Plan(cp=size), Plan(pp=pp, dp=size // pp, micro_batches=3)):
+        _, rank = worlds.run_plan(endpoint, worlds.DENSE, plan, worlds.LENGTHS, "float32")
+        step = rank.trace.last
+        times = step.times()
+        edges = [step.start, *(t for s in step.spans for t in (s.start, s.stop)), step.stop]
+        assert edges == sorted(edges), "spans follow one another"
+        waited = sum(times.waits.values())
+        assert 0 < times.compute + waited <= times.step
+        counted = {True: rank.traffic.received.copy(), False: rank.traffic.sent.copy()}
+        for flight in step.flights:
+            assert step.start <= flight.start <= flight.stop <= step.stop
+            counted[flight.received][flight.axis, flight.peer] -= flight.nbytes
+        assert not any(any(left.values()) for left in counted.values())
+        assert 0 <= times.hidden <= times.step - waited
+        for overlap in times.overlap.values():
+            assert min(overlap.hidden, overlap.exposed) >= 0
+            assert overlap.exposed <= waited * (1 + 1e-9)
+            assert abs(overlap.in_flight - overlap.hidden - overlap.exposed) < 1e-9
+
+
 def same_as_in_process(endpoint: Endpoint, spec: ModelSpec, plan: Plan, dtype: str) -> None:
     """This endpoint gives the bits, and counts the bytes, that rank threads do."""
     outputs, rank = worlds.run_plan(endpoint, spec, plan, worlds.LENGTHS, dtype)
@@ -107,4 +130,9 @@ def same_as_in_process(endpoint: Endpoint, spec: ModelSpec, plan: Plan, dtype: s
     assert traffic == [(r.traffic.sent, r.traffic.received) for _, r in local]
 
 
-EVERYWHERE = (messages_keep_their_order, collectives_deliver, bytes_are_counted_by_pair)
+EVERYWHERE = (
+    messages_keep_their_order,
+    collectives_deliver,
+    bytes_are_counted_by_pair,
+    times_add_up,
+)

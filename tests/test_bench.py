@@ -118,7 +118,7 @@ def test_list_and_help():
         (["ring-dens"], "did you mean 'ring-dense'?"),
         (["nowhere/x.toml"], "experiment nowhere/x.toml: No such file or directory"),
         (["--plan", "cp=3"], "takes 3 ranks; this run has 4. nearest plans that work on 4: cp=4"),
-        (["--plan", "tp=2,dim=2"], "dim=2: this version splits whole heads only"),
+        (["--plan", "tp=2,dim=2,dim_algo=halve"], "dim_algo is exchange, gather, reduce or"),
         (["--plan", "cp"], "expected key=value, as in 'tp=8,pp=2'; got 'cp'"),
         (["--plan", "cp=4,cp=1"], "cp is given twice"),
         (["--plan", "cp=0"], "cp is a number of at least 1; got '0'"),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import worlds
-from pympa.mesh import Plan
+from pympa.mesh import Plan, parse_plan
+from pympa.rules import broken_rule
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -43,6 +44,25 @@ def test_token_chunks_across_key_tiles(dtype):
         plan = Plan(pp=2, micro_batches=micro_batches)
         outputs, _ = worlds.run_local(worlds.DENSE, plan, lengths, dtype)
         assert_same_bits(outputs, worlds.one_rank(worlds.DENSE, lengths, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+@pytest.mark.parametrize(
+    "plan",
+    ["cp=4", "cp=3,micro_batches=9", "cp=2,pp=2,micro_batches=3", "cp=4,cp_scheme=allgather",
+     "cp=4,ulysses=2", "cp=2,dim=2", "cp=2,tp=2,dim=2,dim_algo=gather", "cp=4,balance=contiguous"],
+)  # fmt: skip
+def test_reading_keys_in_place_changes_neither_bits_nor_bytes(plan, spec, dtype):
+    plan = parse_plan(plan)
+    if broken_rule(plan, spec, len(worlds.LENGTHS)) is not None:
+        pytest.skip("not for this model")
+    sent, ranks = worlds.run_local(spec, plan, dtype=dtype)
+    for seed in (None, 1, 2):
+        read, readers = worlds.run_local(spec, plan, dtype=dtype, seed=seed, shares_memory=True)
+        assert_same_bits(read, sent)
+        assert [r.traffic.sent for r in readers] == [r.traffic.sent for r in ranks]
+        assert [r.traffic.received for r in readers] == [r.traffic.received for r in ranks]
 
 
 @pytest.mark.parametrize("base", [Plan(tp=2), Plan(cp=3)], ids=str)

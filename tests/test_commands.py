@@ -14,8 +14,10 @@ import pytest
 import conftest
 from pympa.bench.compare import compare
 from pympa.bench.record import Record, RecordFile, by_rank, environment, spread
+from pympa.bench.table import result_table
 from pympa.command import refuse_singletons
 from pympa.errors import RefusedError
+from pympa.trace import Overlap
 
 
 @pytest.fixture
@@ -104,6 +106,24 @@ def test_compare_tells_noise_from_change():
     (slower,) = compare(before, [make_record(tps=80.0)])
     assert slower.verdict == "slower"
     assert compare(before, [make_record(ranks=4), make_record(clock="simulated")]) == []
+
+
+def test_records_from_before_overlap_still_load():
+    fields = msgspec.to_builtins(make_record(overlap={"cp": Overlap(3, 1, 2)}))
+    assert msgspec.convert(fields, Record).overlap == {"cp": Overlap(3, 1, 2)}
+    del fields["overlap"], fields["hidden_seconds"]
+    earlier = msgspec.convert(fields, Record)
+    assert earlier.overlap is earlier.hidden_seconds is None
+    assert "overlap" not in result_table("t", [[earlier]]).caption
+
+
+def test_the_table_tells_what_was_hidden():
+    overlap = {"tp": Overlap(0.001, 0.001, 0.0), "cp": Overlap(0.0123, 0.000492, 0.011808)}
+    told = result_table("t", [[make_record(overlap=overlap)]]).caption
+    assert "tp=2: overlap: cp 96% of 12.3 ms in flight hidden; tp 0% of 1 ms in flight" in told
+    shared = result_table("t", [[make_record(overlap=overlap, oversubscribed=True)]]).caption
+    assert "exposed waiting and overlap are n/a" in shared
+    assert "hidden" not in shared
 
 
 def console(*words: str, ranks: int = 1) -> conftest.Finished:

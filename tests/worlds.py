@@ -114,9 +114,10 @@ def run_plan(
 def run_local(
     spec: ModelSpec, plan: Plan, lengths: Sequence[int] = LENGTHS, dtype: str = "float32",
     seed: int | None = None, alter: Callable[[Rank], None] = lambda rank: None,
+    shares_memory: bool = False,
 ) -> tuple[Outputs, list[Rank]]:  # fmt: skip
     """Run one step on rank threads."""
-    world = LocalWorld(plan.world, seed=seed)
+    world = LocalWorld(plan.world, seed=seed, shares_memory=shares_memory)
     results = world.run(lambda e: run_plan(e, spec, plan, lengths, dtype, alter))
     outputs = results[0][0]
     assert outputs is not None

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         isa=options.isa,
         threads=options.threads,
         timeout_seconds=options.timeout,
+        shares_memory=not options.no_shared_memory,
     )
 
 

@@ -11,16 +11,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.accounting import roofline_seconds, step_flops
+from pympa.accounting import performed_flops, roofline_seconds, step_flops
 from pympa.bench.experiment import PlannedRun
 from pympa.bench.machine import Machine, measure_core
 from pympa.bench.memory import process_peak_bytes, reset_process_peak
 from pympa.bench.record import Record, by_rank, environment, expert_use, spread
+from pympa.bench.timeline import TimelineFile
 from pympa.bench.truth import Job, Truth
 from pympa.mesh import Plan
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
 from pympa.session import Session
+from pympa.trace import Overlap, Step, mean_times
 from pympa.verify import Verdict
 
 CLEARLY_SLOWER = 0.95
@@ -32,7 +34,8 @@ class Timing:
 
     Attributes:
         seconds: of each step. compute: mean seconds in kernels.
-        waits: mean seconds waited, by axis. peak_bytes: of the arena, loading included.
+        waits: mean seconds waited, by axis. hidden: mean seconds in flight without waiting.
+        overlap: means, by axis. peak_bytes: of the arena, loading included.
         sent, received: bytes of one step by (axis, peer). load: rows sent to experts by layer.
         dropped: choices past an expert's capacity.
     """
@@ -40,6 +43,8 @@ class Timing:
     seconds: list[float]
     compute: float
     waits: dict[str, float]
+    hidden: float
+    overlap: dict[str, Overlap]
     peak_bytes: int
     sent: Counter[tuple[str, int]]
     received: Counter[tuple[str, int]]
@@ -75,6 +80,7 @@ def run_plan(
     machine: Machine,
     repeat: int,
     options: argparse.Namespace,
+    timeline: TimelineFile,
 ) -> Record | str:
     """Verify and time a plan; of its variants in micro-batches keep the fastest. Collective.
 
@@ -90,11 +96,12 @@ def run_plan(
         model = Model(job.size.model, rank, job.dtype, job.source)
         loading_peak = rank.arena.restart_peak()
         records: list[Record] = []
+        steps: list[Step] = []  # the last one of each
         for variant in variants:
             with rank.arena.scope():
                 prepared = model.prepare(job.ids, variant.micro_batches)
                 verdicts = _verify(truth, rank, model, prepared)
-                if verdicts is not None and not verdicts[0].passed:
+                if verdicts is not None and variant.exact and not verdicts[0].passed:
                     return _failure(variant, verdicts)
                 timing = _time(session, rank, model, prepared, options, loading_peak)
                 records.append(
@@ -102,13 +109,16 @@ def run_plan(
                         session, job, planned, variant, rank, verdicts, machine, timing, options
                     )
                 )
+                steps.append(rank.trace.last)
             if records[-1].tps < CLEARLY_SLOWER * max(record.tps for record in records):
                 break
     finally:
         rank.arena.close()
-    best = max(records, key=lambda record: record.tps)
+    best, step = max(zip(records, steps, strict=True), key=lambda pair: pair[0].tps)
     searched = {record.plan: record.tps for record in records} if len(variants) > 1 else {}
-    return msgspec.structs.replace(best, searched=searched, repeat=repeat)
+    best = msgspec.structs.replace(best, searched=searched, repeat=repeat)
+    timeline.add(best, step, rank.trace.clock)
+    return best
 
 
 def _verify(
@@ -148,22 +158,22 @@ def _time(
     rank.arena.restart_peak()  # verification holds copies of the branches; a step does not
     for _ in range(options.warmup):
         model.forward(prepared)
-    blocks, seconds = rank.arena.blocks, []
-    rank.trace.clear()
+    blocks, steps = rank.arena.blocks, []
     for _ in range(options.iterations):
         session.barrier()
         rank.traffic.clear()
         rank.load.clear()
-        start = rank.trace.clock()
         model.forward(prepared)
-        seconds.append(rank.trace.clock() - start)
+        steps.append(rank.trace.last.times())
     if options.warmup and rank.arena.blocks != blocks:
         raise RuntimeError("the arena grew inside a timed step")
-    steps = options.iterations
+    typical = mean_times(steps)
     return Timing(
-        seconds,
-        rank.trace.seconds("compute") / steps,
-        {axis: total / steps for axis, total in rank.trace.seconds_by_name("wait").items()},
+        [step.step for step in steps],
+        typical.compute,
+        typical.waits,
+        typical.hidden,
+        typical.overlap,
         max(loading_peak, rank.arena.peak_bytes),
         rank.traffic.sent,
         rank.traffic.received,
@@ -214,6 +224,8 @@ def _record(
         step_seconds=step,
         compute_seconds=by_rank([t.compute for t in timings]),
         comm_seconds=by_rank(waits),
+        hidden_seconds=by_rank([t.hidden for t in timings]),
+        overlap=timings[int(np.argmax(waits))].overlap,
         comm_fraction=exposed,
         bubble_fraction=bubble,
         bytes_sent=by_rank([t.sent.total() for t in timings]),
@@ -222,6 +234,7 @@ def _record(
         peak_bytes=by_rank([t.peak_bytes for t in timings]),
         process_peak_bytes=by_rank(list(process)),
         flops_per_token=step_flops(spec, lengths) / sum(lengths),
+        performed_flops=performed_flops(spec, plan, lengths) / step_flops(spec, lengths),
         roofline_fraction=roofline(job, session, machine) / step.median,
         oversubscribed=session.oversubscribed,
         error=worst.norm if worst else None,
@@ -229,9 +242,11 @@ def _record(
         error_of=worst.name if worst else None,
         error_one_rank=_error_of(verdicts[1], worst.name) if verdicts and worst else None,
         sampled_rows=verdicts[0].sampled_rows if verdicts else None,
-        verified=verdicts is not None,
+        verified=verdicts is not None and plan.exact,
+        exact=plan.exact,
         experts=expert_use(rows, sum(t.dropped for t in timings)),
         router_skew=options.router_skew,
+        shared_memory=rank.transports["ring"].shares_memory and plan.cp_scheme != "allgather",
         searched={},
         published_tps=planned.published_tps,
         published_tpot_ms=planned.published_tpot_ms,

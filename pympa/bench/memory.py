@@ -56,6 +56,7 @@ def _lacking_memory(session: Session, job: Job, plan: Plan) -> str | None:
         job.dtype,
         isa=session.isa,
         threads=session.threads,
+        reaches=session.reaches,
     )
     everyone = session.world.gather_objects((platform.node(), needed, available_bytes()))
     total: Counter[str] = Counter()

@@ -49,6 +49,11 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     )
     add("--output", metavar="FILE.jsonl", help="append one JSON line for each plan")
     add(
+        "--trace",
+        metavar="FILE.json",
+        help="write one step of each plan on all ranks, for https://ui.perfetto.dev",
+    )
+    add(
         "--resume",
         action="store_true",
         help="skip plans that --output already has records of, measured the same way",
@@ -62,5 +67,10 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         help=f"longest wait for a message ({DEFAULT_TIMEOUT_SECONDS:g})",
     )
     add("--threads", type=count(1), default=1, metavar="N", help="threads of each rank (1)")
+    add(
+        "--no-shared-memory",
+        action="store_true",
+        help="send keys and values to ranks of the same node, too, instead of reading them there",
+    )
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser

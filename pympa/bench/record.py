@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.trace import Overlap
+
 SCHEMA = 1
 
 
@@ -75,11 +77,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         tps: tokens of the batch / median step of the slowest rank. tpot_ms: 1000 / tps.
         step_seconds: of the slowest rank.
         compute_seconds: in kernels, a step. comm_seconds: exposed waiting, a step.
+        hidden_seconds: with messages in flight and no waiting, a step.
+        overlap: seconds of a step in flight, exposed and hidden, by axis, on the rank that waits
+            most; `pympa.trace` defines them. None where pympa did not record it yet.
         comm_fraction: largest exposed waiting / step; None if oversubscribed.
         bubble_fraction: largest waiting on other stages / step; None without stages.
         bytes_sent, bytes_received: of one step.
         peak_bytes: high-water mark of the arena. process_peak_bytes: of the resident set.
-        flops_per_token: useful ones. roofline_fraction: least possible seconds / measured.
+        flops_per_token: useful ones. performed_flops: over useful ones, 1 where no rank does what
+            another does. roofline_fraction: least possible seconds / measured.
         oversubscribed: some node has more ranks × threads than cores.
         error, tolerance: of `error_of`, the output that comes closest to its tolerance.
         error_one_rank: of the same output on one rank.
@@ -87,6 +93,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         exact: False for a plan that computes another model on purpose.
         experts: load of the experts; None for a dense model. router_skew: where --router-skew
             replaced the experiment's.
+        shared_memory: ranks read keys and values of others where they are, in place of messages.
         searched: tokens/s of each variant in micro-batches. repeat: from 1.
         ttft_ms, itl_ms, new_tokens: reserved for generation.
     """
@@ -107,6 +114,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: Spread
     compute_seconds: ByRank
     comm_seconds: ByRank
+    hidden_seconds: ByRank | None = None
+    overlap: dict[str, Overlap] | None = None
     comm_fraction: float | None
     bubble_fraction: float | None
     bytes_sent: ByRank
@@ -115,6 +124,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: ByRank
     process_peak_bytes: ByRank
     flops_per_token: float
+    performed_flops: float = 1.0
     roofline_fraction: float
     oversubscribed: bool
     error: float | None
@@ -126,6 +136,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = True
     experts: ExpertUse | None = None
     router_skew: float | None = None
+    shared_memory: bool = False
     searched: dict[str, float]
     repeat: int = 1
     published_tps: float | None

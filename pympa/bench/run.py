@@ -20,6 +20,7 @@ from pympa.bench.memory import fitting_plans
 from pympa.bench.record import Record, RecordFile
 from pympa.bench.resume import StopSignal, find_measured
 from pympa.bench.table import console, result_table
+from pympa.bench.timeline import TimelineFile
 from pympa.bench.truth import Job, Truth
 from pympa.errors import RefusedError
 from pympa.mesh import Plan
@@ -61,11 +62,12 @@ def run(session: Session, options: argparse.Namespace) -> int:
     output = session.check(lambda: RecordFile(options.output if session.rank == 0 else None))
     earlier = session.check(lambda: output.read() if options.resume else [])
     earlier = session.world.gather_objects(earlier)[0]
+    timeline = session.check(lambda: TimelineFile(options.trace, session, beside=options.output))
     failures: list[str] = []
     stop = StopSignal(session)
     for task in tasks:
         if not stop.agreed:
-            failures += _run_experiment(session, options, task, output, earlier, stop)
+            failures += _run_experiment(session, options, task, output, timeline, earlier, stop)
     if session.rank == 0:
         if stop.agreed:
             print("stopped by SIGUSR1; --resume continues", file=sys.stderr, flush=True)
@@ -92,6 +94,7 @@ def _run_experiment(
     options: argparse.Namespace,
     task: Task,
     output: RecordFile,
+    timeline: TimelineFile,
     earlier: list[Record],
     stop: StopSignal,
 ) -> list[str]:
@@ -130,14 +133,14 @@ def _run_experiment(
         search = ", searching micro_batches" if len(variants) > 1 else ""
         turn = f" ({repeat} of {options.repeat})" if options.repeat > 1 else ""
         _progress(session, f"{name}: {row.role} {variants[0]}{turn}{search}{hint}")
-        result = run_plan(session, job, row, variants, truth, machine, repeat, options)
+        result = run_plan(session, job, row, variants, truth, machine, repeat, options, timeline)
         if isinstance(result, str):
             failures.append(f"{name}: {result}")
             wrong.add(index)
             continue
         measured[repeat, index] = result
         output.write(result)
-        checked = "verified" if result.verified else "not verified"
+        checked = "verified" if result.verified else "not verified" if result.exact else "not exact"
         _progress(session, f"{name}: {result.plan} {checked}, {result.tps:,.0f} tokens/s")
         if stop.agree():
             break

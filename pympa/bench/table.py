@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,8 +14,10 @@ from rich.table import Table
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
 from pympa.mesh import parse_plan
+from pympa.trace import Overlap
 
-_WIDTH_WITHOUT_TERMINAL = 150
+_WIDTH_WITHOUT_TERMINAL = 160
+_OPTION = re.compile(",(ulysses|micro_batches|balance|cp_scheme|dim_algo)")  # on lines of their own
 _MOST_EXPERTS = 16  # whose rows are printed
 
 
@@ -68,6 +71,7 @@ def result_table(title: str, rows: Sequence[Sequence[Record]]) -> Table:
         "ms/token\n(1/tps)",
         "ratio to\nbaseline" + ("\n(total work)" if shared else ""),
         "exposed\ncomm",
+        "flops /\nuseful",
         "MB sent",
         "peak MB\nper rank",
         "roofline",
@@ -79,20 +83,28 @@ def result_table(title: str, rows: Sequence[Sequence[Record]]) -> Table:
     baseline = next((records for records in rows if records[0].role == "baseline"), None)
     for records, r in zip(rows, typical, strict=True):
         table.add_row(
-            r.plan.replace(",micro_batches", ",\nmicro_batches") + f"\n{r.role}",
+            _OPTION.sub(r",\n\1", r.plan) + f"\n{r.role}",
             str(r.ranks),
             _spread([record.tps for record in records], ",.0f"),
             f"{r.tpot_ms:.4g}",
             _ratios(records, baseline),
             "n/a" if r.comm_fraction is None else f"{r.comm_fraction:.1%}",
+            f"{r.performed_flops:.2f}",
             f"{sum(r.bytes_sent.by_rank) / 1e6:,.1f}",
             f"{r.peak_bytes.max / 1e6:,.1f}",
             f"{r.roofline_fraction:.1%}",
-            "unverified" if r.error is None else f"{r.error:.1e} / {r.tolerance:.1e}",
+            _error(r),
             "-" if r.published_tps is None else f"{r.published_tps:,.0f}",
             _published_ratio(r, None if baseline is None else baseline[0]),
         )
     return table
+
+
+def _error(record: Record) -> str:
+    if record.error is None:
+        return "unverified"
+    text = f"{record.error:.1e} / {record.tolerance:.1e}"
+    return text if record.exact else f"{text}\nnot exact"
 
 
 def _typical(records: Sequence[Record]) -> Record:
@@ -124,7 +136,7 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
         cores = records[0].environment.cores
         lines.append(
             f"oversubscribed: {records[0].ranks} ranks share {cores} cores, so ratios compare "
-            "total work, not speed-up, and exposed waiting is n/a"
+            "total work, not speed-up, and exposed waiting and overlap are n/a"
         )
     for r in records:
         if r.searched:
@@ -134,8 +146,14 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
             lines.append(f"{r.role}: best of these micro_batches and their tps: {tried}")
         if r.sampled_rows is not None:
             lines.append(f"{r.plan}: {r.sampled_rows} sampled rows checked; the oracle is too long")
+        if r.shared_memory:
+            lines.append(f"{r.plan}: K/V read from shared memory inside the node")
+        if not r.exact:
+            lines.append(f"{r.role}: computes another model, so its error says how far that is off")
         if r.router_skew is not None:
             lines.append(f"{r.role}: gate skewed by --router-skew {r.router_skew:g}")
+        if r.overlap and not r.oversubscribed:
+            lines.append(f"{r.plan}: overlap: {_overlaps(r.overlap)}")
         if r.bubble_fraction is not None:
             lines.append(f"{r.plan}: pipeline bubble {r.bubble_fraction:.1%} of the step")
         if r.published_tps and r.published_tpot_ms:
@@ -146,6 +164,15 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
                     f"{r.published_tps:,.0f} tokens/s, which is {ours:.2g} ms"
                 )
     return "\n".join([*lines, *_expert_lines([r for r in records if r.experts])])
+
+
+def _overlaps(overlap: Mapping[str, Overlap]) -> str:
+    """Return how much of the time in flight was hidden, by axis, the longest first."""
+    parts = []
+    for axis, o in sorted(overlap.items(), key=lambda item: -item[1].in_flight):
+        share = o.hidden / o.in_flight if o.in_flight else 0.0
+        parts.append(f"{axis} {share:.0%} of {1e3 * o.in_flight:.3g} ms in flight hidden")
+    return "; ".join(parts)
 
 
 def _expert_lines(records: Sequence[Record]) -> list[str]:

@@ -19,7 +19,7 @@ from pympa.block.context import Context, Probe
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.layout import Layout, Span, split
 from pympa.parallel.grid import attend_by_scores, exchange_queries, gather_heads, return_outputs
-from pympa.parallel.ring import gathered_attention, ring_attention
+from pympa.parallel.ring import gathered_attention, ring_attention, shared_attention
 from pympa.parallel.tensor import add_branch
 from pympa.parallel.ulysses import heads_for_tokens, tokens_for_heads
 
@@ -42,7 +42,10 @@ class Attention:
         self._share = context.weights.heads[context.index]
         self._slices = context.weights.slices[context.index]
         self._algo = plan.dim_algo if plan.dim > 1 else None
-        self._attend = gathered_attention if plan.cp_scheme == "allgather" else ring_attention
+        self._shares = self._ring.shares_memory and plan.cp_scheme != "allgather"
+        self._attend = shared_attention if self._shares else ring_attention
+        if plan.cp_scheme == "allgather":
+            self._attend = gathered_attention
         self._whole_qk = self._algo in (None, "exchange", "gather")
         self._whole_v = self._algo in (None, "exchange")
         self._qk_dim = layer.head_dim if self._whole_qk else self._slices.qk_width
@@ -70,6 +73,7 @@ class Attention:
             (self._kv_heads, self._v_dim),
             self._context.dtype,
             self._ring.size,
+            shared=self._shares,
         )
 
     def __call__(
@@ -90,6 +94,7 @@ class Attention:
             probe: sees the branch, or None.
         """
         arena, dtype = self._context.arena, self._context.dtype
+        self._ring.settle()  # nobody still reads the memory that k and v go to
         k, v = cache.append(part)
         rows = part.ring_queries[part.ring_index].rows
         q = arena.empty((rows, self._heads, self._qk_dim), dtype)

@@ -66,10 +66,7 @@ def ring_attention(
                     sends=[(held.k, next_rank), (held.v, next_rank)],
                     receives=[(incoming.k, previous_rank), (incoming.v, previous_rank)],
                 )
-            if attend is None:
-                attend_in_pieces(kernels, transport, q, q_layouts[index], held, spec, state)
-            else:
-                attend(q, q_layouts[index], held, state)
+            _attend(kernels, transport, q, q_layouts[index], held, spec, state, attend)
             if pending is not None:
                 transport.wait(pending)
             held = incoming
@@ -107,12 +104,65 @@ def gathered_attention(
             if step == 1:
                 transport.wait(pending)
             held = KvBlock(*blocks[rank], kv_layouts[rank])
-            if attend is None:
-                attend_in_pieces(kernels, transport, q, q_layouts[index], held, spec, state)
-            else:
-                attend(q, q_layouts[index], held, state)
+            _attend(kernels, transport, q, q_layouts[index], held, spec, state, attend)
         if size == 1:
             transport.wait(pending)
+
+
+def shared_attention(
+    kernels: Kernels,
+    transport: Transport,
+    arena: Arena,
+    q: Array,
+    own: KvBlock,
+    q_layouts: Sequence[Layout],
+    kv_layouts: Sequence[Layout],
+    spec: AttentionSpec,
+    state: State,
+    attend: Attend | None = None,
+) -> None:
+    """Do what `ring_attention` does where ranks can read each other's memory. Collective.
+
+    Nothing is sent: a rank reads the others' blocks where they are, in the order of the ring, and
+    then tells them that it has. What a ring would have sent is counted.
+    """
+    size, index = transport.size, transport.index
+    steps = _steps(q_layouts, kv_layouts, spec)
+    shapes = [
+        [(layout.rows, *own.k.shape[1:]), (layout.rows, *own.v.shape[1:])] for layout in kv_layouts
+    ]
+    loan = transport.lend([own.k, own.v], shapes)
+    kernels.start_state(state)
+    held, blocks, received = own, [], 0
+    for step in range(steps):
+        rank = (index - step) % size
+        if step == 1:
+            blocks = transport.views(loan)
+        if step > 0:
+            held = KvBlock(blocks[rank][0], blocks[rank][1], kv_layouts[rank])
+            received += held.k.nbytes + held.v.nbytes
+        _attend(kernels, transport, q, q_layouts[index], held, spec, state, attend)
+    if steps == 1:
+        transport.views(loan)
+    row = math.prod(own.k.shape[1:]) + math.prod(own.v.shape[1:])
+    passed_on = sum(kv_layouts[(index - step) % size].rows for step in range(steps - 1))
+    transport.give_back(passed_on * row * own.k.itemsize, received)
+
+
+def _attend(
+    kernels: Kernels,
+    transport: Transport,
+    q: Array,
+    q_layout: Layout,
+    held: KvBlock,
+    spec: AttentionSpec,
+    state: State,
+    attend: Attend | None,
+) -> None:
+    if attend is None:
+        attend_in_pieces(kernels, transport, q, q_layout, held, spec, state)
+    else:
+        attend(q, q_layout, held, state)
 
 
 def attend_in_pieces(

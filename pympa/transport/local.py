@@ -17,21 +17,32 @@ from typing import TypeVar
 import numpy as np
 
 from pympa.arena import Array
-from pympa.transport import Message, TransportError, raw_bytes
+from pympa.transport import Message, Seen, TransportError, raw_bytes
 
 T = TypeVar("T")
 
 
 class _Pending:
-    """Messages of one `start` call that are still under way."""
+    """Messages of one `start` call by index: those under way, those done but not yet seen."""
 
-    def __init__(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
-        self.open_sends = [m.peer for m in sends]
-        self.open_receives = [m.peer for m in receives]
+    def __init__(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> None:
+        self.receives = dict(enumerate(receives))
+        self.sends = dict(enumerate(sends, len(receives)))
+        self._seen = seen
+        self._unseen: list[int] = []
 
     @property
     def done(self) -> bool:
-        return not self.open_sends and not self.open_receives
+        return not self.sends and not self.receives
+
+    def deliver(self, index: int) -> None:
+        del (self.receives if index in self.receives else self.sends)[index]
+        self._unseen.append(index)
+
+    def look(self) -> None:
+        for index in self._unseen:
+            self._seen(index)
+        self._unseen.clear()
 
 
 class _Transfer:
@@ -42,8 +53,9 @@ class _Transfer:
 
 
 class _Post:
-    def __init__(self, rank: int, message: Message, pending: _Pending) -> None:
+    def __init__(self, rank: int, index: int, message: Message, pending: _Pending) -> None:
         self.rank = rank
+        self.index = index
         self.message = message
         self.pending = pending
 
@@ -59,10 +71,19 @@ class LocalWorld:
         size: ranks.
         seed: None runs ranks in turn and delivers at once; a number shuffles both, repeatably.
         max_delay: largest delay of a message, in scheduling steps, when there is a seed.
+        shares_memory: ranks read each other's shared arrays where they can.
     """
 
-    def __init__(self, size: int, *, seed: int | None = None, max_delay: int = 8) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        max_delay: int = 8,
+        shares_memory: bool = False,
+    ) -> None:
         self.size = size
+        self.shares_memory = shares_memory
         self._random = None if seed is None else random.Random(seed)
         self._max_delay = max_delay
         self._turn = [threading.Semaphore(0) for _ in range(size)]
@@ -113,18 +134,16 @@ class LocalWorld:
         if self._failure is not None:
             raise _Aborted
 
-    def post(self, rank: int, sends: Sequence[Message], receives: Sequence[Message]) -> _Pending:
+    def post(self, rank: int, pending: _Pending) -> None:
         """Take messages and pair them with what other ranks have posted."""
-        pending = _Pending(sends, receives)
-        for message in sends:
+        for index, message in pending.sends.items():
             key = (rank, message.peer, message.channel)
-            self._posted_sends[key].append(_Post(rank, message, pending))
+            self._posted_sends[key].append(_Post(rank, index, message, pending))
             self._match(key)
-        for message in receives:
+        for index, message in pending.receives.items():
             key = (message.peer, rank, message.channel)
-            self._posted_receives[key].append(_Post(rank, message, pending))
+            self._posted_receives[key].append(_Post(rank, index, message, pending))
             self._match(key)
-        return pending
 
     def wait(self, rank: int, pending: _Pending, what: str) -> None:
         """Block the rank until `pending` is done."""
@@ -137,6 +156,11 @@ class LocalWorld:
     def shuffles(self) -> bool:
         """Whether scheduling is random."""
         return self._random is not None
+
+    @property
+    def steps(self) -> int:
+        """Scheduling steps so far, which delays are counted in: the world's clock."""
+        return self._step
 
     def _match(self, key: tuple[int, int, int]) -> None:
         sends, receives = self._posted_sends[key], self._posted_receives[key]
@@ -156,8 +180,8 @@ class LocalWorld:
                     f"{t.sender.rank}; got {source.nbytes}"
                 )
             raw_bytes(target)[:] = raw_bytes(source)
-            t.sender.pending.open_sends.remove(t.receiver.rank)
-            t.receiver.pending.open_receives.remove(t.sender.rank)
+            for post in (t.sender, t.receiver):
+                post.pending.deliver(post.index)
 
     def _pass_on(self) -> None:
         """Deliver what is due and give the turn to the next rank that can run."""
@@ -201,9 +225,11 @@ class LocalWorld:
                 lines.append(f"rank {rank} has ended")
             elif waiting is not None:
                 pending, what = waiting
+                sources = [message.peer for message in pending.receives.values()]
+                targets = [message.peer for message in pending.sends.values()]
                 lines.append(
-                    f"rank {rank} waits on {what} to receive from {pending.open_receives} "
-                    f"and to send to {pending.open_sends}"
+                    f"rank {rank} waits on {what} to receive from {sources} "
+                    f"and to send to {targets}"
                 )
         return "; ".join(lines)
 
@@ -215,22 +241,37 @@ class LocalEndpoint:
         self._world = world
         self.rank = rank
         self.size = world.size
+        self._pending: list[_Pending] = []
 
-    def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> _Pending:
+    def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> _Pending:
         """Post messages; with a seed, other ranks may run before this returns."""
-        pending = self._world.post(self.rank, sends, receives)
+        pending = _Pending(sends, receives, seen)
+        self._pending.append(pending)
+        self._world.post(self.rank, pending)
         self.poll()
         return pending
 
     def wait(self, pending: _Pending, what: str) -> None:
         """Run other ranks until all messages of `pending` are delivered."""
         self._world.wait(self.rank, pending, what)
+        self._look()
+
+    def reaches(self, ranks: Sequence[int]) -> bool:
+        """Say what the world says: all ranks are in one process."""
+        return self._world.shares_memory
 
     def poll(self) -> None:
         """With a seed, give other ranks a turn."""
         if self._world.shuffles:
             self._world.yield_turn(self.rank)
+        self._look()
 
     def copy(self, target: Array, source: Array) -> None:
         """Copy between two arrays of this rank."""
         np.copyto(target, source)
+
+    def _look(self) -> None:
+        """Tell of the messages that are done by now."""
+        for pending in self._pending:
+            pending.look()
+        self._pending = [pending for pending in self._pending if not pending.done]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from pympa.arena import Array
-from pympa.transport import Message, TransportError, raw_bytes
+from pympa.arena import Arena, Array, Place
+from pympa.transport import Message, Seen, TransportError, raw_bytes
+from pympa.transport.shared import SharedMemory
 
 _FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while they wait
 _SEGMENT = "/dev/shm/mpich_shm_"
@@ -21,9 +23,14 @@ _LONGEST_NAP_SECONDS = 500e-6
 
 @dataclass
 class _Pending:
+    """Messages of one `start`: `left` are not done, `wrong` came with so many bytes."""
+
     requests: list[MPI.Request]
     receives: Sequence[Message]
     sends: Sequence[Message]
+    seen: Seen
+    left: int
+    wrong: tuple[Message, int] | None = None
 
 
 class MpiEndpoint:
@@ -33,24 +40,37 @@ class MpiEndpoint:
         comm: is duplicated, so that messages never meet the caller's own. Collective.
         timeout_seconds: longest time any single wait may take.
         naps: sleep between looks; for ranks that share cores.
+        shares_memory: ranks of one node read each other's shared arrays, where they can.
     """
 
-    def __init__(self, comm: MPI.Comm, *, timeout_seconds: float, naps: bool) -> None:
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        *,
+        timeout_seconds: float,
+        naps: bool,
+        shares_memory: bool = False,
+    ) -> None:
         self._comm = comm.Dup()
         self.rank = self._comm.Get_rank()
         self.size = self._comm.Get_size()
         self.timeout_seconds = timeout_seconds
         self.naps = naps
+        self._pending: list[_Pending] = []
+        self._reach = _try_memory(self._comm) if shares_memory else None
 
-    def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> _Pending:
+    def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> _Pending:
         """Post all receives, then all sends."""
+        self.poll()
         requests = [
             self._comm.Irecv([raw_bytes(m.array), MPI.BYTE], m.peer, m.channel) for m in receives
         ]
         requests += [
             self._comm.Isend([raw_bytes(m.array), MPI.BYTE], m.peer, m.channel) for m in sends
         ]
-        return _Pending(requests, receives, sends)
+        pending = _Pending(requests, receives, sends, seen, len(requests))
+        self._pending.append(pending)
+        return pending
 
     def wait(self, pending: _Pending, what: str) -> None:
         """Complete all requests.
@@ -58,10 +78,9 @@ class MpiEndpoint:
         Raises:
             TransportError: the deadline passed, or a message had another size than expected.
         """
-        statuses = [MPI.Status() for _ in pending.requests]
         deadline = time.monotonic() + self.timeout_seconds
         nap = _FIRST_NAP_SECONDS
-        while not MPI.Request.Testall(pending.requests, statuses):
+        while not self._done(pending):
             if time.monotonic() > deadline:
                 peers = sorted({m.peer for m in (*pending.receives, *pending.sends)})
                 raise TransportError(
@@ -73,17 +92,37 @@ class MpiEndpoint:
                 nap = min(2 * nap, _LONGEST_NAP_SECONDS)
             else:
                 os.sched_yield()
-        for message, status in zip(pending.receives, statuses, strict=False):
-            count = status.Get_count(MPI.BYTE)
-            if count != message.array.nbytes:
-                raise TransportError(
-                    f"rank {self.rank} expected {message.array.nbytes} bytes on {what} from rank "
-                    f"{message.peer}; got {count}"
-                )
+        self.poll()
+        if pending.wrong is not None:
+            message, count = pending.wrong
+            raise TransportError(
+                f"rank {self.rank} expected {message.array.nbytes} bytes on {what} from rank "
+                f"{message.peer}; got {count}"
+            )
 
     def poll(self) -> None:
-        """Enter the MPI library once, which moves messages on."""
-        self._comm.Iprobe(MPI.PROC_NULL, 0)
+        """Test what is under way, which moves it on; a probe of no rank would not."""
+        self._pending = [pending for pending in self._pending if not self._done(pending)]
+
+    def _done(self, pending: _Pending) -> bool:
+        """Take note of the messages that are done by now, and tell whether all are."""
+        if not pending.left:
+            return True
+        statuses: list[MPI.Status] = []
+        done = MPI.Request.Testsome(pending.requests, statuses) or []
+        for index, status in zip(done, statuses, strict=True):
+            pending.seen(index)
+            pending.left -= 1
+            if index < len(pending.receives):
+                message, count = pending.receives[index], status.Get_count(MPI.BYTE)
+                if count != message.array.nbytes:
+                    pending.wrong = message, count
+        return not pending.left
+
+    def reaches(self, ranks: Sequence[int]) -> bool:
+        """Tell whether each of these ranks could read a piece of each other's memory."""
+        reach = self._reach
+        return reach is not None and all(reach[a][b] for a in ranks for b in ranks)
 
     def copy(self, target: Array, source: Array) -> None:
         """Copy between two arrays of this rank."""
@@ -92,6 +131,28 @@ class MpiEndpoint:
     def close(self) -> None:
         """Free the duplicated communicator. Collective."""
         self._comm.Free()
+
+
+def _try_memory(comm: MPI.Comm) -> list[list[bool]]:
+    """Return which ranks can read the shared memory of which. Collective."""
+    arena = Arena()
+    token = arena.empty((1,), np.int64, shared=True)
+    token[0] = comm.Get_rank()
+    everyone = comm.allgather((platform.node(), arena.place(token)))
+
+    def can_read(rank: int, node: str, place: Place) -> bool:
+        if node != platform.node():
+            return False
+        try:
+            seen = SharedMemory().view(place, (1,), np.dtype(np.int64))
+        except OSError:
+            return False
+        return bool(seen[0] == rank)
+
+    mine = [can_read(rank, *other) for rank, other in enumerate(everyone)]
+    reach: list[list[bool]] = comm.allgather(mine)
+    arena.close()
+    return reach
 
 
 def unlink_shared_files() -> None:

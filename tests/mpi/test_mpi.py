@@ -8,9 +8,11 @@ from mpi4py import MPI
 
 import checks
 import worlds
+from pympa.arena import Arena
 from pympa.mesh import Plan
 from pympa.session import RefusedError, Session
-from pympa.transport import TransportError
+from pympa.trace import Trace
+from pympa.transport import Traffic, Transport, TransportError
 from pympa.transport.mpi import MpiEndpoint
 
 pytestmark = pytest.mark.mpi
@@ -63,6 +65,40 @@ def test_same_bits_and_bytes_as_in_process(world, dtype):
             checks.same_as_in_process(world, spec, plan, dtype)
 
 
+@pytest.fixture(scope="module")
+def sharing():
+    made = MpiEndpoint(MPI.COMM_WORLD, timeout_seconds=60, naps=True, shares_memory=True)
+    yield made
+    made.close()
+
+
+def test_ranks_of_a_node_read_each_others_memory(sharing, world):
+    assert sharing.reaches(range(SIZE))
+    assert not world.reaches(range(SIZE))
+    arena = Arena()
+    transport = Transport(sharing, "cp", range(SIZE), arena, Trace(), Traffic())
+    own = arena.empty((3, 5), np.float32, shared=True)
+    for turn in range(3):
+        transport.settle()
+        own[:] = 100 * turn + transport.index
+        loan = transport.lend([own], [[(3, 5)]] * SIZE)
+        for rank, (seen,) in enumerate(transport.views(loan)):
+            assert (seen == 100 * turn + rank).all()
+        transport.give_back(0, 0)
+    transport.settle()
+    arena.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_read_in_place_are_the_keys_sent(sharing, world, dtype):
+    plans = [Plan(cp=SIZE), Plan(cp=SIZE, micro_batches=5)]
+    if SIZE % 2 == 0:
+        plans += [Plan(cp=SIZE // 2, pp=2, micro_batches=3), Plan(cp=SIZE, ulysses=2)]
+    for plan in plans:
+        read = checks.plan_is_exact(sharing, worlds.DENSE, plan, dtype)
+        assert read == checks.plan_is_exact(world, worlds.DENSE, plan, dtype)
+
+
 def test_token_chunks(world):
     pp = 1 if SIZE % 2 else 2
     plan = Plan(pp=pp, cp=SIZE // pp, micro_batches=5)
@@ -105,11 +141,15 @@ def test_session_refuses_a_plan_of_another_size():
         Session(f"cp={SIZE + 1}").__enter__()
 
 
-def test_session_refuses_what_this_version_lacks():
+def test_ring_attention_is_for_rings_of_whole_heads():
     if SIZE == 1:
         pytest.skip("dim=1 splits nothing")
-    with pytest.raises(RefusedError, match="whole heads only"):
-        Session(f"dim={SIZE}").__enter__()
+    q = np.zeros((sum(worlds.LENGTHS), 2, 8), np.float32)
+    with (
+        Session(f"dim={SIZE}") as session,
+        pytest.raises(ValueError, match="takes whole heads and a ring"),
+    ):
+        session.ring_attention(q, q, q, lengths=worlds.LENGTHS)
 
 
 def test_session_windows():
