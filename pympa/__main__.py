@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": ("pympa.bench.__main__", "verify and time ways of splitting a model over MPI ranks"),
     "kernels": ("pympa.bench.kernels", "check and time single kernels of one core"),
     "compare": ("pympa.bench.compare", "compare the records of two runs"),
+    "footprint": ("pympa.footprint", "say what a plan needs, by rank and by layer, without MPI"),
     "info": ("pympa.info", "say what this machine, its MPI and this installation can do"),
 }
 _SHELLS = ("bash", "zsh", "tcsh")

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.ledger import Ledger, Use
+
 ALIGNMENT_BYTES = 64  # one cache line, one AVX-512 register
 BLOCK_BYTES = 16 << 20  # granularity of growth; small models stay small
 Array = NDArray[Any]
@@ -88,10 +90,14 @@ class Arena:
 
     Args:
         dry: hand out arrays without memory (zero strides, read-only), only count bytes.
+
+    Attributes:
+        ledger: where to write down what bytes are for; None, as real work has no time for it.
     """
 
     def __init__(self, *, dry: bool = False) -> None:
         self.dry = dry
+        self.ledger: Ledger | None = None
         self.used_bytes = 0
         self.peak_bytes = 0
         self._own, self._shared = _Stack(_private_block), _Stack(_shared_block)
@@ -108,13 +114,19 @@ class Arena:
         return sum(block.size for block in (*self._own.blocks, *self._shared.blocks))
 
     def empty(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any], *, shared: bool = False
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type[Any],
+        use: Use = "activations",
+        *,
+        shared: bool = False,
     ) -> Array:
         """Return an uninitialised C-contiguous array that lives until its scope ends.
 
         Args:
             shape: of the array.
             dtype: of the array.
+            use: what it is for.
             shared: other processes may read it, at its `place`.
         """
         dtype = np.dtype(dtype)
@@ -122,6 +134,8 @@ class Arena:
         size = -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self.used_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        if self.ledger is not None:
+            self.ledger.take(use, size, self.used_bytes)
         if self.dry:
             return np.broadcast_to(np.zeros((), dtype), shape)
         if self._closed:
@@ -145,12 +159,27 @@ class Arena:
     def scope(self) -> Iterator[None]:
         """Give back, on exit, everything taken inside."""
         used, own, shared = self.used_bytes, self._own.mark(), self._shared.mark()
+        mark = self.ledger.mark() if self.ledger is not None else {}
         try:
             yield
         finally:
+            if self.ledger is not None:
+                self.ledger.release(mark)
             self._own.reset(own)
             self._shared.reset(shared)
             self.used_bytes = used
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Tell the ledger which part of the model takes what is taken inside."""
+        if self.ledger is None:
+            yield
+            return
+        outside, self.ledger.part = self.ledger.part, name
+        try:
+            yield
+        finally:
+            self.ledger.part = outside
 
     def restart_peak(self) -> int:
         """Return the high-water mark and start a new one from what is in use."""

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from pympa.arena import Arena
+from pympa.costs import Costs
 from pympa.kernels import Kernels
 from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.virtual import VirtualKernels
+from pympa.ledger import Ledger
 from pympa.mesh import Mesh, Plan
 from pympa.model import Model
 from pympa.partition import Bounds
@@ -18,6 +20,7 @@ from pympa.rank import Rank
 from pympa.spec import ModelSpec
 from pympa.trace import ExpertLoad, Trace
 from pympa.transport import Endpoint, NullEndpoint, Reaches, Traffic, axis_transports
+from pympa.virtual import VirtualEndpoint
 
 
 def build_rank(
@@ -37,11 +40,79 @@ def build_rank(
     """
     if endpoint.size != plan.world:
         raise ValueError(f"plan {plan} takes {plan.world} ranks; got {endpoint.size}")
-    mesh, arena, trace, traffic = Mesh(plan, endpoint.rank), Arena(dry=dry), Trace(), Traffic()
+    mesh, trace, traffic = Mesh(plan, endpoint.rank), Trace(), Traffic()
+    arena = Arena(dry=dry)
     kind = VirtualKernels if dry else CpuKernels
     kernels: Kernels = kind(isa=isa, threads=threads, arena=arena, trace=trace)
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
     return Rank(mesh, kernels, transports, arena, trace, traffic, ExpertLoad())
+
+
+def build_virtual_rank(endpoint: VirtualEndpoint, plan: Plan, costs: Costs, *, isa: str) -> Rank:
+    """Return a rank of shapes on a virtual clock.
+
+    Args:
+        endpoint: of a virtual world of the plan's size.
+        plan: the mesh.
+        costs: what kernels take.
+        isa: whose workspaces the arena counts.
+    """
+    mesh, arena, traffic = Mesh(plan, endpoint.rank), Arena(dry=True), Traffic()
+    trace = Trace(endpoint.clock)
+    kernels: Kernels = VirtualKernels(
+        isa=isa, threads=1, arena=arena, trace=trace, costs=costs, advance=endpoint.advance
+    )
+    transports = axis_transports(endpoint, mesh, arena, trace, traffic)
+    return Rank(mesh, kernels, transports, arena, trace, traffic, ExpertLoad())
+
+
+class Rehearsal:
+    """One rank of a plan on shapes: its arena tells what loading and steps need.
+
+    What depends on the input is taken to be even: each expert gets as many rows as another.
+
+    Args:
+        spec: the model.
+        plan: the mesh.
+        rank: which of its ranks.
+        dtype: of weights and activations.
+        isa: instruction set, which the order of packed weights depends on.
+        threads: of each kernel; each has a workspace.
+        stages: layers of each stage; None means `stage_bounds` at its default context.
+        reaches: tells which ranks read each other's shared memory; None means none do.
+
+    Attributes:
+        arena: dry. ledger: tells what its bytes are for. model: this rank's part.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        plan: Plan,
+        rank: int,
+        dtype: np.dtype[Any],
+        *,
+        isa: str,
+        threads: int = 1,
+        stages: Bounds | None = None,
+        reaches: Reaches | None = None,
+    ) -> None:
+        endpoint = NullEndpoint(rank, plan.world, reaches)
+        rehearsed = build_rank(endpoint, plan, isa=isa, threads=threads, dry=True)
+        self.arena, self.ledger = rehearsed.arena, Ledger()
+        self.arena.ledger = self.ledger
+        self.model = Model(spec, rehearsed, dtype, stages=stages)
+
+    def step(self, lengths: Sequence[int], micro_batches: int | None = None) -> None:
+        """Run one step.
+
+        Args:
+            lengths: tokens of each sequence.
+            micro_batches: parts in time; None means the plan's.
+        """
+        ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
+        with self.arena.scope():
+            self.model.forward(self.model.prepare(ids, micro_batches))
 
 
 def rehearse(
@@ -50,19 +121,9 @@ def rehearse(
     rank: int,
     lengths: Sequence[int],
     dtype: np.dtype[Any],
-    *,
-    isa: str,
-    threads: int = 1,
-    stages: Bounds | None = None,
-    reaches: Reaches | None = None,
+    **how: Any,
 ) -> int:
-    """Return the arena bytes that rank `rank` of a plan will need, by running it on shapes.
-
-    What depends on the input is taken to be even: each expert gets as many rows as another.
-    """
-    endpoint = NullEndpoint(rank, plan.world, reaches)
-    rehearsed = build_rank(endpoint, plan, isa=isa, threads=threads, dry=True)
-    model = Model(spec, rehearsed, dtype, stages=stages)
-    ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
-    model.forward(model.prepare(ids))
-    return rehearsed.arena.peak_bytes
+    """Return the arena bytes that a rank needs for loading and a step; see `Rehearsal`."""
+    rehearsal = Rehearsal(spec, plan, rank, dtype, **how)
+    rehearsal.step(lengths)
+    return rehearsal.arena.peak_bytes

@@ -44,7 +44,7 @@ class MicroBatch:
         lengths: tokens of each sequence of the whole batch.
         most_rows: rows of the rank that has most of them in this micro-batch.
         queries: layout of the queries that each `cp` rank attends with: all its rows, or its part
-            of them where `dim` shares them. query_parts: these parts.
+            of them where `dim` shares them. query_parts: these parts, or None.
         exchange: neighbours of `cp` that exchange heads for tokens.
     """
 
@@ -57,7 +57,7 @@ class MicroBatch:
     lengths: tuple[int, ...]
     most_rows: int
     queries: tuple[Layout, ...]
-    query_parts: QueryParts
+    query_parts: QueryParts | None
     exchange: int
 
     @property
@@ -156,17 +156,20 @@ def _query_layouts(plan: Plan, layout: Layout) -> list[Layout]:
     return [layout] * plan.dim
 
 
-def _query_parts(plan: Plan, layout: Layout, lengths: Sequence[int], coordinate: int) -> QueryParts:
-    parts = split_tokens(layout, plan.dim, plan.balance) if plan.splits_queries else [layout]
+def _query_parts(
+    plan: Plan, layout: Layout, lengths: Sequence[int], coordinate: int
+) -> QueryParts | None:
+    if not plan.splits_queries:
+        return None
+    parts = split_tokens(layout, plan.dim, plan.balance)
     rows = layout.global_rows(lengths)
     sorting = np.argsort(rows)
     wanted = _joined([part.global_rows(lengths) for part in parts], np.int64)
     order = sorting[np.searchsorted(rows, wanted, sorter=sorting)].astype(np.int32)
     places = np.argsort(order).astype(np.int32)
     counts = tuple(part.rows for part in parts)
-    mine = coordinate if plan.splits_queries else 0
-    first = sum(counts[:mine])
-    return QueryParts(order, places, counts, slice(first, first + counts[mine]))
+    first = sum(counts[:coordinate])
+    return QueryParts(order, places, counts, slice(first, first + counts[coordinate]))
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
@@ -196,8 +199,8 @@ class KvCache:
         *,
         shared: bool,
     ) -> None:
-        self._k = arena.empty((capacity, *k_shape), dtype, shared=shared)
-        self._v = arena.empty((capacity, *v_shape), dtype, shared=shared)
+        self._k = arena.empty((capacity, *k_shape), dtype, "keys/values", shared=shared)
+        self._v = arena.empty((capacity, *v_shape), dtype, "keys/values", shared=shared)
         self.layouts = [Layout(())] * ranks
 
     def append(self, part: MicroBatch) -> tuple[Array, Array]:

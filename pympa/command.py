@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import traceback
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from pympa.session import Session
 
 _NAP_SECONDS = 2e-3
+_BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("MGT", 2)
+    for unit, base in (("B", 1000), ("iB", 1024))
+}
 REFUSED = 2
 """Exit status of a request that cannot be done, as in argparse."""
 
@@ -74,6 +80,28 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected seconds above 0; got {text!r}")
     return value
+
+
+def byte_count(text: str) -> int:
+    """Parse an argument: bytes, as in 65536, 50MB (10^6) or 2MiB (2^20)."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
+    value = float(parts[1]) * _BYTES.get(parts[2], 0) if parts else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected bytes of at least 1, as in 65536, 50MB or 2MiB; got {text!r}"
+        )
+    return int(value)
+
+
+def number_list(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as 0-3,8."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][-1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def disagree(arguments: Sequence[str]) -> bool:

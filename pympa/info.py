@@ -16,14 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pympa.command import Parser, once, start
+from pympa.command import Parser, number_list, once, start
 
 _OPTIONAL = {
     "mpich": ("an MPI library from PyPI", "pip install 'pympa[mpich]'"),
     "torch": ("the peer of tests and benchmarks", "pip install 'pympa[peers]'"),
     "pytest": ("the tests", "pip install 'pympa[test]'"),
 }
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _THREAD_LEVELS = ("single", "funneled", "serialized", "multiple")
 
 
@@ -82,23 +81,20 @@ def _layout(ranks: list[tuple[str, list[int]]]) -> list[tuple[str, str]]:
     for node, placed in nodes.items():
         cores = sorted(set().union(*(c for _, c in placed)))
         shared = ", shared" if len(placed) > len(cores) else ""
-        who = _runs([rank for rank, _ in placed])
-        rows.append((f"node {node}", f"ranks {who} on cores {_runs(cores)}{shared}"))
+        who = number_list([rank for rank, _ in placed])
+        rows.append((f"node {node}", f"ranks {who} on cores {number_list(cores)}{shared}"))
     return rows
 
 
 def _hardware() -> list[tuple[str, str]]:
     from pympa.bench.memory import available_bytes
+    from pympa.caches import read_caches
     from pympa.kernels.cpu import supported_isas
 
-    caches = []
-    for folder in sorted(_CACHES.glob("index*")):
-        level, kind, size = ((folder / f).read_text().strip() for f in ("level", "type", "size"))
-        caches.append(f"L{level} {kind.lower()} {size}")
     return [
         ("processor", _processor()),
         ("instruction sets", ", ".join(supported_isas())),
-        ("caches", ", ".join(caches) or "unknown"),
+        ("caches", ", ".join(map(str, read_caches())) or "unknown"),
         ("memory available", f"{available_bytes() / 2**30:.1f} GiB"),
     ]
 
@@ -120,17 +116,6 @@ def _optional_parts() -> list[tuple[str, str]]:
             state = "present" if present else f"missing; to get it: {how}"
         rows.append((name, f"{state} ({what})"))
     return rows
-
-
-def _runs(numbers: list[int]) -> str:
-    """Write ascending numbers as 0-3,8."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][-1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
 
 
 if __name__ == "__main__":

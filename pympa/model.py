@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.arena import Array
-from pympa.batch import Batch, MicroBatch, lay_out_batch
+from pympa.batch import Batch, KvCache, MicroBatch, lay_out_batch
 from pympa.block import Attention, Context, Probe, feed_forward
 from pympa.parallel.capacity import Used
 from pympa.parallel.stages import stream_micro_batches
@@ -92,6 +92,16 @@ class Model:
         self._is_first = self.mesh.coordinate("pp") == 0
         self._is_last = self.mesh.coordinate("pp") == self.mesh.plan.pp - 1
 
+    @property
+    def layers(self) -> range:
+        """Those on this rank's stage."""
+        return range(*self._weights.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all weights on this rank, norms and biases included."""
+        return self._weights.elements
+
     def prepare(
         self, ids: Sequence[NDArray[np.int32]], micro_batches: int | None = None
     ) -> Prepared:
@@ -132,11 +142,11 @@ class Model:
         with self._rank.trace.step(), self._arena.scope():
             parts = batch.micro_batches
             rows = [part.layout.rows for part in parts]
-            kept = (
-                {index: attend.cache(*parts) for index, attend in self._attention.items()}
-                if batch.keeps_kv
-                else {}
-            )
+            kept: dict[int, KvCache] = {}
+            for index, attend in self._attention.items():
+                with self._arena.part(f"layers.{index}"):
+                    if batch.keeps_kv:
+                        kept[index] = attend.cache(*parts)
             used: dict[int, Used] = {index: {} for index in self._feed_forward}
 
             def compute(number: int, x: Array) -> None:
@@ -146,10 +156,11 @@ class Model:
                 for index, attend in self._attention.items():
                     layer = self.spec.blocks[index]
                     rope = prepared.rope[layer.rope, layer.rotated_dim] if layer.rope else None
-                    with self._arena.scope():
-                        cache = kept[index] if kept else attend.cache(part)
-                        attend(x, part, rope, cache, probe)
-                    self._feed_forward[index](x, part, used[index], probe)
+                    with self._arena.part(f"layers.{index}"):
+                        with self._arena.scope():
+                            cache = kept[index] if kept else attend.cache(part)
+                            attend(x, part, rope, cache, probe)
+                        self._feed_forward[index](x, part, used[index], probe)
                 if self._is_last:
                     if probe is not None:
                         probe("output", x, part.layout)

@@ -15,7 +15,7 @@ from pympa.layout import Balance
 from pympa.mesh import AXES, Plan, PlanError
 from pympa.spec import LayerSpec, ModelSpec
 
-FAMILIES = ("baseline", "ring", "ring-ep", "grid", "experts")
+FAMILIES = ("baseline", "ring", "ring-ep", "grid", "experts", "stages", "stages-tp")
 
 
 def broken_rule(plan: Plan, spec: ModelSpec, sequences: int) -> str | None:
@@ -157,6 +157,11 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
+def _most(ranks: int, limit: int) -> int:
+    """Return the largest divisor of `ranks` that is at most `limit`."""
+    return max(d for d in _divisors(ranks) if d <= limit)
+
+
 def family_plan(family: str, spec: ModelSpec, world: int) -> Plan:
     """Return the plan of a studied system for any number of ranks.
 
@@ -165,19 +170,21 @@ def family_plan(family: str, spec: ModelSpec, world: int) -> Plan:
     grid: tp and dim share the ranks, the squarest way.
     ring: cp takes all ranks. ring-ep: the same with the experts spread over them.
     experts: dp takes all ranks, and the experts are spread over them.
+    stages: pp takes as many ranks as there are layers for, dp the rest. stages-tp: tp takes the
+    rest as far as there are heads, dp what remains.
 
     Raises:
         PlanError: no such family.
     """
     experts = min((block.experts for block in spec.blocks if block.experts), default=1)
+    heads = min(block.heads for block in spec.blocks)
 
     def most_ep(ranks: int) -> int:
-        return max(d for d in _divisors(ranks) if d <= experts)
+        return _most(ranks, experts)
 
     if family == "ring":
         return Plan(cp=world)
     if family == "grid":
-        heads = min(block.heads for block in spec.blocks)
         slices = min(min(_pairs(block), block.value_dim) for block in spec.blocks)
         shapes = [(d, world // d) for d in _divisors(world) if d <= heads and world // d <= slices]
         if not shapes:
@@ -190,7 +197,10 @@ def family_plan(family: str, spec: ModelSpec, world: int) -> Plan:
         return Plan(dp=world, ep=most_ep(world))
     if family == "baseline":
         pp = 2 if world % 2 == 0 and len(spec.blocks) >= 2 else 1
-        heads = min(block.heads for block in spec.blocks)
-        tp = max(d for d in _divisors(world // pp) if d <= heads)
+        tp = _most(world // pp, heads)
         return Plan(pp=pp, tp=tp, dp=world // (pp * tp), ep=most_ep(world // pp))
+    if family in ("stages", "stages-tp"):
+        pp = _most(world, len(spec.blocks))
+        tp = _most(world // pp, heads) if family == "stages-tp" else 1
+        return Plan(pp=pp, tp=tp, dp=world // (pp * tp))
     raise PlanError(f"family: expected one of {', '.join(FAMILIES)}; got {family!r}")

@@ -12,38 +12,33 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import platform
 import sys
 import termios
 import time
 import traceback
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from pympa.arena import Arena, Array
-from pympa.backend import build_rank
+from pympa.arena import Array
 from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
-from pympa.rank import Rank
-from pympa.trace import Trace
-from pympa.transport import WORLD, Traffic, Transport, TransportError
+from pympa.team import Team, count_cores, own_place
+from pympa.transport import TransportError
 
-T = TypeVar("T")
 ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
 _STAGGER_SECONDS = 0.1  # ranks that fail together speak in turn; the first one ends the job
 _LONGEST_STAGGER_SECONDS = 2.0
 _FORWARD_SECONDS = 0.05  # what a launcher takes to pass on a line that it has read
 
 
-class Session:
+class Session(Team):
     """Ranks of an MPI communicator as a mesh. Collective to enter and to leave.
 
     Args:
@@ -73,11 +68,10 @@ class Session:
         self._plan = plan
         self._comm = comm
         self._asked_isa = isa
-        self.threads = threads
+        super().__init__(threads)
         self.timeout_seconds = timeout_seconds
         self._shares_memory = shares_memory
         self._owns_job = comm is None
-        self.rank = 0
 
     def __enter__(self) -> Session:
         from mpi4py import MPI
@@ -86,21 +80,20 @@ class Session:
 
         self._comm = self._comm or MPI.COMM_WORLD
         self._abort = self._comm.Abort
-        self.total_cores, self.oversubscribed = _cores(self._comm, self.threads)
+        places = self._comm.allgather(own_place())
+        _, crowded = count_cores(places, self.threads)
         if self._owns_job:
             unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
         self.mpi_library = " ".join(MPI.Get_library_version().split("\n")[0].split())
-        self._endpoint = MpiEndpoint(
+        endpoint = MpiEndpoint(
             self._comm,
             timeout_seconds=self.timeout_seconds,
-            naps=self.oversubscribed,
+            naps=crowded,
             shares_memory=self._shares_memory,
         )
-        self.rank, self.size = self._endpoint.rank, self._endpoint.size
+        self.gather(endpoint, places)
         if self._owns_job:
             sys.excepthook = _one_voice(self.rank, sys.excepthook)
-        world = range(self.size)
-        self.world = Transport(self._endpoint, WORLD, world, Arena(), Trace(), Traffic())
         try:
             self.agree("threads", self.threads)
             self.agree("isa", self._asked_isa)
@@ -125,62 +118,6 @@ class Session:
             _wait_until_read()
             self._abort(1)
             os._exit(1)  # some libraries return from Abort; nothing may be printed twice
-
-    def agree(self, what: str, value: Any) -> None:
-        """Refuse unless all ranks gave the same value. Collective.
-
-        Raises:
-            RefusedError: names the ranks that differ from rank 0.
-        """
-        values = self.world.gather_objects(value)
-        others = [rank for rank, other in enumerate(values) if other != values[0]]
-        if others:
-            raise RefusedError(
-                f"{what}: expected the same on all ranks; rank 0 has {values[0]!r}, "
-                f"rank {others[0]} has {values[others[0]]!r}"
-            )
-
-    def check(self, local: Callable[[], T]) -> T:
-        """Run a check on every rank and go on only if none objects. Collective.
-
-        Args:
-            local: raises ValueError or OSError to object.
-
-        Raises:
-            RefusedError: on all ranks, with the first objection.
-        """
-        result: T | None = None
-        objection = None
-        try:
-            result = local()
-        except (ValueError, OSError) as error:
-            objection = str(error)
-        objections = self.world.gather_objects(objection)
-        for text in objections:
-            if text is not None:
-                raise RefusedError(text)
-        return result  # type: ignore[return-value]
-
-    def barrier(self) -> None:
-        """Return when all ranks are here. Collective."""
-        arrived = np.zeros(self.size, np.uint8)
-        self.world.all_gather([arrived[i : i + 1] for i in range(self.size)])
-
-    def reaches(self, ranks: Sequence[int]) -> bool:
-        """Tell whether these ranks read each other's shared memory."""
-        return self._endpoint.reaches(ranks)
-
-    def on(self, plan: Plan, *, dry: bool = False) -> Rank:
-        """Return this rank's resources for a plan: mesh, arena, kernels, transports.
-
-        Raises:
-            RefusedError: the plan takes another number of ranks.
-        """
-        if plan.world != self.size:
-            raise RefusedError(
-                f"plan {plan} takes {plan.world} ranks; this session has {self.size}"
-            )
-        return build_rank(self._endpoint, plan, isa=self.isa, threads=self.threads, dry=dry)
 
     def layouts(self, lengths: Sequence[int]) -> list[Layout]:
         """Return which tokens each rank of this rank's ring holds.
@@ -273,20 +210,6 @@ class Session:
         if self._asked_isa is not None and self._asked_isa not in common:
             raise RefusedError(f"isa: expected one of {', '.join(common)}; got {self._asked_isa!r}")
         return self._asked_isa or str(common[0])
-
-
-def _cores(comm: Any, threads: int) -> tuple[int, bool]:
-    """Return the cores that all ranks may use, and whether some node has more threads than cores.
-
-    Ranks that are pinned count the cores that they are pinned to.
-    """
-    cores: defaultdict[str, set[int]] = defaultdict(set)
-    ranks: Counter[str] = Counter()
-    for node, affinity in comm.allgather((platform.node(), os.sched_getaffinity(0))):
-        cores[node] |= affinity
-        ranks[node] += 1
-    crowded = any(ranks[node] * threads > len(cores[node]) for node in cores)
-    return sum(map(len, cores.values())), crowded
 
 
 def _one_voice(rank: int, hook: ExceptHook) -> ExceptHook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,20 +68,20 @@ class Shards:
         if stage == 0:
             self._keep("embedding", [self.vocabulary])
         for index in range(*self.layers):
-            layer, prefix = spec.blocks[index], f"layers.{index}."
-            self.heads[index] = head_share(layer, plan.tp, mesh.coordinate("tp"))
-            self.slices[index] = slice_heads(layer, plan.dim, mesh.coordinate("dim"))
-            for name in [n for n in self._specs if n.startswith(prefix)]:
-                local = name.removeprefix(prefix)
-                if not local.startswith("experts."):
-                    self._load(name, self._shard(local, index, layer))
-            if layer.experts:
-                self._load_experts(f"{prefix}experts.", layer)
+            with rank.arena.part(f"layers.{index}"):
+                self._load_layer(index, spec.blocks[index])
         if stage == plan.pp - 1:
             for name in [n for n in self._specs if n.startswith("final_norm")]:
                 self._keep(name, None)
             table = "embedding" if spec.tied_head else "head"
             self.matrices["head"] = self._pack(table, [self.vocabulary], None)
+
+    @property
+    def elements(self) -> int:
+        """Of all weights on this rank, without what packing adds."""
+        vectors = sum(vector.size for vector in self.vectors.values())
+        groups = ((math.prod(m.data.shape[:-1]), m) for m in self.matrices.values())
+        return vectors + sum(count * matrix.n * matrix.k for count, matrix in groups)
 
     def normed(self, name: str, layer: LayerSpec, rows: Array) -> Array:
         """Return rows `[rows, d_model]` after the norm called `name`, in memory of the arena."""
@@ -88,6 +89,17 @@ class Shards:
         weight, bias = self.vectors[f"{name}.weight"], self.vectors.get(f"{name}.bias")
         self._rank.kernels.norm(rows, weight, bias, out, eps=layer.norm_eps, kind=layer.norm)
         return out
+
+    def _load_layer(self, index: int, layer: LayerSpec) -> None:
+        mesh, prefix = self._rank.mesh, f"layers.{index}."
+        self.heads[index] = head_share(layer, mesh.plan.tp, mesh.coordinate("tp"))
+        self.slices[index] = slice_heads(layer, mesh.plan.dim, mesh.coordinate("dim"))
+        for name in [n for n in self._specs if n.startswith(prefix)]:
+            local = name.removeprefix(prefix)
+            if not local.startswith("experts."):
+                self._load(name, self._shard(local, index, layer))
+        if layer.experts:
+            self._load_experts(f"{prefix}experts.", layer)
 
     def _shard(self, name: str, index: int, layer: LayerSpec) -> Shard:
         """Return the part of a block's weight that this rank holds."""
@@ -129,7 +141,7 @@ class Shards:
                     len(mine), (shape[0], shape[1]), self._dtype, fill
                 )
                 continue
-            biases = arena.empty((len(mine), *shape), self._dtype)
+            biases = arena.empty((len(mine), *shape), self._dtype, "weights")
             if not arena.dry:
                 for number in range(len(mine)):
                     fill(number, biases[number])
@@ -137,7 +149,8 @@ class Shards:
 
     def _keep(self, name: str, rows: Part) -> None:
         spec = self._specs[name]
-        out = self._rank.arena.empty(_shape(spec.shape, rows, None), self._dtype)
+        shape = _shape(spec.shape, rows, None)
+        out = self._rank.arena.empty(shape, self._dtype, "weights")
         if not self._rank.arena.dry:
             self._source.fill(spec, out, rows)
         self.vectors[name] = out

@@ -23,7 +23,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -31,6 +31,18 @@ from numpy.typing import NDArray
 
 Kind = Literal["compute", "wait"]
 Interval = tuple[float, float]
+
+
+class Parcel(Protocol):
+    """A message, as the transport has it."""
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """What travels."""
+
+    @property
+    def peer(self) -> int:
+        """The world rank that it goes to or comes from."""
 
 
 class Span(NamedTuple):
@@ -84,7 +96,8 @@ class Times(NamedTuple):
 class Step(NamedTuple):
     """What one rank did in one step.
 
-    spans: in order of time, none overlapping. flights: in the order in which they were seen done.
+    spans: in order of time, none overlapping. flights: in the order in which they were posted; one
+    still under way counts until the end of the step.
     """
 
     start: float
@@ -101,7 +114,7 @@ class Step(NamedTuple):
         waited = union((s.start, s.stop) for s in self.spans if s.kind == "wait")
         flying: defaultdict[str, list[Interval]] = defaultdict(list)
         for flight in self.flights:
-            flying[flight.axis].append((flight.start, min(flight.stop, self.stop)))
+            flying[flight.axis].append((flight.start, flight.stop))
         by_axis = {axis: union(intervals) for axis, intervals in flying.items()}
         anything = union(interval for intervals in by_axis.values() for interval in intervals)
         return Times(
@@ -151,16 +164,22 @@ class Trace:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self.last = Step(0.0, 0.0, [], [])
-        self._now: Step | None = None
+        self._recording = False
+        self._spans: list[Span] = []
+        self._flown: list[Any] = []  # the fields of flights in a row: no objects for the collector
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Record the body as one step, which then is the last one."""
-        self._now = now = Step(self.clock(), 0.0, [], [])
+        self._spans, self._flown, self._recording = [], [], True
+        start = self.clock()
         try:
             yield
         finally:
-            self.last, self._now = now._replace(stop=self.clock()), None
+            stop, self._recording = self.clock(), False
+            flown = iter([stop if value is None else value for value in self._flown])
+            flights = [*map(Flight._make, zip(*[flown] * len(Flight._fields), strict=True))]
+            self.last = Step(start, stop, self._spans, flights)
 
     @contextmanager
     def span(self, kind: Kind, name: str) -> Iterator[None]:
@@ -169,30 +188,32 @@ class Trace:
         try:
             yield
         finally:
-            if self._now is not None:
-                self._now.spans.append(Span(kind, name, start, self.clock()))
+            if self._recording:
+                self._spans.append(Span(kind, name, start, self.clock()))
 
     def post(
-        self, axis: str, receives: Sequence[tuple[int, int]], sends: Sequence[tuple[int, int]]
+        self, axis: str, receives: Sequence[Parcel], sends: Sequence[Parcel]
     ) -> Callable[[int], None]:
         """Begin the flight of messages.
 
         Args:
             axis: that they travel along.
-            receives: world rank and bytes of each message that comes.
-            sends: the same of each that goes.
+            receives: that come.
+            sends: that go.
 
         Returns:
             What to call with a message's index, receives first, once it is seen to be done.
         """
-        if self._now is None:
+        if not self._recording:
             return _forget
-        start, clock, flights, incoming = self.clock(), self.clock, self._now.flights, len(receives)
-        messages = [*receives, *sends]
+        clock, flown, width = self.clock, self._flown, len(Flight._fields)
+        start, first_stop = clock(), len(flown) + width - 1
+        for received, messages in ((True, receives), (False, sends)):
+            for message in messages:
+                flown += axis, message.peer, message.array.nbytes, received, start, None
 
         def seen(index: int) -> None:
-            peer, nbytes = messages[index]
-            flights.append(Flight(axis, peer, nbytes, index < incoming, start, clock()))
+            flown[first_stop + width * index] = clock()
 
         return seen
 

@@ -33,15 +33,16 @@ Routing = Mapping[int, NDArray[np.int32]]
 """Experts of each token by layer, int32 `[tokens, top_k]`, -1 where dropped."""
 
 
-def dispatch_chunks(plan: Plan, most_rows: int) -> int:
+def dispatch_chunks(plan: Plan, most_rows: int, rows: int = DISPATCH_ROWS) -> int:
     """Return the parts that rows travel to experts in, the same number on all ranks of a stage.
 
     Args:
         plan: the mesh.
         most_rows: rows of the rank that has most of them.
+        rows: that should travel together.
     """
     routed = most_rows * plan.expert_columns // plan.degree("columns")
-    return max(1, -(-routed // DISPATCH_ROWS))
+    return max(1, -(-routed // rows))
 
 
 def bytes_sent(

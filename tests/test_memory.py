@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import worlds
 from pympa.arena import ALIGNMENT_BYTES, BLOCK_BYTES, Arena
-from pympa.backend import build_rank, rehearse
+from pympa.backend import Rehearsal, build_rank, rehearse
+from pympa.ledger import REST, USES
 from pympa.mesh import Plan
 from pympa.model import Model
 from pympa.spec import DTYPES
@@ -81,6 +82,45 @@ def test_rehearsal_needs_what_a_run_needs(plan, dtype):
         for r in range(plan.world)
     ]
     assert measured == rehearsed
+
+
+USED = {
+    "dense": (worlds.DENSE, Plan(tp=2, pp=2)),
+    "kept": (worlds.DENSE, Plan(pp=2, cp=2, micro_batches=7)),
+    "grid": (worlds.DENSE, Plan(tp=2, dim=2)),
+    "ulysses": (worlds.DENSE, Plan(cp=4, ulysses=2)),
+    "experts": (worlds.ODD_EXPERTS, Plan(dp=2, tp=2, ep=2)),
+    "columns": (worlds.EXPERTS, Plan(tp=4, ep=2, etp=2)),
+    "rings": (worlds.EXPERTS, Plan(cp=2, ep=2, pp=2)),
+}
+
+
+@pytest.mark.parametrize("name", USED)
+def test_the_ledger_adds_up(name):
+    """Every byte of the high-water mark has one part of the model and one use."""
+    spec, plan = USED[name]
+    for rank in range(plan.world):
+        rehearsal = Rehearsal(spec, plan, rank, DTYPES["bfloat16"], isa=worlds.ISA)
+        rehearsal.step((60, 60, 9, 60))
+        arena, ledger = rehearsal.arena, rehearsal.ledger
+        assert sum(ledger.peak.values()) == arena.peak_bytes
+        assert {use for _, use in ledger.peak} <= set(USES)
+        layers = {f"layers.{i}" for i in range(len(spec.blocks))}
+        assert {part for part, _ in ledger.peak} <= layers | {REST}
+        for part, uses in ledger.parts.items():
+            assert set(uses) == set(USES) - {"loading"}
+            if part in layers:
+                held = ledger.peak.get((part, "weights"), 0)
+                assert held in (0, uses["weights"]), "weights stay once they are loaded"
+        kept = sum(size for (_, use), size in ledger.peak.items() if use == "keys/values")
+        assert (kept > 0) or plan.micro_batches == 1
+
+
+def test_a_real_arena_keeps_no_books():
+    arena = Arena()
+    with arena.part("layers.0"), arena.scope():
+        arena.empty((3,), np.float32, "workspaces")
+    assert arena.ledger is None
 
 
 @pytest.mark.parametrize("plan", [Plan(), Plan(dp=2, ep=2), Plan(tp=4, ep=2, etp=2), Plan(cp=3)])

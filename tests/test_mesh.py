@@ -44,12 +44,22 @@ def test_dim_is_fastest_and_pp_slowest():
 
 @pytest.mark.parametrize("world", range(1, 65))
 def test_families_fit_every_world(world):
-    for family in ("baseline", "ring"):
+    for family in ("baseline", "ring", "stages", "stages-tp"):
         plan = family_plan(family, worlds.DENSE, world)
         assert plan.world == world
         assert broken_rule(plan, worlds.DENSE, 4) is None
     if world == 16:
         assert str(family_plan("baseline", worlds.DENSE, 16)) == "tp=8,pp=2"
+
+
+def test_stages_take_a_rank_for_each_layer():
+    """pp: the largest divisor of the ranks that there are layers for; DENSE has 4 and 8 heads."""
+    for world, (stages, staged_tp) in {
+        1: ("tp=1", "tp=1"), 3: ("pp=3", "pp=3"), 6: ("pp=3,dp=2", "tp=2,pp=3"),
+        16: ("pp=4,dp=4", "tp=4,pp=4"), 64: ("pp=4,dp=16", "tp=8,pp=4,dp=2"),
+    }.items():  # fmt: skip
+        assert str(family_plan("stages", worlds.DENSE, world)) == stages
+        assert str(family_plan("stages-tp", worlds.DENSE, world)) == staged_tp
 
 
 def test_all_plans_are_all():

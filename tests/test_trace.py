@@ -3,6 +3,7 @@
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import worlds
 from pympa.mesh import Plan
 from pympa.trace import Flight, Overlap, Span, Step, Times, Trace, mean_times, union
+from pympa.transport import Message
 from pympa.transport.local import LocalWorld
 
 
@@ -26,13 +28,17 @@ class Clock:
         self.now += seconds
 
 
+def message(peer: int, nbytes: int) -> Message:
+    return Message(np.zeros(nbytes, np.uint8), peer, 0)
+
+
 def test_a_message_partly_hidden():
     """Posted, 5 s of computing, 2 s of Python, 3 s of waiting until it is there."""
     clock = Clock()
     trace = Trace(clock)
     with trace.step():
         clock.pass_(1)
-        seen = trace.post("cp", receives=[(3, 64)], sends=[(1, 32)])
+        seen = trace.post("cp", [message(3, 64)], [message(1, 32)])
         with trace.span("compute", "attend_block"):
             clock.pass_(5)
         clock.pass_(2)
@@ -50,7 +56,7 @@ def test_a_message_partly_hidden():
             Span("wait", "cp", 108, 111),
             Span("compute", "finish", 111, 115),
         ],
-        [Flight("cp", 1, 32, False, 101, 108), Flight("cp", 3, 64, True, 101, 111)],
+        [Flight("cp", 3, 64, True, 101, 111), Flight("cp", 1, 32, False, 101, 108)],
     )
     assert trace.last.times() == Times(15, 9, {"cp": 3}, 7, {"cp": Overlap(10, 3, 7)})
 
@@ -59,7 +65,7 @@ def test_seen_before_the_wait_is_all_hidden():
     clock = Clock()
     trace = Trace(clock)
     with trace.step():
-        seen = trace.post("cp", [(1, 8)], [])
+        seen = trace.post("cp", [message(1, 8)], [])
         clock.pass_(2)
         seen(0)  # a poll
         clock.pass_(6)
@@ -72,9 +78,9 @@ def test_waiting_for_one_axis_does_not_hide_another():
     clock = Clock()
     trace = Trace(clock)
     with trace.step():
-        stage = trace.post("pp", [(2, 8)], [])
+        stage = trace.post("pp", [message(2, 8)], [])
         clock.pass_(1)
-        reduce = trace.post("tp", [(1, 8)], [])
+        reduce = trace.post("tp", [message(1, 8)], [])
         with trace.span("wait", "tp"):
             clock.pass_(4)
             reduce(0)
@@ -85,11 +91,11 @@ def test_waiting_for_one_axis_does_not_hide_another():
     assert (times.waits, times.hidden) == ({"tp": 4}, 3)
 
 
-def test_what_is_never_seen_is_no_flight_and_late_news_end_with_the_step():
+def test_what_is_under_way_when_the_step_ends_counts_until_then():
     clock = Clock()
     trace = Trace(clock)
     with trace.step():
-        seen = trace.post("pp", [], [(1, 8), (1, 8)])
+        seen = trace.post("pp", [], [message(1, 8), message(1, 8)])
         clock.pass_(3)
     clock.pass_(9)
     seen(0)
@@ -103,7 +109,7 @@ def test_a_trace_keeps_one_step_and_nothing_outside_of_steps():
     def work():
         with trace.span("compute", "linear"):
             clock.pass_(1)
-        trace.post("cp", [(1, 8)], [])(0)
+        trace.post("cp", [message(1, 8)], [])(0)
 
     work()
     assert trace.last == Step(0, 0, [], [])
@@ -134,7 +140,7 @@ def test_any_step_adds_up(events):
     with trace.step():
         for what, value in events:
             if what == "post":
-                flying.append((value, trace.post(value, [(1, 8)], [])))
+                flying.append((value, trace.post(value, [message(1, 8)], [])))
             elif what == "see" and flying:
                 flying.pop(value % len(flying))[1](0)
             elif what in ("compute", "wait"):

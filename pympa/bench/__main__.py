@@ -16,6 +16,10 @@ def main(arguments: Sequence[str]) -> int:
         return options
     if options.list:
         return once(lambda: _print_list(options.experiments))
+    if options.backend == "virtual":
+        from pympa.bench.simulate import simulate
+
+        return once(lambda: simulate(options))
     from pympa.bench.run import run
 
     return in_session(

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.bench.published import PublishedFootprint
 from pympa.mesh import Plan, parse_plan
 from pympa.rules import family_plan
 from pympa.spec import ModelSpec, SpecError, parse_toml
@@ -58,6 +59,11 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         model = msgspec.structs.replace(self.model, layers=layers)
         return msgspec.structs.replace(self, model=model)
 
+    def grown(self, times: int) -> Size:
+        """Return this size with a model of so many times the layers."""
+        model = msgspec.structs.replace(self.model, layers=self.model.layers * times)
+        return msgspec.structs.replace(self, model=model)
+
     def __str__(self) -> str:
         if isinstance(self.tokens, tuple):
             return f"{self.batch} sequences, {sum(self.tokens):,}"
@@ -72,6 +78,9 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         family: a studied system, which adapts to any number of ranks; or
         plan: a fixed plan.
         options: added to the family's plan, as in "dim_algo=gather".
+        ranks: that the row takes, the first of the job; None means all. Rows that take more
+            ranks than the job has are left out of the table.
+        grow: times the size's layers that the model of this row has.
         published_tps: tokens/s, as printed in the paper.
         published_tpot_ms: ms, as printed in the paper.
     """
@@ -80,6 +89,8 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     family: str | None = None
     plan: str | None = None
     options: str | None = None
+    ranks: int | None = None
+    grow: int = 1
     published_tps: float | None = None
     published_tpot_ms: float | None = None
 
@@ -88,6 +99,11 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
         if self.options is not None and self.family is None:
             raise SpecError(f"plans: role {self.role!r}: options go with a family, not with a plan")
+        if self.grow < 1 or (self.ranks is not None and self.ranks < 1):
+            raise SpecError(
+                f"plans: role {self.role!r}: ranks and grow are at least 1; "
+                f"got {self.ranks} and {self.grow}"
+            )
 
     def resolve(self, spec: ModelSpec, world: int) -> Plan:
         """Return the plan for a number of ranks."""
@@ -105,6 +121,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         dtype: of weights and activations.
         sizes: by name; "local" takes seconds on a small machine.
         plans: rows of the table.
+        published_footprint: sizes that the paper prints of its model.
     """
 
     title: str
@@ -112,6 +129,12 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     sizes: dict[str, Size]
     plans: tuple[PlannedRun, ...]
     seed: str | None = None
+    published_footprint: PublishedFootprint | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Rows differ in their number of ranks: they are compared with the smallest."""
+        return any(row.ranks is not None for row in self.plans)
 
     def size(self, name: str, where: str) -> Size:
         """Return a size by name.
@@ -136,24 +159,32 @@ def load_experiment(name: str) -> Experiment:
     Raises:
         SpecError: no such experiment, or a field of the file is wrong.
     """
+    return parse_toml(read_description(name), Experiment, name)
+
+
+def read_description(name: str) -> bytes:
+    """Return the text of a packaged experiment by name, or of anybody's TOML file by path.
+
+    Raises:
+        SpecError: there is none, or it is too long to be one.
+    """
     known = packaged_experiments()
     if name in known:
-        text = (resources.files("pympa") / "experiments" / f"{name}.toml").read_bytes()
-    elif name.endswith(".toml") or "/" in name:
-        try:
-            with Path(name).open("rb") as file:
-                text = file.read(LARGEST_FILE_BYTES + 1)
-        except OSError as error:
-            raise SpecError(f"experiment {name}: {error.strerror}") from None
-        if len(text) > LARGEST_FILE_BYTES:
-            raise SpecError(f"experiment {name}: expected at most {LARGEST_FILE_BYTES:,} bytes")
-    else:
+        return (resources.files("pympa") / "experiments" / f"{name}.toml").read_bytes()
+    if not name.endswith(".toml") and "/" not in name:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SpecError(
             f"experiment {name!r}: expected one of {', '.join(known)}, or a .toml file{hint}"
         )
-    return parse_toml(text, Experiment, name)
+    try:
+        with Path(name).open("rb") as file:
+            text = file.read(LARGEST_FILE_BYTES + 1)
+    except OSError as error:
+        raise SpecError(f"experiment {name}: {error.strerror}") from None
+    if len(text) > LARGEST_FILE_BYTES:
+        raise SpecError(f"experiment {name}: expected at most {LARGEST_FILE_BYTES:,} bytes")
+    return text
 
 
 def load_ids(path: str | None, size: Size) -> Sequence[NDArray[np.int32]]:

@@ -4,78 +4,33 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.accounting import performed_flops, roofline_seconds, step_flops
-from pympa.bench.experiment import PlannedRun
-from pympa.bench.machine import Machine, measure_core
-from pympa.bench.memory import process_peak_bytes, reset_process_peak
-from pympa.bench.record import Record, by_rank, environment, expert_use, spread
+from pympa.accounting import performed_flops, step_flops
+from pympa.bench.candidate import Candidate
+from pympa.bench.machine import Machine
+from pympa.bench.memory import process_peak_bytes, rehearsal, reset_process_peak
+from pympa.bench.record import Record, StageUse, by_rank, environment, expert_use, spread
 from pympa.bench.timeline import TimelineFile
-from pympa.bench.truth import Job, Truth
-from pympa.mesh import Plan
+from pympa.bench.timing import Timing, roofline, time_steps
+from pympa.bench.truth import Truth
+from pympa.mesh import Plan, parse_plan
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
-from pympa.session import Session
-from pympa.trace import Overlap, Step, mean_times
+from pympa.team import Team
+from pympa.trace import Step
 from pympa.verify import Verdict
+from pympa.working_set import most_rows, working_sets
 
 CLEARLY_SLOWER = 0.95
 
 
-@dataclass(frozen=True)
-class Timing:
-    """This rank's timed steps.
-
-    Attributes:
-        seconds: of each step. compute: mean seconds in kernels.
-        waits: mean seconds waited, by axis. hidden: mean seconds in flight without waiting.
-        overlap: means, by axis. peak_bytes: of the arena, loading included.
-        sent, received: bytes of one step by (axis, peer). load: rows sent to experts by layer.
-        dropped: choices past an expert's capacity.
-    """
-
-    seconds: list[float]
-    compute: float
-    waits: dict[str, float]
-    hidden: float
-    overlap: dict[str, Overlap]
-    peak_bytes: int
-    sent: Counter[tuple[str, int]]
-    received: Counter[tuple[str, int]]
-    load: dict[int, NDArray[np.int64]]
-    dropped: int
-
-
-def measure_machine(session: Session, dtype: str) -> Machine:
-    """Measure one core on rank 0 while the others wait. Collective."""
-    machine = measure_core(dtype, session.isa) if session.rank == 0 else None
-    measured: Machine = session.world.gather_objects(machine)[0]
-    return measured
-
-
-def roofline(job: Job, session: Session, machine: Machine) -> float:
-    """Return the seconds that a step takes at least on the cores of this run."""
-    return roofline_seconds(
-        job.size.model,
-        job.size.lengths,
-        job.dtype.itemsize,
-        flops_per_second=machine.flops_per_second,
-        bytes_per_second=machine.bytes_per_second,
-        cores=min(session.size * session.threads, session.total_cores),
-    )
-
-
 def run_plan(
-    session: Session,
-    job: Job,
-    planned: PlannedRun,
-    variants: Sequence[Plan],
+    team: Team,
+    candidate: Candidate,
     truth: Truth | None,
     machine: Machine,
     repeat: int,
@@ -91,23 +46,22 @@ def run_plan(
         The record, or why it failed verification.
     """
     reset_process_peak()
-    rank = session.on(variants[0])
+    job, variants, stages = candidate.job, candidate.variants, candidate.row.stages
+    rank = team.on(variants[0])
     try:
-        model = Model(job.size.model, rank, job.dtype, job.source)
+        model = Model(job.size.model, rank, job.dtype, job.source, stages=stages)
         loading_peak = rank.arena.restart_peak()
         records: list[Record] = []
         steps: list[Step] = []  # the last one of each
         for variant in variants:
             with rank.arena.scope():
                 prepared = model.prepare(job.ids, variant.micro_batches)
-                verdicts = _verify(truth, rank, model, prepared)
+                verdicts = _verify(truth, team, model, prepared)
                 if verdicts is not None and variant.exact and not verdicts[0].passed:
                     return _failure(variant, verdicts)
-                timing = _time(session, rank, model, prepared, options, loading_peak)
+                timing = time_steps(team, rank, model, prepared, options, loading_peak)
                 records.append(
-                    _record(
-                        session, job, planned, variant, rank, verdicts, machine, timing, options
-                    )
+                    _record(team, candidate, variant, rank, verdicts, machine, timing, options)
                 )
                 steps.append(rank.trace.last)
             if records[-1].tps < CLEARLY_SLOWER * max(record.tps for record in records):
@@ -116,16 +70,34 @@ def run_plan(
         rank.arena.close()
     best, step = max(zip(records, steps, strict=True), key=lambda pair: pair[0].tps)
     searched = {record.plan: record.tps for record in records} if len(variants) > 1 else {}
-    best = msgspec.structs.replace(best, searched=searched, repeat=repeat)
-    timeline.add(best, step, rank.trace.clock)
+    use = _stage_use(team, candidate, parse_plan(best.plan))
+    best = msgspec.structs.replace(best, searched=searched, repeat=repeat, stages=use)
+    timeline.add(best, step, rank.trace.clock, team.world)
     return best
 
 
+def _stage_use(team: Team, candidate: Candidate, plan: Plan) -> StageUse | None:
+    """Return how the layers lie on stages and what their steps touch. Collective."""
+    if plan.pp == 1:
+        return None
+    job, stages = candidate.job, candidate.row.stages
+    measure = working_sets(rehearsal(team, job, plan, stages))
+    rows = most_rows(plan, job.size.lengths, plan.micro_batches)
+    touched = max(working_set.total for working_set in measure(rows).values())
+    return StageUse(
+        list(stages),
+        rows,
+        max(team.world.gather_objects(touched)),
+        candidate.cache_bytes,
+        candidate.row.cuts_to_cache,
+    )
+
+
 def _verify(
-    truth: Truth | None, rank: Rank, model: Model, prepared: Prepared
+    truth: Truth | None, team: Team, model: Model, prepared: Prepared
 ) -> tuple[Verdict, Verdict | None] | None:
     if truth is not None:
-        return truth.judge(model, prepared)
+        return truth.judge(team, model, prepared)
     model.forward(prepared)
     return None
 
@@ -147,45 +119,9 @@ def _error_of(verdict: Verdict | None, name: str) -> float | None:
     return next(error.norm for error in verdict.errors if error.name == name)
 
 
-def _time(
-    session: Session,
-    rank: Rank,
-    model: Model,
-    prepared: Prepared,
-    options: argparse.Namespace,
-    loading_peak: int,
-) -> Timing:
-    rank.arena.restart_peak()  # verification holds copies of the branches; a step does not
-    for _ in range(options.warmup):
-        model.forward(prepared)
-    blocks, steps = rank.arena.blocks, []
-    for _ in range(options.iterations):
-        session.barrier()
-        rank.traffic.clear()
-        rank.load.clear()
-        model.forward(prepared)
-        steps.append(rank.trace.last.times())
-    if options.warmup and rank.arena.blocks != blocks:
-        raise RuntimeError("the arena grew inside a timed step")
-    typical = mean_times(steps)
-    return Timing(
-        [step.step for step in steps],
-        typical.compute,
-        typical.waits,
-        typical.hidden,
-        typical.overlap,
-        max(loading_peak, rank.arena.peak_bytes),
-        rank.traffic.sent,
-        rank.traffic.received,
-        rank.load.rows,
-        rank.load.dropped.total(),
-    )
-
-
 def _record(
-    session: Session,
-    job: Job,
-    planned: PlannedRun,
+    team: Team,
+    candidate: Candidate,
     plan: Plan,
     rank: Rank,
     verdicts: tuple[Verdict, Verdict | None] | None,
@@ -193,10 +129,11 @@ def _record(
     timing: Timing,
     options: argparse.Namespace,
 ) -> Record:
-    everyone = session.world.gather_objects((timing, process_peak_bytes()))
+    everyone = team.world.gather_objects((timing, process_peak_bytes()))
     timings, process = zip(*everyone, strict=True)
     waits = [sum(t.waits.values()) for t in timings]
     bubbles = [t.waits.get("pp", 0.0) for t in timings]
+    job, planned = candidate.job, candidate.row.planned
     spec, lengths = job.size.model, job.size.lengths
     step = spread([max(iteration) for iteration in zip(*(t.seconds for t in timings), strict=True)])
     by_axis: Counter[str] = Counter()
@@ -208,13 +145,13 @@ def _record(
         for layer, taken in of_rank.load.items():
             rows[layer] = rows.get(layer, np.zeros_like(taken)) + taken
     worst = verdicts[0].worst if verdicts else None
-    exposed = None if session.oversubscribed else max(waits) / step.median
-    bubble = None if session.oversubscribed or plan.pp == 1 else max(bubbles) / step.median
+    exposed = None if team.oversubscribed else max(waits) / step.median
+    bubble = None if team.oversubscribed or plan.pp == 1 else max(bubbles) / step.median
     return Record(
         experiment=job.experiment,
         role=planned.role,
         plan=str(plan),
-        ranks=session.size,
+        ranks=team.size,
         dtype=job.dtype.name,
         size=job.size_name,
         batch=job.size.batch,
@@ -235,8 +172,8 @@ def _record(
         process_peak_bytes=by_rank(list(process)),
         flops_per_token=step_flops(spec, lengths) / sum(lengths),
         performed_flops=performed_flops(spec, plan, lengths) / step_flops(spec, lengths),
-        roofline_fraction=roofline(job, session, machine) / step.median,
-        oversubscribed=session.oversubscribed,
+        roofline_fraction=roofline(job, team, machine) / step.median,
+        oversubscribed=team.oversubscribed,
         error=worst.norm if worst else None,
         tolerance=worst.tolerance if worst else None,
         error_of=worst.name if worst else None,
@@ -251,9 +188,9 @@ def _record(
         published_tps=planned.published_tps,
         published_tpot_ms=planned.published_tpot_ms,
         environment=environment(
-            cores=session.total_cores,
-            isa=session.isa,
-            threads=session.threads,
-            mpi=session.mpi_library,
+            cores=team.total_cores,
+            isa=team.isa,
+            threads=team.threads,
+            mpi=team.mpi_library,
         ),
     )

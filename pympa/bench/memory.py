@@ -7,57 +7,41 @@ import resource
 from collections import Counter
 from pathlib import Path
 
-import msgspec
-
-from pympa.backend import rehearse
-from pympa.bench.experiment import PlannedRun
+from pympa.backend import Rehearsal
 from pympa.bench.truth import Job
 from pympa.mesh import Plan
+from pympa.partition import Bounds
 from pympa.session import Session
+from pympa.team import Team
 
-MOST_MICRO_BATCHES = 128
 PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, beside its arena
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def fitting_plans(
-    session: Session, job: Job, planned: PlannedRun, plan: Plan
-) -> tuple[list[Plan], str]:
-    """Return the plan's variants to measure that fit into memory. Collective.
-
-    A family with stages leaves the number of micro-batches open: powers of two are variants.
-
-    Returns:
-        The variants, and why the last one that does not fit does not.
-    """
-    variants, complaint = [plan], ""
-    if planned.family is not None and plan.pp > 1:
-        parts = sum(job.size.lengths) if job.size.model.causal else job.size.batch
-        most = min(MOST_MICRO_BATCHES, parts)
-        counts = [2**i for i in range(most.bit_length())]
-        variants = [msgspec.structs.replace(plan, micro_batches=count) for count in counts]
-    fitting: list[Plan] = []
-    for variant in variants:
-        lacking = _lacking_memory(session, job, variant)
-        if lacking is None:
-            fitting.append(variant)
-        else:
-            complaint = lacking
-    return fitting, complaint
-
-
-def _lacking_memory(session: Session, job: Job, plan: Plan) -> str | None:
-    """Rehearse the plan on shapes and say which node lacks the memory, if any. Collective."""
-    needed = PROCESS_BYTES + rehearse(
+def rehearsal(team: Team, job: Job, plan: Plan, stages: Bounds) -> Rehearsal:
+    """Return a rehearsal of this rank's part of a job."""
+    return Rehearsal(
         job.size.model,
         plan,
-        session.rank,
-        job.size.lengths,
+        team.rank,
         job.dtype,
-        isa=session.isa,
-        threads=session.threads,
-        reaches=session.reaches,
+        isa=team.isa,
+        threads=team.threads,
+        stages=stages,
+        reaches=team.reaches,
     )
+
+
+def lacking_memory(session: Session, job: Job, plan: Plan, stages: Bounds) -> str | None:
+    """Rehearse the plan on shapes and say which node lacks the memory, if any. Collective.
+
+    Ranks that the plan does not take need what a process needs.
+    """
+    needed = PROCESS_BYTES
+    if session.rank < plan.world:
+        rehearsed = rehearsal(session, job, plan, stages)
+        rehearsed.step(job.size.lengths)
+        needed += rehearsed.arena.peak_bytes
     everyone = session.world.gather_objects((platform.node(), needed, available_bytes()))
     total: Counter[str] = Counter()
     present: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pympa.command import Parser, count, seconds
+from pympa.command import Parser, byte_count, count, seconds
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 
@@ -30,6 +30,13 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         help="run this plan, as in tp=8,pp=2, instead of the experiment's; may be repeated",
     )
     add("--size", default="local", help="size of the experiment: local (default), paper, ...")
+    add(
+        "--backend",
+        choices=("cpu", "virtual"),
+        default="cpu",
+        help="cpu: run on these ranks (default); virtual: predict --cluster's time, in one process",
+    )
+    add("--cluster", metavar="NAME", help="hardware of the virtual backend: a name, or a TOML file")
     add("--input", metavar="FILE", help="text whose bytes are the tokens")
     add("--dtype", help="float32, float16 or bfloat16 instead of the experiment's")
     add(
@@ -37,6 +44,19 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         type=float,
         metavar="X",
         help="expert e's gate logits get -X·e/(experts - 1): 0 is even, 3 makes the first busiest",
+    )
+    add(
+        "--cache",
+        type=byte_count,
+        metavar="BYTES",
+        help="cache of a rank, as in 50MB or 2MiB, that chunks of the stages families fit; "
+        "default: second level of its cores and its share of the third",
+    )
+    add(
+        "--weight-limit",
+        type=byte_count,
+        metavar="BYTES",
+        help="cut layers into stages so that no rank holds more of the weight matrices",
     )
     add("--warmup", type=count(0), default=1, metavar="N", help="steps before timing (1)")
     add("--iterations", type=count(1), default=3, metavar="N", help="timed steps (3)")

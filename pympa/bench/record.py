@@ -53,6 +53,24 @@ class ExpertUse(msgspec.Struct, frozen=True):
     dropped_fraction: float
 
 
+class StageUse(msgspec.Struct, frozen=True):
+    """How a model lies on pipeline stages, and what the cache has to hold.
+
+    Attributes:
+        layers: (first, last + 1) of each stage.
+        chunk_rows: of the largest micro-batch on any rank.
+        working_set_bytes: of the layer's step that touches most, with so many rows.
+        cache_bytes: that a rank may call its own; None where it is not known.
+        cut_to_cache: micro-batches were cut so that the working set fits the cache.
+    """
+
+    layers: list[tuple[int, int]]
+    chunk_rows: int
+    working_set_bytes: int
+    cache_bytes: int | None
+    cut_to_cache: bool
+
+
 class Environment(msgspec.Struct, frozen=True):
     """What the run ran on."""
 
@@ -91,6 +109,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         error_one_rank: of the same output on one rank.
         sampled_rows: rows checked where the whole oracle would not fit; None means all.
         exact: False for a plan that computes another model on purpose.
+        stages: layers on stages and their working set; None without stages.
         experts: load of the experts; None for a dense model. router_skew: where --router-skew
             replaced the experiment's.
         shared_memory: ranks read keys and values of others where they are, in place of messages.
@@ -134,6 +153,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     sampled_rows: int | None
     verified: bool
     exact: bool = True
+    stages: StageUse | None = None
     experts: ExpertUse | None = None
     router_skew: float | None = None
     shared_memory: bool = False

@@ -10,9 +10,8 @@ from types import FrameType
 
 import msgspec
 
-from pympa.bench.experiment import PlannedRun
+from pympa.bench.candidate import Candidate
 from pympa.bench.record import Record
-from pympa.bench.truth import Job
 from pympa.mesh import Plan, parse_plan
 from pympa.session import Session
 
@@ -37,35 +36,44 @@ class StopSignal:
 
 def find_measured(
     earlier: Sequence[Record],
-    job: Job,
-    rows: Sequence[tuple[PlannedRun, Sequence[Plan]]],
+    candidates: Sequence[Candidate],
     session: Session,
     options: argparse.Namespace,
 ) -> dict[tuple[int, int], Record]:
     """Return which (repeat, row) an earlier run has measured in the same way.
 
-    The same way: experiment, size, dtype, plan, ranks, threads, instruction set, iterations,
-    verified or not, version of pympa.
+    The same way: experiment, size, dtype, plan, stages, cache, ranks, threads, instruction set,
+    iterations, verified or not, version of pympa.
     """
     found: dict[tuple[int, int], Record] = {}
     for record in earlier:
         same = (
-            record.experiment == job.experiment
-            and (record.size, record.batch, record.tokens)
-            == (job.size_name, job.size.batch, max(job.size.lengths))
-            and record.dtype == job.dtype.name
-            and record.ranks == session.size
-            and record.router_skew == options.router_skew
+            record.router_skew == options.router_skew
             and (record.error is None) is options.no_verify
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == session.threads
             and record.environment.isa == session.isa
             and record.environment.pympa == version("pympa")
         )
-        for index, (row, variants) in enumerate(rows):
-            if same and record.role == row.role and _is_variant(record.plan, variants):
+        for index, candidate in enumerate(candidates):
+            if same and record.repeat <= options.repeat and _is_of(record, candidate):
                 found[record.repeat, index] = record
-    return {key: record for key, record in found.items() if key[0] <= options.repeat}
+    return found
+
+
+def _is_of(record: Record, candidate: Candidate) -> bool:
+    """Tell whether a record is of this row, job and way of cutting."""
+    row, job, stages = candidate.row, candidate.job, record.stages
+    return (
+        (record.experiment, record.dtype, record.role)
+        == (job.experiment, job.dtype.name, row.planned.role)
+        and (record.size, record.batch, record.tokens)
+        == (job.size_name, job.size.batch, max(job.size.lengths))
+        and record.ranks == row.plan.world
+        and (stages is None or tuple(stages.layers) == row.stages)
+        and (not row.cuts_to_cache or (stages and stages.cache_bytes) == candidate.cache_bytes)
+        and _is_variant(record.plan, candidate.variants)
+    )
 
 
 def _is_variant(plan: str, variants: Sequence[Plan]) -> bool:

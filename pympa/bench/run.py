@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pympa.bench.candidate import Candidate, Row, agreed_cache, find_candidate
 from pympa.bench.experiment import (
     Experiment,
     PlannedRun,
@@ -15,18 +17,20 @@ from pympa.bench.experiment import (
     load_ids,
     packaged_experiments,
 )
-from pympa.bench.measure import measure_machine, roofline, run_plan
-from pympa.bench.memory import fitting_plans
+from pympa.bench.machine import Machine
+from pympa.bench.measure import run_plan
 from pympa.bench.record import Record, RecordFile
 from pympa.bench.resume import StopSignal, find_measured
 from pympa.bench.table import console, result_table
 from pympa.bench.timeline import TimelineFile
+from pympa.bench.timing import measure_machine, roofline
 from pympa.bench.truth import Job, Truth
 from pympa.errors import RefusedError
-from pympa.mesh import Plan
+from pympa.partition import stage_bounds
 from pympa.rules import check_plan
 from pympa.session import Session
 from pympa.spec import numpy_dtype
+from pympa.team import Team
 from pympa.weights import PhiloxSource
 
 LONG_STEP_SECONDS = 10.0
@@ -39,13 +43,14 @@ class Task:
     Attributes:
         name: for records and tables.
         experiment: the file. size: the one asked for.
-        planned: rows of the table with their plans.
+        rows: of the table. left_out: ranks of rows that take more than the job has.
     """
 
     name: str
     experiment: Experiment
     size: Size
-    planned: tuple[tuple[PlannedRun, Plan], ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[int, ...]
 
 
 def run(session: Session, options: argparse.Namespace) -> int:
@@ -78,15 +83,35 @@ def run(session: Session, options: argparse.Namespace) -> int:
 
 def _task(name: str, options: argparse.Namespace, world: int) -> Task:
     experiment = load_experiment(name)
-    numpy_dtype(options.dtype or experiment.dtype)
+    dtype = numpy_dtype(options.dtype or experiment.dtype)
     size = experiment.size(options.size, name)
     if options.router_skew is not None:
         size = size.skewed(options.router_skew)
     runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
-    planned = [(row, row.resolve(size.model, world)) for row in runs or experiment.plans]
-    for _, plan in planned:
-        check_plan(plan, size.model, world, size.batch)
-    return Task(Path(name).name.removesuffix(".toml"), experiment, size, tuple(planned))
+    rows, left_out = [], []
+    for planned in runs or experiment.plans:
+        ranks = planned.ranks or world
+        if ranks > world:
+            left_out.append(ranks)
+            continue
+        of_row = size.grown(planned.grow)
+        plan = planned.resolve(of_row.model, ranks)
+        check_plan(plan, of_row.model, ranks, size.batch)
+        stages = stage_bounds(
+            of_row.model,
+            plan,
+            max(size.lengths),
+            itemsize=dtype.itemsize,
+            limit_bytes=options.weight_limit,
+        )
+        rows.append(Row(planned, plan, of_row, stages))
+    if not rows and name in options.experiments:
+        raise RefusedError(
+            f"{name}: {_too_large(left_out, world)}: start it with mpirun -n {max(left_out)}, or "
+            f"-n {min(left_out)} for the smallest row"
+        )
+    name = Path(name).name.removesuffix(".toml")
+    return Task(name, experiment, size, tuple(rows), tuple(left_out))
 
 
 def _run_experiment(
@@ -99,41 +124,51 @@ def _run_experiment(
     stop: StopSignal,
 ) -> list[str]:
     """Measure the plans of one experiment, print its table and return what failed."""
-    name, size = task.name, task.size
+    name = task.name
+    if not task.rows:
+        _progress(session, f"{name}: left out: {_too_large(task.left_out, session.size)}")
+        return []
     dtype = numpy_dtype(options.dtype or task.experiment.dtype)
-    ids = session.check(lambda: load_ids(options.input, size))
-    job = Job(name, options.size, size, dtype, tuple(ids), PhiloxSource())
+    ids = tuple(session.check(lambda: load_ids(options.input, task.size)))
+    cache_bytes = agreed_cache(session, options.cache)
     failures: list[str] = []
-    fitting: list[tuple[PlannedRun, list[Plan]]] = []
-    for row, plan in task.planned:
-        variants, complaint = fitting_plans(session, job, row, plan)
-        if variants:
-            fitting.append((row, variants))
+    candidates: list[Candidate] = []
+    for row in task.rows:
+        times = row.planned.grow
+        size_name = options.size if times == 1 else f"{options.size}, {times} × the layers"
+        job = Job(name, size_name, row.size, dtype, ids, PhiloxSource())
+        found = find_candidate(session, job, row, cache_bytes)
+        if isinstance(found, str):
+            failures.append(f"{name}: {found}")
         else:
-            failures.append(f"{name}: {complaint}")
-    measured = find_measured(earlier, job, fitting, session, options)
+            candidates.append(found)
+    measured = find_measured(earlier, candidates, session, options)
     wanted = [
         (repeat, index)
         for repeat in range(1, options.repeat + 1)
-        for index in range(len(fitting))
+        for index in range(len(candidates))
         if (repeat, index) not in measured
     ]
-    truth = None
-    if wanted and not options.no_verify:
-        _progress(session, f"{name}: computing the float64 oracle")
-        truth = Truth(session, job)
+    truths: dict[str, Truth] = {}
     machine = measure_machine(session, dtype.name)
     wrong: set[int] = set()
     for repeat, index in wanted:
         if index in wrong:
             continue
-        row, variants = fitting[index]
-        least = roofline(job, session, machine)
-        hint = f" (a step takes at least {least:,.0f} s here)" if least > LONG_STEP_SECONDS else ""
-        search = ", searching micro_batches" if len(variants) > 1 else ""
-        turn = f" ({repeat} of {options.repeat})" if options.repeat > 1 else ""
-        _progress(session, f"{name}: {row.role} {variants[0]}{turn}{search}{hint}")
-        result = run_plan(session, job, row, variants, truth, machine, repeat, options, timeline)
+        candidate = candidates[index]
+        job = candidate.job
+        if job.size_name not in truths and not options.no_verify:
+            _progress(session, f"{name}: computing the float64 oracle")
+            truths[job.size_name] = Truth(session, job)
+
+        def measure(
+            team: Team, candidate: Candidate = candidate, repeat: int = repeat
+        ) -> Record | str:
+            _announce(team, candidate, machine, repeat, options)
+            truth = truths.get(candidate.job.size_name)
+            return run_plan(team, candidate, truth, machine, repeat, options, timeline)
+
+        result = session.on_first(candidate.row.plan.world, measure)
         if isinstance(result, str):
             failures.append(f"{name}: {result}")
             wrong.add(index)
@@ -145,15 +180,36 @@ def _run_experiment(
         if stop.agree():
             break
     if session.rank == 0 and measured:
-        what = f"{name} ({options.size}: {size} tokens, {dtype.name})"
+        what = f"{name} ({options.size}: {task.size} tokens, {dtype.name})"
         rows = [
             [measured[key] for key in sorted(measured) if key[1] == index]
-            for index in range(len(fitting))
+            for index in range(len(candidates))
         ]
-        console().print(result_table(what, [row for row in rows if row]))
+        notes = []
+        if task.left_out:
+            notes.append(f"left out: {_too_large(task.left_out, session.size)}")
+        scales = task.experiment.scales and not options.plan
+        console().print(result_table(what, [row for row in rows if row], notes, scales=scales))
     return failures
 
 
-def _progress(session: Session, text: str) -> None:
-    if session.rank == 0:
+def _too_large(ranks: Sequence[int], world: int) -> str:
+    return f"rows of {', '.join(map(str, ranks))} ranks; this job has {world}"
+
+
+def _announce(
+    team: Team, candidate: Candidate, machine: Machine, repeat: int, options: argparse.Namespace
+) -> None:
+    """Say what is measured now."""
+    job, variants = candidate.job, candidate.variants
+    least = roofline(job, team, machine)
+    hint = f" (a step takes at least {least:,.0f} s here)" if least > LONG_STEP_SECONDS else ""
+    search = ", searching micro_batches" if len(variants) > 1 else ""
+    turn = f" ({repeat} of {options.repeat})" if options.repeat > 1 else ""
+    role = candidate.row.planned.role
+    _progress(team, f"{job.experiment}: {role} {variants[0]}{turn}{search}{hint}")
+
+
+def _progress(team: Team, text: str) -> None:
+    if team.rank == 0:
         print(text, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pympa.bench.experiment import Experiment
-from pympa.bench.record import Record
+from pympa.bench.record import Record, StageUse
 from pympa.mesh import parse_plan
 from pympa.trace import Overlap
 
@@ -48,18 +48,26 @@ def experiment_list(experiments: dict[str, Experiment]) -> Table:
     return table
 
 
-def result_table(title: str, rows: Sequence[Sequence[Record]]) -> Table:
+def result_table(
+    title: str,
+    rows: Sequence[Sequence[Record]],
+    notes: Sequence[str] = (),
+    *,
+    scales: bool = False,
+) -> Table:
     """Return one row for each plan of an experiment.
 
     Args:
         title: of the table.
         rows: the records of each plan, one for each repeat; the one of median speed is shown.
+        notes: lines for the caption.
+        scales: rows differ in their ranks, and are compared with that of the fewest.
     """
     typical = [_typical(records) for records in rows]
     shared = any(record.oversubscribed for record in typical)
     table = Table(
         title=title,
-        caption=_caption(typical, shared),
+        caption="\n".join([*notes, *_caption(typical, scales)]),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -69,7 +77,8 @@ def result_table(title: str, rows: Sequence[Sequence[Record]]) -> Table:
         "ranks",
         "tps",
         "ms/token\n(1/tps)",
-        "ratio to\nbaseline" + ("\n(total work)" if shared else ""),
+        ("speed-up\nover fewest" if scales else "ratio to\nbaseline")
+        + ("\n(total work)" if shared else ""),
         "exposed\ncomm",
         "flops /\nuseful",
         "MB sent",
@@ -81,6 +90,8 @@ def result_table(title: str, rows: Sequence[Sequence[Record]]) -> Table:
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     baseline = next((records for records in rows if records[0].role == "baseline"), None)
+    if scales:
+        baseline = min(rows, key=lambda records: records[0].ranks)
     for records, r in zip(rows, typical, strict=True):
         table.add_row(
             _OPTION.sub(r",\n\1", r.plan) + f"\n{r.role}",
@@ -118,10 +129,15 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _ratios(records: Sequence[Record], baseline: Sequence[Record] | None) -> str:
-    """Return the speed over the baseline's of the same repeat."""
-    slow = {record.repeat: record.tps for record in baseline or ()}
-    ratios = [record.tps / slow[record.repeat] for record in records if record.repeat in slow]
+    """Return the speed over the baseline's of the same repeat, by work where models differ."""
+    slow = {record.repeat: _work(record) for record in baseline or ()}
+    ratios = [_work(record) / slow[record.repeat] for record in records if record.repeat in slow]
     return _spread(ratios, ".2f") if ratios else "-"
+
+
+def _work(record: Record) -> float:
+    """Return the useful flops/s: tokens/s, but fair to a model that grows with the ranks."""
+    return record.tps * record.flops_per_token
 
 
 def _published_ratio(record: Record, baseline: Record | None) -> str:
@@ -130,14 +146,18 @@ def _published_ratio(record: Record, baseline: Record | None) -> str:
     return f"{record.published_tps / baseline.published_tps:.2f}"
 
 
-def _caption(records: Sequence[Record], shared: bool) -> str:
+def _caption(records: Sequence[Record], scales: bool) -> list[str]:
     lines = []
-    if shared:
+    crowds = sorted({record.ranks for record in records if record.oversubscribed})
+    if crowds:
         cores = records[0].environment.cores
         lines.append(
-            f"oversubscribed: {records[0].ranks} ranks share {cores} cores, so ratios compare "
-            "total work, not speed-up, and exposed waiting and overlap are n/a"
+            f"oversubscribed: {' or '.join(map(str, crowds))} ranks share {cores} cores, so ratios "
+            "compare total work, not speed-up, and exposed waiting and overlap are n/a"
         )
+    if scales and len({record.flops_per_token for record in records}) > 1:
+        lines.append("the model grows with the ranks, so speed-up counts flops/s, not tokens/s")
+    cuts_to_cache = any(r.stages and r.stages.cut_to_cache for r in records)
     for r in records:
         if r.searched:
             tried = ", ".join(
@@ -154,6 +174,8 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
             lines.append(f"{r.role}: gate skewed by --router-skew {r.router_skew:g}")
         if r.overlap and not r.oversubscribed:
             lines.append(f"{r.plan}: overlap: {_overlaps(r.overlap)}")
+        if r.stages and cuts_to_cache:
+            lines.append(f"{r.role}: {_stages(r.stages)}")
         if r.bubble_fraction is not None:
             lines.append(f"{r.plan}: pipeline bubble {r.bubble_fraction:.1%} of the step")
         if r.published_tps and r.published_tpot_ms:
@@ -163,7 +185,24 @@ def _caption(records: Sequence[Record], shared: bool) -> str:
                     f"{r.role}: the paper prints {r.published_tpot_ms} ms per token beside "
                     f"{r.published_tps:,.0f} tokens/s, which is {ours:.2g} ms"
                 )
-    return "\n".join([*lines, *_expert_lines([r for r in records if r.experts])])
+    return [*lines, *_expert_lines([r for r in records if r.experts])]
+
+
+def _stages(use: StageUse) -> str:
+    """Return how layers lie on stages, and the working set of a chunk beside the cache."""
+    counts = [last - first for first, last in use.layers]
+    layers = f"{len(counts)} stages of {', '.join(map(str, counts))} layers"
+    if len(set(counts)) == 1:
+        layers = f"{len(counts)} stages, layers in each: {counts[0]}"
+    cache = "unknown; --cache gives it"
+    if use.cache_bytes is not None:
+        cache = f"{use.cache_bytes / 1e6:,.2f} MB"
+        if use.working_set_bytes > use.cache_bytes:
+            cache += ", which it passes"
+    return (
+        f"{layers}; chunks of {use.chunk_rows:,} tokens, working set "
+        f"{use.working_set_bytes / 1e6:,.2f} MB, cache {cache}"
+    )
 
 
 def _overlaps(overlap: Mapping[str, Overlap]) -> str:

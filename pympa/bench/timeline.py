@@ -20,6 +20,7 @@ from pympa.bench.clocks import Offset, clock_offsets
 from pympa.bench.record import Record
 from pympa.session import Session
 from pympa.trace import Step
+from pympa.transport import Transport
 
 Event = dict[str, Any]
 
@@ -41,7 +42,6 @@ class TimelineFile:
     """
 
     def __init__(self, path: str | None, session: Session, *, beside: str | None = None) -> None:
-        self._world = session.world
         self._path = None if path is None else Path(path).resolve()
         self._bytes = 0  # of the file without its tail
         self._processes = 0
@@ -52,18 +52,19 @@ class TimelineFile:
         if session.rank == 0:
             _check_writable(self._path)
 
-    def add(self, record: Record, step: Step, clock: Callable[[], float]) -> None:
+    def add(self, record: Record, step: Step, clock: Callable[[], float], world: Transport) -> None:
         """Add one step of a plan. Collective.
 
         Args:
             record: of the plan.
             step: what this rank did.
             clock: of this rank, which the step was taken by.
+            world: the ranks of the plan.
         """
         if self._path is None:
             return
-        offsets = clock_offsets(self._world, clock)
-        steps = self._world.gather_objects(step, root=0)
+        offsets = clock_offsets(world, clock)
+        steps = world.gather_objects(step, root=0)
         if steps:
             turn = f" (repeat {record.repeat})" if record.repeat > 1 else ""
             name = f"{record.experiment} {record.plan} {record.role}{turn}"

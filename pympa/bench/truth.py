@@ -14,7 +14,7 @@ from pympa.bench.experiment import Size
 from pympa.collect import Outputs, collect
 from pympa.mesh import Plan
 from pympa.model import Model, Prepared
-from pympa.session import Session
+from pympa.team import Team
 from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
 from pympa.verify import Verdict, compare, compare_sampled, oracle, routing_of
 from pympa.weights import PhiloxSource, philox_bits
@@ -50,37 +50,41 @@ class Truth:
     oracle follows a run's choices, so runs that differ in them have oracles of their own.
     """
 
-    def __init__(self, session: Session, job: Job) -> None:
-        self._session = session
+    def __init__(self, team: Team, job: Job) -> None:
         self._job = job
         self.samples = step_flops(job.size.model, job.size.lengths) > WHOLE_ORACLE_FLOPS
         self._oracles: dict[bytes, Mapping[str, NDArray[np.float64]]] = {}
         self._one_rank: Verdict | None = None
-        if session.rank == 0 and not self.samples:
-            self._one_rank = self._judge_one_rank()
+        if team.rank == 0 and not self.samples:
+            self._one_rank = self._judge_one_rank(team)
 
-    def judge(self, model: Model, prepared: Prepared) -> tuple[Verdict, Verdict | None]:
+    def judge(self, team: Team, model: Model, prepared: Prepared) -> tuple[Verdict, Verdict | None]:
         """Run one step and judge it. Collective.
+
+        Args:
+            team: the ranks of the model.
+            model: this rank's part of it.
+            prepared: the batch.
 
         Returns:
             The verdict on the run, and the one on a single rank if there is one.
         """
         checked = len(self._job.ids) - 1 if self.samples else None
-        outputs = collect(model, prepared, self._session.world, only=checked)
-        verdict = None if outputs is None else self._verdict(outputs)
-        judged: tuple[Verdict, Verdict | None] = self._session.world.gather_objects(
+        outputs = collect(model, prepared, team.world, only=checked)
+        verdict = None if outputs is None else self._verdict(outputs, team.size)
+        judged: tuple[Verdict, Verdict | None] = team.world.gather_objects(
             (verdict, self._one_rank)
         )[0]
         return judged
 
-    def _verdict(self, outputs: Outputs) -> Verdict:
+    def _verdict(self, outputs: Outputs, ranks: int) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype
         if self.samples:
             ids = self._job.ids[-1]
             draws = philox_bits("verified rows", 0, SAMPLED_ROWS).astype(np.int64)
             rows = np.unique([*draws % len(ids), len(ids) - 1])
             return compare_sampled(spec, dtype, outputs, self._job.source, ids, rows)
-        alone = None if self._session.size == 1 else self._one_rank
+        alone = None if ranks == 1 else self._one_rank
         return compare(spec, dtype, outputs, self._oracle(outputs), alone)
 
     def _oracle(self, run: Outputs) -> Mapping[str, NDArray[np.float64]]:
@@ -93,10 +97,10 @@ class Truth:
             self._oracles[key] = oracle(job.size.model, job.dtype, job.source, job.ids, routing)
         return self._oracles[key]
 
-    def _judge_one_rank(self) -> Verdict:
+    def _judge_one_rank(self, team: Team) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype
         endpoint: Endpoint = NullEndpoint(0, 1)
-        rank = build_rank(endpoint, Plan(), isa=self._session.isa, threads=self._session.threads)
+        rank = build_rank(endpoint, Plan(), isa=team.isa, threads=team.threads)
         world = Transport(endpoint, WORLD, [0], rank.arena, rank.trace, rank.traffic)
         model = Model(spec, rank, dtype, self._job.source)
         outputs = collect(model, model.prepare(self._job.ids), world) or {}

@@ -148,7 +148,7 @@ class Attention:
                 self._make_whole(name, sliced[name], whole[name], part)
             if name != "v":
                 index = part.position_rows
-                if name == "q":
+                if name == "q" and part.query_parts is not None:
                     index = index[part.query_parts.order[part.query_parts.mine]]
                 self._turn(name, whole[name], rope, index)
             if self._ulysses.size > 1:
@@ -181,8 +181,8 @@ class Attention:
         kernels = self._context.kernels
         if not self._moves(name):
             return
-        if name == "q" and self._algo == "exchange":
-            parts = part.query_parts
+        parts = part.query_parts
+        if name == "q" and parts is not None:
             exchange_queries(
                 kernels, self._dim, sliced, parts.order, parts.rows, self._slices.qk, whole
             )
@@ -227,8 +227,9 @@ class Attention:
             counts = part.group_rows(part.queries)
             tokens_for_heads(kernels, self._ulysses, o, self._q_spans, back, counts)
             o = back
-        if self._algo == "exchange":
-            parts, width = part.query_parts, self._slices.v_width
+        parts = part.query_parts
+        if parts is not None:
+            width = self._slices.v_width
             home = self._dim.empty((rows, heads, width), context.dtype)
             return_outputs(kernels, self._dim, o, parts.places, parts.rows, self._slices.v, home)
             o = home

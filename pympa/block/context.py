@@ -14,8 +14,6 @@ from pympa.rank import Rank
 from pympa.shards import Shards
 from pympa.spec import ModelSpec
 
-ROW_CHUNK = 1024  # rows whose hidden state exists at a time; changes memory, never bits
-
 Probe = Callable[[str, Array, Layout], None]
 """Sees an output by name, rows `[rows, width]` and their layout."""
 
@@ -67,8 +65,8 @@ class Context:
     def chunks(self, rows: int) -> list[slice]:
         """Cut rows so that temporary arrays stay small.
 
-        On a dry arena the first and the last chunk stand for the others, which are like the first.
+        Where only shapes count, the first and the last chunk stand for those like the first.
         """
-        firsts = range(0, rows, ROW_CHUNK)
-        chunks = [slice(first, min(first + ROW_CHUNK, rows)) for first in firsts]
-        return [*chunks[:1], *chunks[1:][-1:]] if self.arena.dry else chunks
+        step = self.kernels.row_chunk
+        chunks = [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+        return [*chunks[:1], *chunks[1:][-1:]] if self.kernels.leaves_out_alike else chunks

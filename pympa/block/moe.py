@@ -58,7 +58,9 @@ class Moe:
                     normed,
                     routes,
                     experts=context.layer.experts,
-                    chunks=dispatch_chunks(context.rank.mesh.plan, part.most_rows),
+                    chunks=dispatch_chunks(
+                        context.rank.mesh.plan, part.most_rows, context.kernels.dispatch_rows
+                    ),
                     compute=self._compute,
                     base=self._shared_experts(normed),
                     out=partial,

@@ -79,6 +79,15 @@ class Kernels(Protocol):
     piece_flops: float
     """Attention work after which a rank should look at its messages (about 5 ms)."""
 
+    row_chunk: int
+    """Rows whose MLP hidden state should exist at a time; changes memory and speed, never bits."""
+
+    dispatch_rows: int
+    """Rows that should travel to experts together; more would overlap less."""
+
+    leaves_out_alike: bool
+    """Chunks that are like others may be left out: only shapes count, and no time passes."""
+
     def pack(
         self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
     ) -> PackedWeight:

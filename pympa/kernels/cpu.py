@@ -14,6 +14,7 @@ from pympa.kernels import Core, PackedWeight
 from pympa.kernels.cpu_attention import AttentionKernels
 from pympa.kernels.cpu_routing import RoutingKernels
 from pympa.trace import Trace
+from pympa.volume import DISPATCH_ROWS
 
 PIECE_FLOPS = 1.5e9  # 5 ms at 300 GFLOP/s, what one core does in attention
 
@@ -35,6 +36,9 @@ class CpuKernels(AttentionKernels, RoutingKernels):
     """
 
     piece_flops: float = PIECE_FLOPS
+    row_chunk: int = 1024
+    dispatch_rows: int = DISPATCH_ROWS
+    leaves_out_alike: bool = False
 
     def __init__(
         self, *, isa: str, threads: int, arena: Arena, trace: Trace, core: Core = _core
@@ -63,9 +67,9 @@ class CpuKernels(AttentionKernels, RoutingKernels):
         """See `Kernels.pack_group`."""
         n, k = shape
         size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), isa=self.isa)
-        data = self._arena.empty((count, size), np.uint8)
+        data = self._arena.empty((count, size), np.uint8, "weights")
         with self._arena.scope():
-            weight = self._arena.empty(shape, dtype)
+            weight = self._arena.empty(shape, dtype, "loading")
             for index, packed in enumerate(data):
                 if not self._arena.dry:
                     fill(index, weight)
@@ -168,8 +172,8 @@ class CpuKernels(AttentionKernels, RoutingKernels):
         with self._trace.span("compute", "sum_partials"):
             self._core.sum_partials(parts=parts, bias=bias, out=out, **self._how)
 
-    def _linear_workspace(self, x: Array, weight: PackedWeight, *, gated: bool) -> Any:
+    def _linear_workspace(self, x: Array, weight: PackedWeight, *, gated: bool) -> Array:
         size = self._core.linear_workspace_bytes(
             m=x.shape[0], n=weight.n, k=weight.k, dtype=str(x.dtype), gated=gated, **self._how
         )
-        return self._arena.empty((size,), np.uint8)
+        return self._arena.empty((size,), np.uint8, "workspaces")

@@ -102,7 +102,7 @@ class AttentionKernels:
         size = self._core.attention_workspace_bytes(
             head_dim=head_dim, v_head_dim=v_head_dim, dtype=str(dtype), **self._how
         )
-        return self._arena.empty((size,), np.uint8)
+        return self._arena.empty((size,), np.uint8, "workspaces")
 
 
 def _rule(spec: AttentionSpec) -> dict[str, Any]:

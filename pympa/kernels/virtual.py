@@ -1,12 +1,14 @@
 """Kernels on shapes: sizes are computed, numbers are not.
 
 On a dry arena the same strategies run through the same allocations and messages without memory
-or time, which tells what a rank will need and send before it does.
+or time, which tells what a rank will need and send before it does. With costs, kernels let a
+virtual clock go on, which tells when.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa import _core
+from pympa.accounting import visible_pairs
 from pympa.arena import Arena, Array
+from pympa.costs import Costs
+from pympa.kernels import PackedWeight
 from pympa.kernels.cpu import CpuKernels
+from pympa.layout import Layout, Range
 from pympa.trace import Trace
+
+COLUMN_BLOCK = 512
+"""kColumnBlock of csrc/ops/linear_cpu.cpp: outputs that all rows meet before the next ones."""
+_DEVICE_ROWS = 65536  # of an MLP, or on their way to experts, at a time: enough to fill a device
 
 _SIZES = ("packed_weight_bytes", "linear_workspace_bytes", "attention_workspace_bytes")
 _WORK = (
@@ -61,10 +71,106 @@ _SHAPE_CORE = SimpleNamespace(
 )
 
 
+class _TimedCore:
+    """Stand-ins that let a clock go on by what a device would take."""
+
+    select_experts = staticmethod(_SHAPE_CORE.select_experts)
+    sort_rows = staticmethod(_SHAPE_CORE.sort_rows)
+
+    def __init__(self, costs: Costs, advance: Callable[[float], None]) -> None:
+        self._costs = costs
+        self._advance = advance
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a size of the CPU's kernels, or a kernel that moves its arrays."""
+        if name in _SIZES:
+            size: Callable[..., Any] = getattr(_core, name)
+            return size
+        return self._move
+
+    def linear(self, *, x: Array, packed: Array, out: Array, **others: Any) -> None:
+        """Advance by a product, or one for each group of rows."""
+        self._multiply(x, out, _nbytes(x, packed, out, *others.values()), others, 1)
+
+    def gated_linear(
+        self, *, x: Array, packed_gate: Array, packed_up: Array, out: Array, **others: Any
+    ) -> None:
+        """Advance by two products of the same rows."""
+        moved = _nbytes(x, packed_gate, packed_up, out, *others.values())
+        self._multiply(x, out, moved, others, 2)
+
+    def attend_block(
+        self, *, q: Array, k: Array, v: Array, out: Array, causal: bool, window: int, **others: Any
+    ) -> None:
+        """Advance by attention over the pairs that the masks let through."""
+        q_layout, k_layout = (
+            Layout(tuple(Range(*map(int, r)) for r in others[name]))
+            for name in ("q_ranges", "k_ranges")
+        )
+        visible = visible_pairs(q_layout, k_layout, causal, window or None)
+        pairs = visible_pairs(q_layout, k_layout, False, None)
+        moved = _nbytes(q, k, v) + 2 * out.nbytes
+        self._advance(
+            self._costs.attention(visible, pairs, q.shape[1], q.shape[2], v.shape[2], moved)
+        )
+
+    def _multiply(
+        self, x: Array, out: Array, moved: int, others: dict[str, Any], products: int
+    ) -> None:
+        groups = others.get("group_rows")
+        rows = [len(x)] if groups is None else [int(count) for count in groups]
+        n, k = products * out.shape[1], x.shape[1]
+        compute = sum(self._costs.linear(m, n, k, 0) for m in rows)
+        self._advance(max(compute, self._costs.memory(moved)))
+
+    def _move(self, **arrays: Any) -> None:
+        arrays.pop("workspace", None)
+        self._advance(self._costs.memory(_nbytes(*arrays.values())))
+
+
+def _nbytes(*values: Any) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+
+
 class VirtualKernels(CpuKernels):
-    """The CPU kernels' shapes and workspaces, without their work."""
+    """The CPU kernels' shapes and workspaces, without their work.
 
-    piece_flops = math.inf  # no message moves meanwhile, so attention needs no pieces
+    Args:
+        isa: whose workspaces. threads: of each.
+        arena: a dry one.
+        trace: collects the time of each kernel.
+        costs: what kernels take; None means no time.
+        advance: lets the rank's clock go on.
+    """
 
-    def __init__(self, *, isa: str, threads: int, arena: Arena, trace: Trace) -> None:
-        super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=_SHAPE_CORE)
+    piece_flops = math.inf  # messages move by themselves, so attention needs no pieces
+
+    def __init__(
+        self,
+        *,
+        isa: str,
+        threads: int,
+        arena: Arena,
+        trace: Trace,
+        costs: Costs | None = None,
+        advance: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        core: Any = _SHAPE_CORE if costs is None else _TimedCore(costs, advance)
+        super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=core)
+        self.leaves_out_alike = costs is None
+        if costs is not None:
+            self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
+
+    def _linear_workspace(self, x: Array, weight: PackedWeight, *, gated: bool) -> Array:
+        """Return the workspace, after telling the ledger which tile of the weights is read.
+
+        All rows meet a block of columns before the next block is read, so that block should stay
+        in the cache; those of gate and up take turns for each block of rows.
+        """
+        if self._arena.ledger is not None and len(x):
+            columns = min(COLUMN_BLOCK, weight.n)
+            tile = self._core.packed_weight_bytes(
+                n=columns, k=weight.k, dtype=str(x.dtype), isa=self.isa
+            )
+            self._arena.ledger.read(2 * tile if gated else tile)
+        return super()._linear_workspace(x, weight, gated=gated)

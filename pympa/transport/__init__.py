@@ -165,7 +165,7 @@ class Transport:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
         """Return an array fit to travel, from the arena."""
-        return self._arena.empty(shape, dtype)
+        return self._arena.empty(shape, dtype, "messages")
 
     def start(
         self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]]
@@ -199,11 +199,7 @@ class Transport:
                 self._traffic.sent[self.axis, message.peer] += message.array.nbytes
             for message in incoming:
                 self._traffic.received[self.axis, message.peer] += message.array.nbytes
-        received, sent = (
-            [(message.peer, message.array.nbytes) for message in side]
-            for side in (incoming, outgoing)
-        )
-        seen = self._trace.post(self.axis, received, sent) if counts else _overlook
+        seen = self._trace.post(self.axis, incoming, outgoing) if counts else _overlook
         return self._endpoint.start(outgoing, incoming, seen)
 
     def wait(self, pending: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import time
@@ -19,6 +20,7 @@ from pympa.transport.shared import SharedMemory
 _FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while they wait
 _SEGMENT = "/dev/shm/mpich_shm_"
 _LONGEST_NAP_SECONDS = 500e-6
+_REST_SECONDS = 10e-3  # 14 ranks that look this often take less than 1% of a core
 
 
 @dataclass
@@ -127,6 +129,24 @@ class MpiEndpoint:
     def copy(self, target: Array, source: Array) -> None:
         """Copy between two arrays of this rank."""
         np.copyto(target, source)
+
+    def first(self, size: int, *, naps: bool) -> MpiEndpoint:
+        """Return the first ranks as a world of their own; they keep their numbers.
+
+        It lives as long as this one, which must have no messages under way.
+        """
+        view = copy.copy(self)
+        view.size, view.naps, view._pending = size, naps, []
+        return view
+
+    def rest(self) -> None:
+        """Return when all ranks are here; naps leave the cores to those at work. Collective.
+
+        Has no deadline: those at work have theirs, and an error of theirs ends the job.
+        """
+        arrived = self._comm.Ibarrier()
+        while not arrived.Test():
+            time.sleep(_REST_SECONDS)
 
     def close(self) -> None:
         """Free the duplicated communicator. Collective."""

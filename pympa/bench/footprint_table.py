@@ -1,0 +1,145 @@
+"""The tables of `pympa footprint`: needs by rank and by layer, working sets, printed figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pympa.bench.published import Figure
+from pympa.command import number_list
+from pympa.ledger import USES
+from pympa.survey import Survey
+
+_UNITS = {"GB": 10**9, "MB": 10**6, "kB": 1000}
+_READABLE = 10  # a unit is small enough if the largest number has so many of it
+Need = TypeVar("Need")
+
+
+def rank_table(title: str, survey: Survey, cache_bytes: int | None) -> Table:
+    """Return what each rank needs; ranks that need the same share a row.
+
+    Args:
+        title: of the table.
+        survey: of a plan.
+        cache_bytes: of a rank; None where it is not known.
+    """
+    unit = _unit(need.total_bytes for need in survey.ranks)
+    uses = [use for use in USES if any(need.uses[use] for need in survey.ranks)]
+    table = _table(title, "ranks", "parameters", *uses, "total", "working set")
+    for numbers, need in _folded(survey.ranks):
+        table.add_row(
+            number_list(numbers),
+            f"{need.parameters:,}",
+            *(_in(unit, need.uses[use]) for use in uses),
+            _in(unit, need.total_bytes),
+            _in(unit, need.working_set.total),
+        )
+    cache = "" if cache_bytes is None else f"; a rank's cache is {_readable(cache_bytes)}"
+    table.caption = f"{unit} at the arena's high-water mark, which the uses add up to{cache}"
+    return table
+
+
+def layer_table(survey: Survey) -> Table:
+    """Return what each layer needs on the rank that needs most for it."""
+    uses = [use for use in USES if any(need.uses.get(use) for need in survey.layers)]
+    unit = _unit(need.total_bytes for need in survey.layers)
+    table = _table("by layer", "layers", "parameters", *uses, "total")
+    for numbers, need in _folded(survey.layers):
+        table.add_row(
+            number_list(numbers),
+            f"{need.parameters:,}",
+            *(_in(unit, need.uses[use]) for use in uses),
+            _in(unit, need.total_bytes),
+        )
+    stages = [need.stage for need in survey.layers]
+    counts = ", ".join(str(stages.count(stage)) for stage in sorted(set(stages)))
+    table.caption = (
+        f"{unit} on the rank that needs most for the layer; layers on stages: {counts}; parameters "
+        "are those of the whole layer"
+    )
+    return table
+
+
+def working_set_table(survey: Survey, fitting: Sequence[int | None]) -> Table:
+    """Return what each layer's step touches at a time.
+
+    Args:
+        survey: of a plan.
+        fitting: rows of the largest chunk that fits the cache, by stage; None where the cache is
+            not known.
+    """
+    steps = [(need.working_set, fitting[need.stage]) for need in survey.layers]
+    unit = _unit(touched.total for touched, _ in steps)
+    table = _table(
+        f"working set of a step over {survey.chunk_rows:,} rows",
+        "layers",
+        "weight tile",
+        "activation chunk",
+        "operator buffers",
+        "intermediate state",
+        "working set",
+        "rows that fit",
+    )
+    for numbers, (touched, rows) in _folded(steps):
+        sizes = (
+            touched.weight_tile,
+            touched.activation_chunk,
+            touched.operator_buffers,
+            touched.intermediate_state,
+            touched.total,
+        )
+        shown = "-" if rows is None else f"{rows:,}"
+        table.add_row(number_list(numbers), *(_in(unit, size) for size in sizes), shown)
+    table.caption = f"{unit}, each part when it is most; at the right the largest chunk that fits"
+    return table
+
+
+def figure_table(title: str, figures: Iterable[Figure]) -> Table:
+    """Return a paper's figures beside those that follow from its dimensions."""
+    table = _table(title, "of", "printed", "follows")
+    table.add_column("from")
+    table.add_column("verdict")
+    for f in figures:
+        values = (
+            _readable(value) if f.is_bytes else f"{value:,.0f}" for value in (f.printed, f.given)
+        )
+        table.add_row(f.name, *values, f.how, f.verdict)
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading.replace(" ", "\n"), justify="right")
+    return table
+
+
+def _folded(needs: Sequence[Need]) -> list[tuple[list[int], Need]]:
+    """Return the numbers of equal needs together, in the order of the first of each."""
+    rows: list[tuple[list[int], Need]] = []
+    for number, need in enumerate(needs):
+        for numbers, other in rows:
+            if other == need:
+                numbers.append(number)
+                break
+        else:
+            rows.append(([number], need))
+    return rows
+
+
+def _unit(totals: Iterable[int]) -> str:
+    most = max(totals)
+    return next((unit for unit, size in _UNITS.items() if most >= _READABLE * size), "kB")
+
+
+def _in(unit: str, size: int) -> str:
+    return f"{size / _UNITS[unit]:,.3f}"
+
+
+def _readable(size: float) -> str:
+    unit = next((unit for unit, of_unit in _UNITS.items() if size >= of_unit), "kB")
+    return f"{size / _UNITS[unit]:,.2f} {unit}"

@@ -1,0 +1,114 @@
+"""Hardware as data: what a device computes and how devices are linked. One TOML file a cluster."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from pympa.spec import SpecError, parse_toml
+
+
+class AttentionRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """FLOP/s of an attention kernel at a head_dim, in the flops that its mask lets through."""
+
+    head_dim: int
+    full: float
+    causal: float
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one rank computes with.
+
+    Attributes:
+        name: of the product. watts: board power.
+        memory_bytes: capacity. memory_bytes_per_second: peak of reads and writes.
+        memory_efficiency: reached part of it.
+        flops_per_second: peak by dtype. linear_efficiency: part of it that large products reach.
+        linear_tile: rows and columns of an output tile; products are padded to it.
+        processors: that take a tile each; the last wave of tiles may leave some idle.
+        launch_seconds: shortest time of a kernel.
+        attention: rates by head_dim.
+    """
+
+    name: str
+    memory_bytes: float
+    memory_bytes_per_second: float
+    flops_per_second: dict[str, float]
+    watts: float
+    processors: int
+    launch_seconds: float
+    linear_efficiency: float
+    linear_tile: tuple[int, int]
+    memory_efficiency: float
+    attention: tuple[AttentionRate, ...]
+
+
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How ranks of one group reach each other.
+
+    Attributes:
+        name: of the product. ranks: neighbours in a group.
+        latency_seconds: of a message. bytes_per_second: of a rank, each way.
+    """
+
+    name: str
+    ranks: int
+    latency_seconds: float
+    bytes_per_second: float
+
+
+class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A TOML file.
+
+    Attributes:
+        title: one line. ranks: devices.
+        device: of every rank. links: from the innermost group outwards.
+    """
+
+    title: str
+    ranks: int
+    device: Device
+    links: tuple[Link, ...]
+
+    def __post_init__(self) -> None:
+        sizes = [link.ranks for link in self.links]
+        if not sizes or sizes != sorted(sizes) or sizes[-1] < self.ranks:
+            raise SpecError(
+                f"links: expected groups from the smallest to all {self.ranks} ranks; got {sizes}"
+            )
+
+    def link(self, a: int, b: int) -> Link:
+        """Return what ranks `a` and `b` reach each other by."""
+        return next(link for link in self.links if a // link.ranks == b // link.ranks)
+
+
+def packaged_clusters() -> list[str]:
+    """Return the names of the clusters that ship with the package."""
+    folder = resources.files("pympa") / "clusters"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith("toml"))
+
+
+def load_cluster(name: str) -> Cluster:
+    """Load a packaged cluster by name, or anybody's by the path of its TOML file.
+
+    Raises:
+        SpecError: no such cluster, or a field of the file is wrong.
+    """
+    known = packaged_clusters()
+    if name in known:
+        text = (resources.files("pympa") / "clusters" / f"{name}.toml").read_bytes()
+    elif name.endswith(".toml") or "/" in name:
+        try:
+            text = Path(name).read_bytes()
+        except OSError as error:
+            raise SpecError(f"cluster {name}: {error.strerror}") from None
+    else:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SpecError(
+            f"cluster {name!r}: expected one of {', '.join(known)}, or a .toml file{hint}"
+        )
+    return parse_toml(text, Cluster, name)

@@ -1,0 +1,225 @@
+"""`python -m pympa.footprint`: what a plan needs, by rank and by layer, without running it.
+
+Needs neither MPI nor memory: every rank is run on shapes, so what is printed is what the arena of a
+real run will hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pympa.command import Parser, byte_count, complain, count
+from pympa.errors import RefusedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+    from pympa.backend import Rehearsal
+    from pympa.bench.experiment import Experiment, Size
+    from pympa.mesh import Plan
+    from pympa.partition import Bounds
+
+_TOKENS = 4096  # of the batch of a file that describes a model alone
+
+
+def build_parser(prog: str = "python -m pympa.footprint") -> Parser:
+    """Return the parser."""
+    parser = Parser(
+        prog=prog,
+        description="Say what a plan needs, by rank and by layer, without MPI and without running.",
+        add_help=False,
+    )
+    add = parser.add_argument
+    add(
+        "model",
+        nargs="?",
+        metavar="EXPERIMENT|FILE.toml",
+        help="a packaged experiment, or a TOML file of an experiment or of a model alone",
+    )
+    add("-h", "--help", action="store_true", help="show this and exit")
+    add("--plan", metavar="PLAN", help="how ranks split the model, as in tp=8,pp=2")
+    add("--size", default="local", help="size of the experiment: local (default), paper, ...")
+    add("--dtype", help="float32, float16 or bfloat16 instead of the experiment's")
+    add("--micro-batches", type=count(1), metavar="N", help="instead of the plan's")
+    add("--batch", type=count(1), default=1, metavar="N", help="sequences, of a model alone (1)")
+    add(
+        "--tokens",
+        type=count(1),
+        default=_TOKENS,
+        metavar="N",
+        help=f"of each sequence, of a model alone ({_TOKENS})",
+    )
+    add(
+        "--cache",
+        type=byte_count,
+        metavar="BYTES",
+        help="cache of a rank, as in 50MB or 2MiB; default: what this machine tells of its own",
+    )
+    add(
+        "--weight-limit",
+        type=byte_count,
+        metavar="BYTES",
+        help="cut layers into stages so that no rank holds more of the weight matrices",
+    )
+    add("--threads", type=count(1), default=1, metavar="N", help="threads of each rank (1)")
+    add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables and return the exit status."""
+    parser = build_parser()
+    try:
+        options = parser.parse_args(arguments)
+        if options.help:
+            print(parser.format_help())
+            return 0
+        _print_footprint(options)
+    except (ValueError, OSError) as error:
+        return complain(error)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A model and a plan for it, with all that a rehearsal needs."""
+
+    size: Size
+    plan: Plan
+    dtype: np.dtype[Any]
+    stages: Bounds
+    isa: str
+    threads: int
+
+    def rehearsal(self, rank: int) -> Rehearsal:
+        """Return the rehearsal of a rank."""
+        from pympa.backend import Rehearsal
+
+        return Rehearsal(
+            self.size.model,
+            self.plan,
+            rank,
+            self.dtype,
+            isa=self.isa,
+            threads=self.threads,
+            stages=self.stages,
+        )
+
+
+def _print_footprint(options: argparse.Namespace) -> None:
+    from pympa.bench.footprint_table import layer_table, rank_table, working_set_table
+    from pympa.bench.table import console
+    from pympa.caches import cache_of_rank
+    from pympa.survey import survey
+
+    if options.model is None or options.plan is None:
+        raise RefusedError(
+            "footprint: expected a model and a plan, as in pympa footprint stages --plan tp=8,pp=2"
+        )
+    experiment, size = _load(options)
+    asked = _request(options, experiment, size)
+    found = survey(size.model, asked.plan, size.lengths, asked.rehearsal)
+    cache = options.cache or cache_of_rank(options.threads)
+    ours = "" if size.ours is None else f" ({size.ours})"
+    title = f"{options.model}: {size} tokens{ours}, {asked.dtype.name}, {asked.plan}, {asked.isa}"
+    tables = [
+        rank_table(title, found, cache),
+        layer_table(found),
+        working_set_table(found, _fitting(asked, cache)),
+        *_published(options, experiment),
+    ]
+    for table in tables:
+        console().print(table, "")
+
+
+def _fitting(asked: _Request, cache: int | None) -> list[int | None]:
+    """Return the rows of the largest chunk that fits the cache, by stage."""
+    from pympa.working_set import fitting_chunk, working_sets
+
+    firsts = [stage * asked.plan.stage_ranks for stage in range(asked.plan.pp)]
+    if cache is None:
+        return [None for _ in firsts]
+    most = sum(asked.size.lengths)
+    return [fitting_chunk(working_sets(asked.rehearsal(rank)), cache, most) for rank in firsts]
+
+
+def _published(options: argparse.Namespace, experiment: Experiment) -> list[Table]:
+    """Return what a paper prints of its model's sizes, beside what follows from its dimensions."""
+    from pympa.bench.footprint_table import figure_table
+    from pympa.bench.published import compare_figures
+    from pympa.working_set import working_sets
+
+    published, paper = experiment.published_footprint, experiment.sizes.get("paper")
+    if published is None or paper is None:
+        return []
+    asked = _request(options, experiment, paper)
+    figures = compare_figures(
+        published,
+        paper.model,
+        paper.lengths,
+        asked.dtype.itemsize,
+        working_sets(asked.rehearsal(0)),
+    )
+    return [figure_table(f"printed in seed {experiment.seed}, paper size", figures)]
+
+
+def _load(options: argparse.Namespace) -> tuple[Experiment, Size]:
+    """Return the experiment and the size asked for, or one around a model alone."""
+    from pympa.bench.experiment import Experiment, Size, load_experiment, read_description
+    from pympa.spec import ModelSpec, parse_toml
+
+    name = options.model
+    text = read_description(name)
+    try:
+        alone = "d_model" in tomllib.loads(text.decode())
+    except ValueError:
+        alone = False  # load_experiment says what is wrong with it
+    if not alone:
+        experiment = load_experiment(name)
+        return experiment, experiment.size(options.size, name)
+    if options.dtype is None:
+        raise RefusedError(f"{name}: a model alone has no dtype; give one with --dtype")
+    size = Size(model=parse_toml(text, ModelSpec, name), batch=options.batch, tokens=options.tokens)
+    return Experiment(title=name, dtype=options.dtype, sizes={"local": size}, plans=()), size
+
+
+def _request(options: argparse.Namespace, experiment: Experiment, size: Size) -> _Request:
+    """Return what is asked for, after checking that it can be done.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    import msgspec
+
+    from pympa.kernels.cpu import supported_isas
+    from pympa.mesh import parse_plan
+    from pympa.partition import stage_bounds
+    from pympa.rules import check_plan
+    from pympa.spec import numpy_dtype
+
+    plan = parse_plan(options.plan)
+    if options.micro_batches is not None:
+        plan = msgspec.structs.replace(plan, micro_batches=options.micro_batches)
+    check_plan(plan, size.model, plan.world, size.batch)
+    dtype = numpy_dtype(options.dtype or experiment.dtype)
+    stages = stage_bounds(
+        size.model,
+        plan,
+        max(size.lengths),
+        itemsize=dtype.itemsize,
+        limit_bytes=options.weight_limit,
+    )
+    offers = supported_isas()
+    if options.isa is not None and options.isa not in offers:
+        raise RefusedError(f"isa: expected one of {', '.join(offers)}; got {options.isa!r}")
+    return _Request(size, plan, dtype, stages, options.isa or offers[0], options.threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

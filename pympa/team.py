@@ -1,0 +1,164 @@
+"""Ranks that work on one thing together: all of a session, or the first few while others rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pympa.arena import Arena
+from pympa.backend import build_rank
+from pympa.errors import RefusedError
+from pympa.mesh import Plan
+from pympa.rank import Rank
+from pympa.trace import Trace
+from pympa.transport import WORLD, Traffic, Transport
+
+if TYPE_CHECKING:
+    from pympa.transport.mpi import MpiEndpoint
+
+T = TypeVar("T")
+Place = tuple[str, set[int]]
+"""Where a rank is: its node, and the cores of it that it may use."""
+
+
+class Team:
+    """See the module. Whoever makes one calls `gather` before anything else.
+
+    Args:
+        threads: of each kernel.
+
+    Attributes:
+        rank, size: among the team. world: transport between all of the team.
+        total_cores: that the team may use. oversubscribed: some node has more threads than cores.
+        isa: instruction set of the kernels. mpi_library: its name and version.
+    """
+
+    isa: str
+    mpi_library: str
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.rank = 0
+
+    def gather(self, endpoint: MpiEndpoint, places: Sequence[Place]) -> None:
+        """Take up an endpoint and what is known of its ranks.
+
+        Args:
+            endpoint: of the team's ranks.
+            places: of each of them.
+        """
+        self._endpoint, self._places = endpoint, places
+        self.rank, self.size = endpoint.rank, endpoint.size
+        self.total_cores, self.oversubscribed = count_cores(places, self.threads)
+        self.world = Transport(endpoint, WORLD, range(self.size), Arena(), Trace(), Traffic())
+
+    def on_first(self, ranks: int, work: Callable[[Team], T]) -> T:
+        """Run `work` on the first ranks and return rank 0's result on all. Collective.
+
+        The others rest meanwhile, however long that takes: an error on any rank ends the job.
+
+        Args:
+            ranks: how many work; they are the team that `work` gets.
+            work: may raise RefusedError, which is then raised on all ranks.
+        """
+        if ranks == self.size:
+            return work(self)
+        result: T | None = None
+        refusal: str | None = None
+        if self.rank < ranks:
+            try:
+                result = work(self._first(ranks))
+            except RefusedError as error:
+                refusal = str(error)
+        self._endpoint.rest()
+        result, refusal = self.world.gather_objects((result, refusal))[0]
+        if refusal is not None:
+            raise RefusedError(refusal)
+        return result
+
+    def _first(self, ranks: int) -> Team:
+        team, places = Team(self.threads), self._places[:ranks]
+        _, crowded = count_cores(places, self.threads)
+        team.isa, team.mpi_library = self.isa, self.mpi_library
+        team.gather(self._endpoint.first(ranks, naps=crowded), places)
+        return team
+
+    def agree(self, what: str, value: Any) -> None:
+        """Refuse unless all ranks gave the same value. Collective.
+
+        Raises:
+            RefusedError: names the ranks that differ from rank 0.
+        """
+        values = self.world.gather_objects(value)
+        others = [rank for rank, other in enumerate(values) if other != values[0]]
+        if others:
+            raise RefusedError(
+                f"{what}: expected the same on all ranks; rank 0 has {values[0]!r}, "
+                f"rank {others[0]} has {values[others[0]]!r}"
+            )
+
+    def check(self, local: Callable[[], T]) -> T:
+        """Run a check on every rank and go on only if none objects. Collective.
+
+        Args:
+            local: raises ValueError or OSError to object.
+
+        Raises:
+            RefusedError: on all ranks, with the first objection.
+        """
+        result: T | None = None
+        objection = None
+        try:
+            result = local()
+        except (ValueError, OSError) as error:
+            objection = str(error)
+        objections = self.world.gather_objects(objection)
+        for text in objections:
+            if text is not None:
+                raise RefusedError(text)
+        return result  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Return when all ranks are here. Collective."""
+        arrived = np.zeros(self.size, np.uint8)
+        self.world.all_gather([arrived[i : i + 1] for i in range(self.size)])
+
+    def reaches(self, ranks: Sequence[int]) -> bool:
+        """Tell whether these ranks read each other's shared memory."""
+        return self._endpoint.reaches(ranks)
+
+    def on(self, plan: Plan, *, dry: bool = False) -> Rank:
+        """Return this rank's resources for a plan: mesh, arena, kernels, transports.
+
+        Raises:
+            RefusedError: the plan takes another number of ranks.
+        """
+        if plan.world != self.size:
+            raise RefusedError(
+                f"plan {plan} takes {plan.world} ranks; this session has {self.size}"
+            )
+        return build_rank(self._endpoint, plan, isa=self.isa, threads=self.threads, dry=dry)
+
+
+def own_place() -> Place:
+    """Return where this rank is."""
+    return platform.node(), os.sched_getaffinity(0)
+
+
+def count_cores(places: Sequence[Place], threads: int) -> tuple[int, bool]:
+    """Return the cores that ranks may use, and whether some node has more threads than cores.
+
+    Ranks that are pinned count the cores that they are pinned to.
+    """
+    cores: defaultdict[str, set[int]] = defaultdict(set)
+    ranks: Counter[str] = Counter()
+    for node, affinity in places:
+        cores[node] |= affinity
+        ranks[node] += 1
+    crowded = any(ranks[node] * threads > len(cores[node]) for node in cores)
+    return sum(map(len, cores.values())), crowded

@@ -1,0 +1,211 @@
+"""Ranks on virtual clocks: the same strategies, timed by a cost model and links instead of a wall.
+
+Each rank is a thread with a clock of its own. Kernels advance it; a message leaves when both sides
+have posted it and its ports are free, takes latency plus bytes over bandwidth, and holds the
+sender's way out and the receiver's way in meanwhile, so flows that share one follow each other. The
+rank whose clock is behind runs first, so a run is the same every time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from pympa.arena import Array
+from pympa.cluster import Cluster
+from pympa.transport import Message, Seen, TransportError, raw_bytes
+
+T = TypeVar("T")
+
+
+class Pending:
+    """Messages of one `start`: how many have no other side yet, and when the last one is done."""
+
+    def __init__(self, messages: int, seen: Seen) -> None:
+        self.unmatched = messages
+        self.seen = seen
+        self.done_at = [0.0] * messages
+
+
+class _Post(NamedTuple):
+    array: Array
+    posted_at: float
+    pending: Pending
+    number: int
+
+
+class _Aborted(BaseException):
+    """Ends the threads of ranks that wait for one that failed."""
+
+
+class VirtualWorld:
+    """A world of ranks on virtual clocks.
+
+    Args:
+        size: ranks.
+        cluster: links between them.
+        slow: factor on the kernels' time of a rank, by rank.
+    """
+
+    def __init__(self, size: int, cluster: Cluster, slow: dict[int, float] | None = None) -> None:
+        if size > cluster.links[-1].ranks:
+            raise ValueError(
+                f"cluster {cluster.title}: expected at most {cluster.links[-1].ranks} ranks; "
+                f"got {size}"
+            )
+        self.size = size
+        self.clocks = [0.0] * size
+        self.calls = 0
+        self.slow = slow or {}
+        self._cluster = cluster
+        self._turn = [threading.Semaphore(0) for _ in range(size)]
+        self._able = [(0.0, rank) for rank in range(size)]
+        self._waiting: dict[int, tuple[Pending, str]] = {}
+        self._running = size
+        self._failure: BaseException | None = None
+        self._finished = threading.Event()
+        self._sends: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
+        self._receives: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
+        self._out_free, self._in_free = [0.0] * size, [0.0] * size
+
+    def run(self, body: Callable[[VirtualEndpoint], T]) -> list[T]:
+        """Run `body` once for each rank and return the results in rank order.
+
+        Raises:
+            TransportError: the ranks wait for each other for ever.
+            Exception: whatever the first failing rank raised.
+        """
+        results: dict[int, T] = {}
+
+        def main(rank: int) -> None:
+            self._turn[rank].acquire()
+            try:
+                if self._failure is None:
+                    results[rank] = body(VirtualEndpoint(self, rank))
+            except _Aborted:
+                pass
+            except BaseException as error:
+                self._failure = self._failure or error
+            self._running -= 1
+            self._pass_on()
+
+        threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
+        for thread in threads:
+            thread.start()
+        self._pass_on()
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return [results[rank] for rank in range(self.size)]
+
+    def post(self, key: tuple[int, int, int], post: _Post, *, sends: bool) -> None:
+        """Take one side of a message from key[0] to key[1] and match it with the other."""
+        mine, theirs = (self._sends, self._receives) if sends else (self._receives, self._sends)
+        if not theirs[key]:
+            mine[key].append(post)
+            return
+        other = theirs[key].popleft()
+        sender, receiver = (post, other) if sends else (other, post)
+        self._transfer(key[0], key[1], sender, receiver)
+
+    def wait(self, rank: int, pending: Pending, what: str) -> None:
+        """Block the rank until all messages of `pending` are done, and set its clock to that."""
+        self.calls += 1
+        if pending.unmatched:
+            self._waiting[rank] = pending, what
+            self._pass_on()
+            self._turn[rank].acquire()
+            if self._failure is not None:
+                raise _Aborted
+        now = self.clocks[rank]
+        for index, done_at in enumerate(pending.done_at):
+            self.clocks[rank] = done_at  # when it was done, whenever that is looked at
+            pending.seen(index)
+        self.clocks[rank] = max([now, *pending.done_at])
+
+    def _transfer(self, source: int, target: int, sender: _Post, receiver: _Post) -> None:
+        size = sender.array.nbytes
+        if size != receiver.array.nbytes:
+            raise TransportError(
+                f"rank {target} expected {receiver.array.nbytes} bytes from rank {source}; "
+                f"got {size}"
+            )
+        link = self._cluster.link(source, target)
+        start = max(
+            sender.posted_at, receiver.posted_at, self._out_free[source], self._in_free[target]
+        )
+        free = start + size / link.bytes_per_second
+        self._out_free[source] = self._in_free[target] = free
+        if receiver.array.flags.writeable:  # counts of rows, and the like; shapes have no memory
+            raw_bytes(receiver.array)[:] = raw_bytes(sender.array)
+        for rank, post in ((source, sender), (target, receiver)):
+            post.pending.unmatched -= 1
+            post.pending.done_at[post.number] = free + link.latency_seconds
+            waiting = self._waiting.get(rank)
+            if waiting is not None and waiting[0] is post.pending and not post.pending.unmatched:
+                del self._waiting[rank]
+                heapq.heappush(self._able, (max([self.clocks[rank], *post.pending.done_at]), rank))
+
+    def _pass_on(self) -> None:
+        """Give the turn to the rank whose clock is behind."""
+        if self._able:
+            self._turn[heapq.heappop(self._able)[1]].release()
+        elif self._running:
+            self._failure = self._failure or TransportError(f"deadlock: {self._who_waits()}")
+            rank = next(iter(self._waiting))
+            del self._waiting[rank]
+            self._turn[rank].release()
+
+    def _who_waits(self) -> str:
+        shown = sorted(self._waiting.items())[:16]
+        return "; ".join(f"rank {rank} waits on {what}" for rank, (_, what) in shown)
+
+
+class VirtualEndpoint:
+    """One rank of a `VirtualWorld`."""
+
+    def __init__(self, world: VirtualWorld, rank: int) -> None:
+        self._world = world
+        self.rank = rank
+        self.size = world.size
+
+    def clock(self) -> float:
+        """Return the rank's seconds."""
+        return self._world.clocks[self.rank]
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass in a kernel."""
+        self._world.clocks[self.rank] += seconds * self._world.slow.get(self.rank, 1.0)
+
+    def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> Pending:
+        """Post messages."""
+        world, now = self._world, self.clock()
+        world.calls += 1
+        pending = Pending(len(sends) + len(receives), seen)
+        for index, message in enumerate(receives):
+            key = (message.peer, self.rank, message.channel)
+            world.post(key, _Post(message.array, now, pending, index), sends=False)
+        for index, message in enumerate(sends, len(receives)):
+            key = (self.rank, message.peer, message.channel)
+            world.post(key, _Post(message.array, now, pending, index), sends=True)
+        return pending
+
+    def wait(self, pending: Pending, what: str) -> None:
+        """Let time pass until all messages of `pending` are done."""
+        self._world.wait(self.rank, pending, what)
+
+    def poll(self) -> None:
+        """Do nothing: messages move by themselves."""
+
+    def reaches(self, ranks: Sequence[int]) -> bool:
+        """Say no: GPUs send."""
+        return False
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copy between two arrays of this rank, if they have memory."""
+        if target.flags.writeable:
+            target[...] = source

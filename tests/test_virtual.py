@@ -1,0 +1,179 @@
+"""Virtual clocks: a run's bytes and memory, the same time every time, and plain physics."""
+
+import msgspec
+import numpy as np
+import pytest
+
+import checks
+import conftest
+import worlds
+from pympa.backend import build_virtual_rank, rehearse
+from pympa.bench.experiment import Size, load_experiment
+from pympa.bench.simulate import predict
+from pympa.cluster import load_cluster, packaged_clusters
+from pympa.costs import Costs
+from pympa.mesh import Plan, parse_plan
+from pympa.model import Model
+from pympa.spec import DTYPES, SpecError
+from pympa.transport import TransportError
+from pympa.virtual import VirtualWorld
+from pympa.volume import bytes_sent
+
+DGX = load_cluster("dgx-h100x2")
+LINK = DGX.links[0]
+
+
+def simulate(spec, plan, lengths=worlds.LENGTHS, dtype="bfloat16", slow=None):
+    costs = Costs(DGX.device, dtype)
+    ids = [np.broadcast_to(np.int32(0), (n,)) for n in lengths]
+
+    def body(endpoint):
+        rank = build_virtual_rank(endpoint, plan, costs, isa=worlds.ISA)
+        model = Model(spec, rank, DTYPES[dtype])
+        model.forward(model.prepare(ids))
+        return rank
+
+    return VirtualWorld(plan.world, DGX, slow).run(body)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6, 8])
+def test_bytes_are_those_of_the_closed_forms(size):
+    """Which are those of every run: see test_plans.py."""
+    for plan in worlds.plans(size, worlds.DENSE)[::3]:
+        ranks = simulate(worlds.DENSE, plan)
+        expected = bytes_sent(worlds.DENSE, plan, worlds.LENGTHS, 2)
+        assert worlds.sent_by_axis(ranks) == expected, str(plan)
+
+
+@pytest.mark.parametrize("plan", ["cp=4", "tp=2,dim=2", "pp=2,cp=2,micro_batches=3"])
+def test_memory_is_that_of_a_rehearsal(plan):
+    plan = parse_plan(plan)
+    for rank in simulate(worlds.DENSE, plan):
+        needed = rehearse(
+            worlds.DENSE, plan, rank.mesh.rank, worlds.LENGTHS, DTYPES["bfloat16"], isa=worlds.ISA
+        )
+        assert rank.arena.peak_bytes == needed
+
+
+@pytest.mark.parametrize("plan", ["cp=4", "dp=2,ep=2", "tp=4,pp=2,micro_batches=2"])
+def test_the_same_every_time(plan):
+    plan = parse_plan(plan)
+    runs = [[rank.trace.last.times() for rank in simulate(worlds.EXPERTS, plan)] for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def exchange(size, nbytes, source, targets):
+    """Send from one rank to others at once; return each rank's clock afterwards."""
+
+    def body(endpoint):
+        group = checks.transport(endpoint)
+        array = np.broadcast_to(np.uint8(0), (nbytes,))
+        sends = [(array, t) for t in targets] if group.index == source else []
+        receives = [(array, source)] if group.index in targets else []
+        group.wait(group.start(sends, receives))
+        return endpoint.clock()
+
+    return VirtualWorld(size, DGX).run(body)
+
+
+def test_a_message_takes_latency_and_bandwidth():
+    clocks = exchange(2, 10**9, 0, [1])
+    assert clocks[1] == pytest.approx(LINK.latency_seconds + 1e9 / LINK.bytes_per_second)
+    far = exchange(9, 10**9, 0, [8])[8]
+    link = DGX.links[1]
+    assert far == pytest.approx(link.latency_seconds + 1e9 / link.bytes_per_second)
+
+
+def test_messages_that_share_a_way_follow_each_other():
+    clocks = exchange(4, 10**9, 0, [1, 2, 3])
+    assert max(clocks) == pytest.approx(LINK.latency_seconds + 3e9 / LINK.bytes_per_second)
+
+
+def test_waiting_is_hidden_behind_kernels():
+    """A message as long as the kernel beside it costs nothing more."""
+    seconds = LINK.latency_seconds + 1e9 / LINK.bytes_per_second
+
+    def body(endpoint):
+        group = checks.transport(endpoint)
+        array = np.broadcast_to(np.uint8(0), (10**9,))
+        pending = group.start([(array, 1 - group.index)], [(array, 1 - group.index)])
+        endpoint.advance(seconds)
+        group.wait(pending)
+        return endpoint.clock()
+
+    assert VirtualWorld(2, DGX).run(body) == pytest.approx([seconds] * 2)
+
+
+def test_a_slow_rank_holds_up_the_ring():
+    lengths = (4096,)
+    even = max(r.trace.last.times().step for r in simulate(worlds.DENSE, Plan(cp=4), lengths))
+    slow = simulate(worlds.DENSE, Plan(cp=4), lengths, slow={2: 3.0})
+    times = [rank.trace.last.times() for rank in slow]
+    assert 2.5 * even < max(t.step for t in times) < 3.5 * even
+    assert sum(times[0].waits.values()) > sum(times[2].waits.values())
+
+
+def test_a_pipeline_without_micro_batches_is_half_empty():
+    model = load_experiment("ring-dense").sizes["paper"].model
+    size, steps = Size(model=model, batch=4, tokens=4096), []
+    for micro_batches in (1, 2, 4):
+        plan = Plan(pp=2, micro_batches=micro_batches)
+        steps.append(predict(size, plan, "bfloat16", DGX).step_seconds)
+    np.testing.assert_allclose(steps, np.array([1, 3 / 4, 5 / 8]) * steps[0], rtol=0.03)
+
+
+def test_deadlock_is_reported():
+    def body(endpoint):
+        group = checks.transport(endpoint)
+        group.wait(group.start([], [(np.zeros(1), 1 - group.index)]))
+
+    with pytest.raises(TransportError, match="deadlock: rank 0 waits on cp; rank 1 waits on cp"):
+        VirtualWorld(2, DGX).run(body)
+
+
+def test_costs_follow_the_data_sheet():
+    costs, device = Costs(DGX.device, "bfloat16"), DGX.device
+    big = costs.linear(8192, 8192, 8192, 0)
+    rate = 2 * 8192**3 / big
+    assert 0.6 * 989e12 < rate < device.linear_efficiency * 989e12 * 1.001
+    assert costs.linear(1, 8192, 8192, 2 * 8192**2) >= 2 * 8192**2 / 3.35e12
+    assert costs.memory(0) == device.launch_seconds
+    pairs = 8192**2
+    full = costs.attention(pairs, pairs, 16, 128, 128, 0)
+    assert 4 * pairs * 16 * 128 / full == pytest.approx(648e12)
+    causal = costs.attention(pairs // 2, pairs, 16, 128, 128, 0)
+    assert 2 * pairs * 16 * 128 / causal == pytest.approx(616e12)
+
+
+def test_clusters():
+    for name in packaged_clusters():
+        cluster = load_cluster(name)
+        assert cluster.ranks == 16
+        assert cluster.link(0, 1).bytes_per_second >= cluster.link(0, 15).bytes_per_second
+    with pytest.raises(SpecError, match="did you mean 'dgx-h100x2'"):
+        load_cluster("dgx-h100")
+    with pytest.raises(SpecError, match="from the smallest to all 32 ranks"):
+        msgspec.structs.replace(DGX, ranks=32).__post_init__()
+
+
+def test_published_sizes_take_seconds():
+    experiment = load_experiment("ring-dense-fp16")
+    found = predict(experiment.sizes["paper"], Plan(cp=16), experiment.dtype, DGX)
+    assert 0 < found.waiting < found.step_seconds
+    assert found.peak_bytes < DGX.device.memory_bytes
+
+
+def test_the_command(tmp_path):
+    arguments = ["-m", "pympa.bench", "ring-dense-fp16", "--backend", "virtual"]
+    job = conftest.run_job(1, *arguments, "--cluster", "dgx-h100x2", "--size", "paper")
+    assert job.status == 0, job.err
+    assert "simulated on 2 x DGX H100" in job.out
+    assert job.out.count("simulated") >= 3, "no simulated number without that word beside it"
+    refused = conftest.run_job(1, *arguments)
+    assert refused.status == 2
+    assert "--backend virtual needs --cluster" in refused.err
+
+
+def test_size_is_a_size():
+    size = Size(model=worlds.DENSE, batch=2, tokens=64)
+    assert predict(size, Plan(cp=2), "bfloat16", DGX).bytes_sent > 0
