@@ -9,7 +9,6 @@ rank whose clock is behind runs first, so a run is the same every time.
 from __future__ import annotations
 
 import heapq
-import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -17,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from pympa.arena import Array
 from pympa.cluster import Cluster
 from pympa.transport import Message, Seen, TransportError, raw_bytes
+from pympa.transport.threads import RankThreads
 
 T = TypeVar("T")
 
@@ -37,11 +37,7 @@ class _Post(NamedTuple):
     number: int
 
 
-class _Aborted(BaseException):
-    """Ends the threads of ranks that wait for one that failed."""
-
-
-class VirtualWorld:
+class VirtualWorld(RankThreads):
     """A world of ranks on virtual clocks.
 
     Args:
@@ -56,17 +52,13 @@ class VirtualWorld:
                 f"cluster {cluster.title}: expected at most {cluster.links[-1].ranks} ranks; "
                 f"got {size}"
             )
-        self.size = size
+        super().__init__(size)
         self.clocks = [0.0] * size
         self.calls = 0
         self.slow = slow or {}
         self._cluster = cluster
-        self._turn = [threading.Semaphore(0) for _ in range(size)]
         self._able = [(0.0, rank) for rank in range(size)]
         self._waiting: dict[int, tuple[Pending, str]] = {}
-        self._running = size
-        self._failure: BaseException | None = None
-        self._finished = threading.Event()
         self._sends: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
         self._receives: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
         self._out_free, self._in_free = [0.0] * size, [0.0] * size
@@ -78,29 +70,7 @@ class VirtualWorld:
             TransportError: the ranks wait for each other for ever.
             Exception: whatever the first failing rank raised.
         """
-        results: dict[int, T] = {}
-
-        def main(rank: int) -> None:
-            self._turn[rank].acquire()
-            try:
-                if self._failure is None:
-                    results[rank] = body(VirtualEndpoint(self, rank))
-            except _Aborted:
-                pass
-            except BaseException as error:
-                self._failure = self._failure or error
-            self._running -= 1
-            self._pass_on()
-
-        threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
-        for thread in threads:
-            thread.start()
-        self._pass_on()
-        for thread in threads:
-            thread.join()
-        if self._failure is not None:
-            raise self._failure
-        return [results[rank] for rank in range(self.size)]
+        return self.run_ranks(lambda rank: body(VirtualEndpoint(self, rank)))
 
     def post(self, key: tuple[int, int, int], post: _Post, *, sends: bool) -> None:
         """Take one side of a message from key[0] to key[1] and match it with the other."""
@@ -117,10 +87,7 @@ class VirtualWorld:
         self.calls += 1
         if pending.unmatched:
             self._waiting[rank] = pending, what
-            self._pass_on()
-            self._turn[rank].acquire()
-            if self._failure is not None:
-                raise _Aborted
+            self.yield_turn(rank)
         now = self.clocks[rank]
         for index, done_at in enumerate(pending.done_at):
             self.clocks[rank] = done_at  # when it was done, whenever that is looked at
@@ -153,12 +120,12 @@ class VirtualWorld:
     def _pass_on(self) -> None:
         """Give the turn to the rank whose clock is behind."""
         if self._able:
-            self._turn[heapq.heappop(self._able)[1]].release()
-        elif self._running:
+            self._give_turn(heapq.heappop(self._able)[1])
+        elif self._waiting:
             self._failure = self._failure or TransportError(f"deadlock: {self._who_waits()}")
             rank = next(iter(self._waiting))
             del self._waiting[rank]
-            self._turn[rank].release()
+            self._give_turn(rank)
 
     def _who_waits(self) -> str:
         shown = sorted(self._waiting.items())[:16]

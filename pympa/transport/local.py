@@ -9,7 +9,6 @@ that is reused too soon gives wrong results here and not only under MPI.
 from __future__ import annotations
 
 import random
-import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 
 from pympa.arena import Array
 from pympa.transport import Message, Seen, TransportError, raw_bytes
+from pympa.transport.threads import RankThreads
 
 T = TypeVar("T")
 
@@ -60,11 +60,7 @@ class _Post:
         self.pending = pending
 
 
-class _Aborted(BaseException):
-    """Ends the threads of ranks that wait for one that failed."""
-
-
-class LocalWorld:
+class LocalWorld(RankThreads):
     """A world of rank threads.
 
     Args:
@@ -82,14 +78,11 @@ class LocalWorld:
         max_delay: int = 8,
         shares_memory: bool = False,
     ) -> None:
-        self.size = size
+        super().__init__(size)
         self.shares_memory = shares_memory
         self._random = None if seed is None else random.Random(seed)
         self._max_delay = max_delay
-        self._turn = [threading.Semaphore(0) for _ in range(size)]
         self._waiting: list[tuple[_Pending, str] | None] = [None] * size
-        self._finished = [False] * size
-        self._failure: BaseException | None = None
         self._step = 0
         self._last = size - 1
         self._posted_sends: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
@@ -103,36 +96,7 @@ class LocalWorld:
             TransportError: the ranks wait for each other for ever.
             Exception: whatever the first failing rank raised.
         """
-        results: dict[int, T] = {}
-
-        def main(rank: int) -> None:
-            self._turn[rank].acquire()
-            try:
-                if self._failure is None:
-                    results[rank] = body(LocalEndpoint(self, rank))
-            except _Aborted:
-                pass
-            except BaseException as error:
-                self._failure = self._failure or error
-            self._finished[rank] = True
-            self._pass_on()
-
-        threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
-        for thread in threads:
-            thread.start()
-        self._pass_on()
-        for thread in threads:
-            thread.join()
-        if self._failure is not None:
-            raise self._failure
-        return [results[rank] for rank in range(self.size)]
-
-    def yield_turn(self, rank: int) -> None:
-        """Let another rank run; return when it is this rank's turn again."""
-        self._pass_on()
-        self._turn[rank].acquire()
-        if self._failure is not None:
-            raise _Aborted
+        return self.run_ranks(lambda rank: body(LocalEndpoint(self, rank)))
 
     def post(self, rank: int, pending: _Pending) -> None:
         """Take messages and pair them with what other ranks have posted."""
@@ -192,7 +156,7 @@ class LocalWorld:
             rank = self._any_unfinished()
         if rank is not None:
             self._last = rank
-            self._turn[rank].release()
+            self._give_turn(rank)
 
     def _next_rank(self) -> int | None:
         if self._failure is not None:
@@ -214,9 +178,6 @@ class LocalWorld:
     def _can_run(self, rank: int) -> bool:
         waiting = self._waiting[rank]
         return not self._finished[rank] and (waiting is None or waiting[0].done)
-
-    def _any_unfinished(self) -> int | None:
-        return next((r for r in range(self.size) if not self._finished[r]), None)
 
     def _who_waits(self) -> str:
         lines = []

@@ -1,0 +1,74 @@
+"""Ranks as threads of one process that take turns: one runs, the others wait for theirs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Aborted(BaseException):
+    """Ends the threads of ranks that wait for one that failed."""
+
+
+class RankThreads:
+    """Runs a body for each rank; a world says whose turn is next.
+
+    Args:
+        size: ranks.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._turn = [threading.Semaphore(0) for _ in range(size)]
+        self._finished = [False] * size
+        self._failure: BaseException | None = None
+
+    def run_ranks(self, body: Callable[[int], T]) -> list[T]:
+        """Run `body(rank)` once for each rank and return the results in rank order.
+
+        Raises:
+            Exception: whatever the first failing rank raised.
+        """
+        results: dict[int, T] = {}
+
+        def main(rank: int) -> None:
+            self._turn[rank].acquire()
+            try:
+                if self._failure is None:
+                    results[rank] = body(rank)
+            except Aborted:
+                pass
+            except BaseException as error:
+                self._failure = self._failure or error
+            self._finished[rank] = True
+            self._pass_on()
+
+        threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
+        for thread in threads:
+            thread.start()
+        self._pass_on()
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return [results[rank] for rank in range(self.size)]
+
+    def yield_turn(self, rank: int) -> None:
+        """Let another rank run; return when it is this rank's turn again."""
+        self._pass_on()
+        self._turn[rank].acquire()
+        if self._failure is not None:
+            raise Aborted
+
+    def _give_turn(self, rank: int) -> None:
+        self._turn[rank].release()
+
+    def _any_unfinished(self) -> int | None:
+        return next((r for r in range(self.size) if not self._finished[r]), None)
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next rank that can run, by `_give_turn`."""
+        raise NotImplementedError
