@@ -7,8 +7,8 @@ kernels: normed rows, q, k, v, the running softmax, hidden rows, messages. Keys 
 earlier chunks are read once for each chunk, in tiles that the workspace holds, and do not count.
 
 Each part counts when it is most, so that a cache of that size is never short. All but the tile is
-found by running the layer on shapes, so it follows what the strategies do. The
-parts are those of the "stages" paper (seed 003), whose stages are cut by them.
+found by running the layer on shapes, so it follows what the strategies do. The parts are those of
+the "stages" paper (seed 003), whose stages are cut by them.
 """
 
 from __future__ import annotations

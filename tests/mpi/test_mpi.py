@@ -136,6 +136,27 @@ def test_session_refuses_where_one_rank_objects():
         session.check(functools.partial(local, session.rank))
 
 
+@pytest.mark.parametrize("ranks", sorted({1, (SIZE + 1) // 2, SIZE}))
+def test_first_ranks_work_while_others_rest(ranks):
+    """All ranks get what rank 0 got, a refusal as well, and the whole session works afterwards."""
+
+    def work(team):
+        team.barrier()
+        rank = team.on(Plan(cp=team.size))
+        return rank.mesh.plan.cp, team.world.gather_objects(team.rank), team.oversubscribed
+
+    def refuse(team):
+        raise RefusedError("not today")
+
+    with Session() as session:
+        size, members, crowded = session.on_first(ranks, work)
+        assert (size, members) == (ranks, list(range(ranks)))
+        assert crowded <= session.oversubscribed, "fewer ranks are no larger crowd"
+        with pytest.raises(RefusedError, match="not today"):
+            session.on_first(ranks, refuse)
+        assert session.world.gather_objects(session.rank) == list(range(SIZE))
+
+
 def test_session_refuses_a_plan_of_another_size():
     with pytest.raises(RefusedError, match=f"takes {SIZE + 1} ranks; this session has {SIZE}"):
         Session(f"cp={SIZE + 1}").__enter__()
