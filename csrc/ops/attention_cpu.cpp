@@ -16,7 +16,8 @@ int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, int t
   return threads * bytes + kAlignment;
 }
 
-// Splits every query range into chunks; an item is one chunk of one range for one K/V head.
+// Splits every query range into chunks of whole row blocks, as even as they come; an item is one
+// chunk of one range for one K/V head.
 struct Items {
   int64_t chunk, count;
 
@@ -24,14 +25,18 @@ struct Items {
     if (args.threads > 1) {
       int64_t rows = 0;
       for (int64_t i = 0; i < args.q_range_count; ++i) rows += args.q_ranges[i].length;
-      const int64_t even = rows * args.kv_heads / (args.threads * kItemsPerThread);
-      chunk = round_up(max_of(even, kLeastChunk), kRows);
+      chunk = max_of(rows * args.kv_heads / (args.threads * kItemsPerThread), kLeastChunk);
     }
     for (int64_t i = 0; i < args.q_range_count; ++i) count += chunks_of(args.q_ranges[i]);
   }
 
   int64_t chunks_of(const TokenRange& range) const {
-    return range.length == 0 ? 0 : (range.length - 1) / chunk + 1;
+    return range.length == 0 ? 0 : max_of(range.length / chunk, 1);
+  }
+
+  int64_t first_row(const TokenRange& range, int64_t index) const {
+    const int64_t blocks = (range.length + kRows - 1) / kRows;
+    return min_of(index * blocks / chunks_of(range) * kRows, range.length);
   }
 };
 
@@ -46,8 +51,7 @@ void attend_item(const AttendArgs& args, const Items& items, int64_t item, int t
     row += args.q_ranges[i].length;
   }
   const TokenRange& range = args.q_ranges[i];
-  const int64_t first = index == 0 ? 0 : index * items.chunk;
-  const int64_t last = first + min_of(items.chunk, range.length - first);
+  const int64_t first = items.first_row(range, index), last = items.first_row(range, index + 1);
   Worker<T> worker(args, thread);
   int32_t heads[kRows];
   int64_t head_count = 0;
