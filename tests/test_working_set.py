@@ -14,7 +14,7 @@ from pympa import _core
 from pympa.backend import Rehearsal
 from pympa.caches import Cache, cache_of_rank, read_caches
 from pympa.kernels.cpu import CpuKernels
-from pympa.kernels.virtual import COLUMN_BLOCK
+from pympa.kernels.cpu_linear import BLOCK
 from pympa.layout import split_batch, split_micro_batches
 from pympa.mesh import Plan
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
@@ -34,31 +34,36 @@ def measure(spec, plan, rank=0, **options):
 
 
 def test_the_tile_is_what_the_kernel_reads():
-    source = (ROOT / "csrc" / "ops" / "linear_cpu.cpp").read_text()
+    source = (ROOT / "csrc" / "ops" / "linear_worker.hpp").read_text()
     (columns,) = re.findall(r"kColumnBlock = (\d+)", source)
-    assert int(columns) == COLUMN_BLOCK
+    assert int(columns) == BLOCK
 
 
 @pytest.mark.parametrize("rows", [1, 33, 96, 700, CpuKernels.row_chunk + 5])
-def test_by_hand(rows):
-    """The second linear of the MLP has the largest tile; the rest follows from the shapes."""
+def test_by_hand(rows, monkeypatch):
+    """The MLP has the largest tile; the rest follows from the shapes."""
+    monkeypatch.setattr("pympa.kernels.cpu.cache_of_rank", lambda threads: 1 << 30)
     found = measure(PLAIN, Plan())(rows)
     assert set(found) == {0, 1}
     assert found[0] == found[1]
     at_once = min(rows, CpuKernels.row_chunk)
-    tile = _core.packed_weight_bytes(n=512, k=1536, dtype="bfloat16", isa=worlds.ISA)
+    tile = _core.packed_weight_bytes(n=512, k=768 + 768, dtype="bfloat16", isa=worlds.ISA)
     works = [
         _core.linear_workspace_bytes(
             m=at_once, n=n, k=k, dtype="bfloat16", gated=False, threads=1, isa=worlds.ISA
         )
-        for n, k in ((128, 768), (768, 128), (1536, 768), (768, 1536))
+        for n, k in ((128, 768), (768, 128))
     ]
+    works.append(
+        _core.mlp_workspace_bytes(
+            item_rows=at_once, hidden=1536, n=768, gated=False, threads=1, isa=worlds.ISA
+        )
+    )
     works.append(
         _core.attention_workspace_bytes(
             head_dim=64, v_head_dim=64, dtype="bfloat16", threads=1, isa=worlds.ISA
         )
     )
-    mlp = 2 * at_once * (768 + 1536)  # normed rows and hidden rows exist together
     state = padded(4 * rows * 2 * 64) + 2 * padded(4 * rows * 2)
     attention = 3 * padded(2 * rows * 2 * 64) + state  # q, k, v; then normed rows or an output
     last = padded(2 * at_once * 2 * 64) + padded(4 * at_once * 2)
@@ -66,7 +71,7 @@ def test_by_hand(rows):
     assert found[0].weight_tile == tile
     assert found[0].activation_chunk == 2 * rows * 768
     assert found[0].operator_buffers == max(map(padded, works))
-    assert found[0].intermediate_state == max(mlp, attention + last, normed)
+    assert found[0].intermediate_state == max(attention + last, normed)
     assert found[0].total == sum(dataclasses.astuple(found[0]))
 
 

@@ -34,12 +34,19 @@ struct LinearArgs {
   int threads;
 };
 
+struct MlpArgs {
+  LinearArgs up;           // to the hidden state, which has no array, so no out
+  LinearArgs down;         // from there: no x
+  std::int64_t item_rows;  // at most so many share a pass over the weights, on one thread
+};
+
 struct PackWeightArgs {
   std::int64_t n, k;
   DType dtype;
   const void* weight;
   std::int64_t weight_stride;
   void* packed;
+  int threads;
 };
 
 struct LinearKernels {
@@ -49,11 +56,19 @@ struct LinearKernels {
   void (*linear)(const LinearArgs& args);
 };
 
+struct MlpKernels {
+  std::int64_t (*workspace_bytes)(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
+                                  bool gated, int threads);
+  void (*mlp)(const MlpArgs& args);
+};
+
 PYMPA_DECLARE_KERNELS(LinearKernels, linear_kernels)
+PYMPA_DECLARE_KERNELS(MlpKernels, mlp_kernels)
 
 std::int64_t packed_weight_bytes(std::int64_t n, std::int64_t k, DType dtype, Isa isa);
 
-void pack_weight(const TensorView& weight, const TensorView& packed, Isa isa);
+// Each thread writes panels in a row of their own, so that its memory node gets them.
+void pack_weight(const TensorView& weight, const TensorView& packed, int threads, Isa isa);
 
 std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k, DType dtype,
                                     bool gated, int threads, Isa isa);
@@ -70,5 +85,22 @@ void gated_linear(const TensorView& x, const TensorView& packed_gate, const Tens
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
                   Activation activation, const TensorView* group_rows, const TensorView& workspace,
                   int threads, Isa isa);
+
+std::int64_t mlp_workspace_bytes(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
+                                 bool gated, int threads, Isa isa);
+
+// Packed weights and biases (null if none) of an MLP with `hidden` columns between.
+struct MlpWeights {
+  const TensorView *gate, *up, *down;
+  const TensorView *gate_bias, *up_bias, *bias;
+  std::int64_t hidden;
+  Activation activation;
+};
+
+// linear, or gated_linear, and the linear after it, with their bits, but the hidden state between
+// exists in parts of item_rows x 512 only. Changing item_rows changes memory and speed.
+void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
+         const TensorView* residual, const TensorView* branch, const TensorView* group_rows,
+         std::int64_t item_rows, const TensorView& workspace, int threads, Isa isa);
 
 }  // namespace pympa

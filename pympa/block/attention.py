@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,8 +254,11 @@ class Attention:
             context.kernels,
             self._tp,
             context.arena,
-            o.reshape(len(o), o.shape[1] * o.shape[2]),
-            context.matrix("attention.out"),
+            partial(
+                context.kernels.linear,
+                o.reshape(len(o), o.shape[1] * o.shape[2]),
+                context.matrix("attention.out"),
+            ),
             context.vector("attention.out_bias"),
             x[here],
             see if probe is not None else None,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pympa.arena import Array
-from pympa.kernels import PackedWeight
+from pympa.kernels import MlpWeights, PackedWeight
 from pympa.layout import Layout
 from pympa.rank import Rank
 from pympa.shards import Shards
@@ -61,6 +61,17 @@ class Context:
     def vector(self, name: str) -> Array | None:
         """Return one of the block's norms or biases, or None."""
         return self.weights.vectors.get(f"{self.name}.{name}")
+
+    def mlp(self, prefix: str) -> MlpWeights:
+        """Return the weights of the block's MLP, experts or shared experts."""
+        return MlpWeights(
+            self.matrix(f"{prefix}.up"),
+            self.matrix(f"{prefix}.down"),
+            self.layer.activation,
+            up_bias=self.vector(f"{prefix}.up_bias"),
+            gate=self.matrix(f"{prefix}.gate") if self.has(f"{prefix}.gate") else None,
+            gate_bias=self.vector(f"{prefix}.gate_bias"),
+        )
 
     def chunks(self, rows: int) -> list[slice]:
         """Cut rows so that temporary arrays stay small.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pympa.arena import Array
 from pympa.batch import MicroBatch
 from pympa.block.context import Context, Probe
-from pympa.block.mlp import hidden_state
 from pympa.layout import Layout, split
 from pympa.parallel.capacity import Used, drop_overflow
 from pympa.parallel.experts import Routes, run_experts
@@ -145,25 +144,21 @@ class Moe:
         if not context.layer.shared_experts:
             return None
         out = context.arena.empty(normed.shape, context.dtype)
-        down = context.matrix("shared.down")
+        weights = context.mlp("shared")
         bias = context.vector("shared.down_bias") if self._etp.index == 0 else None
         for here in context.chunks(len(normed)):
-            with context.arena.scope():
-                hidden = hidden_state(context, "shared", normed[here])
-                context.kernels.linear(hidden, down, out[here], bias=bias)
+            context.kernels.mlp(normed[here], weights, out[here], bias=bias)
         return out
 
     def _compute(self, rows: Array, group_rows: NDArray[np.int64]) -> None:
-        """Replace rows, sorted by expert, by its outputs: [rows, d] -> hidden -> [rows, d]."""
+        """Replace rows `[rows, d]`, sorted by expert, by its outputs."""
         context = self._context
+        weights = context.mlp("experts")
         bias = context.vector("experts.down_bias") if self._etp.index == 0 else None
         ends = np.cumsum(group_rows)
         for here in context.chunks(len(rows)):
             bounds = np.clip(np.concatenate([[0], ends]), here.start, here.stop)
             groups = bounds[1:] - bounds[:-1]
-            with context.arena.scope():
-                hidden = hidden_state(context, "experts", rows[here], groups)
-                context.kernels.linear(
-                    hidden, context.matrix("experts.down"), rows[here], bias=bias, group_rows=groups
-                )
+            part = rows[here]
+            context.kernels.mlp(part, weights, part, bias=bias, group_rows=groups)
             self._ep.poll()

@@ -31,6 +31,21 @@ class PackedWeight:
     k: int
 
 
+@dataclass(frozen=True)
+class MlpWeights:
+    """An MLP without the bias of its last product: down(act(up(x))), or down(act(gate(x)) * up(x)).
+
+    up, gate `[hidden, d]`, down `[d_out, hidden]`, biases `[hidden]`; or groups of these.
+    """
+
+    up: PackedWeight
+    down: PackedWeight
+    activation: str
+    up_bias: Array | None = None
+    gate: PackedWeight | None = None
+    gate_bias: Array | None = None
+
+
 class State(NamedTuple):
     """Attention on its way, float32, natural log (Milakov & Gimelshein 2018).
 
@@ -122,21 +137,22 @@ class Kernels(Protocol):
         A row's bits are those of its own weight alone.
         """
 
-    def gated_linear(
+    def mlp(
         self,
         x: Array,
-        gate: PackedWeight,
-        up: PackedWeight,
+        weights: MlpWeights,
         out: Array,
         *,
-        activation: str,
-        gate_bias: Array | None = None,
-        up_bias: Array | None = None,
+        bias: Array | None = None,
+        residual: Array | None = None,
+        branch: Array | None = None,
         group_rows: NDArray[np.int64] | None = None,
     ) -> None:
-        """Compute out `[rows, n]` = act(x gate^T) * (x up^T) (Shazeer 2020), rounded once.
+        """Compute branch = MLP(x) + bias; out = residual + branch, or branch.
 
-        group_rows: see `linear`.
+        The hidden state is rounded to the dtype; gated (Shazeer 2020), its product is rounded once.
+        x `[rows, d]`, out, residual and branch `[rows, d_out]`, bias `[d_out]`. `out` may be
+        `residual` or x. group_rows: see `linear`.
         """
 
     def start_state(self, state: State) -> None:

@@ -19,20 +19,23 @@ from pympa import _core
 from pympa.accounting import visible_pairs
 from pympa.arena import Arena, Array
 from pympa.costs import Costs
-from pympa.kernels import PackedWeight
 from pympa.kernels.cpu import CpuKernels
 from pympa.layout import Layout, Range
 from pympa.trace import Trace
 
-COLUMN_BLOCK = 512
-"""kColumnBlock of csrc/ops/linear_cpu.cpp: outputs that all rows meet before the next ones."""
 _DEVICE_ROWS = 65536  # of an MLP, or on their way to experts, at a time: enough to fill a device
 
-_SIZES = ("packed_weight_bytes", "linear_workspace_bytes", "attention_workspace_bytes")
+_SIZES = (
+    "packed_weight_bytes",
+    "linear_workspace_bytes",
+    "mlp_workspace_bytes",
+    "attention_workspace_bytes",
+)
 _WORK = (
     "pack_weight",
     "linear",
     "gated_linear",
+    "mlp",
     "attend_block",
     "score_tile",
     "fold_tile",
@@ -160,17 +163,4 @@ class VirtualKernels(CpuKernels):
         self.leaves_out_alike = costs is None
         if costs is not None:
             self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
-
-    def _linear_workspace(self, x: Array, weight: PackedWeight, *, gated: bool) -> Array:
-        """Return the workspace, after telling the ledger which tile of the weights is read.
-
-        All rows meet a block of columns before the next block is read, so that block should stay
-        in the cache; those of gate and up take turns for each block of rows.
-        """
-        if self._arena.ledger is not None and len(x):
-            columns = min(COLUMN_BLOCK, weight.n)
-            tile = self._core.packed_weight_bytes(
-                n=columns, k=weight.k, dtype=str(x.dtype), isa=self.isa
-            )
-            self._arena.ledger.read(2 * tile if gated else tile)
-        return super()._linear_workspace(x, weight, gated=gated)
+            self.fuses_mlp = False

@@ -7,9 +7,10 @@ split by inputs, so its partial results are summed over the ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from pympa.arena import Arena, Array
-from pympa.kernels import Kernels, PackedWeight
+from pympa.kernels import Kernels
 from pympa.layout import split
 from pympa.transport import Transport
 
@@ -53,24 +54,38 @@ def reduce_partials(
     transport.all_gather(shares)
 
 
+class Multiply(Protocol):
+    """The last product of a branch: a kernel that knows its rows and weights."""
+
+    def __call__(
+        self,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        residual: Array | None = None,
+        branch: Array | None = None,
+    ) -> None:
+        """See `Kernels.linear`."""
+
+
 def add_branch(
     kernels: Kernels,
     transport: Transport,
     arena: Arena,
-    hidden: Array,
-    weight: PackedWeight,
+    multiply: Multiply,
     bias: Array | None,
     stream: Array,
     see: Callable[[Array], None] | None,
 ) -> None:
-    """Add hidden weight^T + bias, summed over the ranks, to the residual stream. Collective.
+    """Add what `multiply` gives, summed over the ranks, plus bias to the residual stream.
+
+    Collective.
 
     Args:
         kernels: the rank's kernels.
-        transport: the ranks that share the inputs of `weight`.
+        transport: the ranks that share the inputs of the last weight.
         arena: memory for the branch.
-        hidden: `[rows, local inputs]`.
-        weight: `[d_model, local inputs]`.
+        multiply: `Kernels.linear` or `Kernels.mlp`, but for its outputs and bias.
         bias: `[d_model]` or None.
         stream: residual stream `[rows, d_model]`, updated in place.
         see: called with the branch before it is added, or None.
@@ -78,11 +93,11 @@ def add_branch(
     with arena.scope():
         if transport.size == 1:
             branch = arena.empty(stream.shape, stream.dtype) if see else None
-            kernels.linear(hidden, weight, stream, bias=bias, residual=stream, branch=branch)
+            multiply(stream, bias=bias, residual=stream, branch=branch)
         else:
             branch = transport.empty(stream.shape, stream.dtype)
             partial = transport.empty(stream.shape, stream.dtype)
-            kernels.linear(hidden, weight, partial)
+            multiply(partial)
             reduce_partials(kernels, transport, partial, bias, branch)
             kernels.add(stream, branch, stream)
         if see and branch is not None:

@@ -23,7 +23,7 @@ class Kernels:
         n, k = weight.shape
         size = _core.packed_weight_bytes(n, k, weight.dtype.name, self.isa)
         packed = np.full(size, 0xA5, np.uint8)
-        _core.pack_weight(weight, packed, self.isa)
+        _core.pack_weight(weight, packed, 1, self.isa)
         return packed
 
     def linear(
@@ -80,6 +80,50 @@ class Kernels:
             activation,
             None if group_rows is None else np.array(group_rows, np.int64),
             self._workspace(x, gate, True, threads),
+            threads,
+            self.isa,
+        )
+        return out
+
+    def mlp(
+        self,
+        x,
+        up,
+        down,
+        *,
+        activation,
+        gate=None,
+        bias_gate=None,
+        bias_up=None,
+        bias=None,
+        residual=None,
+        branch=None,
+        group_rows=None,
+        item_rows=96,
+        out=None,
+        out_dtype=None,
+        threads=1,
+    ):
+        n, hidden = down.shape[-2:]
+        if out is None:
+            out = np.full((len(x), n), np.nan, out_dtype or x.dtype)
+        size = _core.mlp_workspace_bytes(item_rows, hidden, n, gate is not None, threads, self.isa)
+        _core.mlp(
+            x,
+            None if gate is None else self.pack(gate),
+            self.pack(up),
+            self.pack(down),
+            out,
+            bias_gate,
+            bias_up,
+            bias,
+            activation,
+            hidden,
+            residual,
+            branch,
+            None if group_rows is None else np.array(group_rows, np.int64),
+            item_rows,
+            np.full(size, 0xFF, np.uint8),
             threads,
             self.isa,
         )

@@ -12,7 +12,7 @@ F32 = np.float32
 def linear_arguments():
     weight = np.ones((6, 4), F32)
     packed = np.empty(_core.packed_weight_bytes(6, 4, "float32", ISA), np.uint8)
-    _core.pack_weight(weight, packed, ISA)
+    _core.pack_weight(weight, packed, 1, ISA)
     workspace = _core.linear_workspace_bytes(3, 6, 4, "float32", False, 1, ISA)
     return {
         "x": np.ones((3, 4), F32),
@@ -111,6 +111,46 @@ def test_linear_of_groups(argument, value, message):
     _core.linear(**grouped_arguments())
     with pytest.raises(ValueError, match="linear: " + message):
         _core.linear(**grouped_arguments() | {argument: value})
+
+
+def mlp_arguments():
+    arguments = linear_arguments()
+    down = np.zeros((5, 6), np.float32)
+    packed = np.zeros(_core.packed_weight_bytes(5, 6, "float32", ISA), np.uint8)
+    _core.pack_weight(down, packed, 1, ISA)
+    for name in ("bias", "residual", "branch"):
+        arguments[name] = None
+    return (
+        {name: value for name, value in arguments.items() if name != "packed"}
+        | {"packed_gate": None, "packed_up": arguments["packed"], "packed_down": packed}
+        | {"bias_gate": None, "bias_up": None, "activation": "silu", "hidden": 6, "item_rows": 2}
+        | {"out": np.zeros((3, 5), np.float32)}
+        | {"workspace": np.zeros(_core.mlp_workspace_bytes(2, 6, 5, False, 1, ISA), np.uint8)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("item_rows", 0, "item_rows: expected at least 1, got 0"),
+        ("hidden", -1, "hidden: expected at least 0, got -1"),
+        ("hidden", 600, "workspace: expected"),
+        ("packed_up", np.zeros(3, np.uint8), "packed_up: expected"),
+        ("packed_down", np.zeros(3, np.uint8), "packed_down: expected"),
+        ("packed_gate", np.zeros(3, np.uint8), "workspace: expected"),
+        ("workspace", np.zeros(3, np.uint8), "workspace: expected"),
+        ("bias_up", np.zeros(5, np.float32), "bias_up: expected"),
+        ("bias", np.zeros(6, np.float32), "bias: expected"),
+        ("residual", np.zeros((3, 6), np.float32), "residual: expected"),
+        ("group_rows", np.array([1, 1]), "group_rows: expected"),
+        ("threads", 0, "threads: expected at least 1, got 0"),
+        ("activation", "tanh", "activation: expected none, gelu, gelu_tanh or silu, got 'tanh'"),
+    ],
+)
+def test_mlp(argument, value, message):
+    _core.mlp(**mlp_arguments())
+    with pytest.raises(ValueError, match=message):
+        _core.mlp(**mlp_arguments() | {argument: value})
 
 
 @pytest.mark.parametrize(

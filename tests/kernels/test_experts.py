@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pympa import _core, reference
 from pympa.arena import Arena
+from pympa.kernels import MlpWeights
 from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.virtual import VirtualKernels
 from pympa.trace import Trace
@@ -289,6 +290,7 @@ def test_shapes_alone():
     arena = Arena(dry=True)
     virtual = VirtualKernels(isa=ISA, threads=1, arena=arena, trace=Trace())
     weights = virtual.pack_group(3, (8, 4), np.dtype(np.float32), lambda *_: pytest.fail("filled"))
+    down = virtual.pack_group(3, (4, 8), np.dtype(np.float32), lambda *_: pytest.fail("filled"))
     one = virtual.pack((8, 4), np.dtype(np.float32), lambda *_: pytest.fail("filled"))
     assert weights.data.shape == (3, *one.data.shape)
     experts, places = arena.empty((7, 2), np.int32), arena.empty((7, 2), np.int32)
@@ -302,8 +304,7 @@ def test_shapes_alone():
     virtual.gather_rows(x[:7], sources, x)
     virtual.drop_overflow(experts, np.array([7]), np.zeros((1, 3), np.int64), np.array([4]))
     virtual.linear(x, weights, out, group_rows=np.array([5, 5, 4]))
-    virtual.gated_linear(
-        x, weights, weights, out, activation="silu", group_rows=np.array([5, 5, 4])
-    )
+    gated = MlpWeights(weights, down, "silu", gate=weights)
+    virtual.mlp(x, gated, x, group_rows=np.array([5, 5, 4]))
     virtual.combine_rows(out, places, shares, None, out[:7])
     assert arena.used_bytes == before < arena.peak_bytes

@@ -215,19 +215,3 @@ def test_activations_over_their_whole_range(kernels, check, activation):
     moderate = np.abs(x[:, 0]) < 4
     np.testing.assert_allclose(got[moderate], want[moderate], rtol=3e-6, atol=1e-30)
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-7)
-
-
-def test_two_layers_against_torch(kernels, dtype, rng, normal, check):
-    torch = pytest.importorskip("torch", reason="torch is the second opinion on the MLP")
-    x = normal(rng, (33, 96), dtype)
-    gate, up = normal(rng, (150, 96), dtype, 0.1), normal(rng, (150, 96), dtype, 0.1)
-    down = normal(rng, (96, 150), dtype, 0.1)
-    tensors = [torch.tensor(wide(a)) for a in (x, gate, up, down)]
-    functional = torch.nn.functional
-    hidden = functional.silu(tensors[0] @ tensors[1].T) * (tensors[0] @ tensors[2].T)
-    ours = kernels.gated_linear(x, gate, up, activation="silu")
-    check(ours, hidden.numpy(), dtype)
-    check(kernels.linear(ours, down), (hidden @ tensors[3].T).numpy(), dtype)
-    for activation, options in [("gelu", {}), ("gelu_tanh", {"approximate": "tanh"})]:
-        want = functional.gelu(tensors[0] @ tensors[1].T, **options)
-        check(kernels.linear(x, gate, activation=activation), want.numpy(), dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pympa import reference
 from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample_rows, wide
+from pympa.kernels import MlpWeights
 
 
 def linear_case(bench: Workbench, m: int, n: int, k: int) -> Case:
@@ -34,18 +35,12 @@ def linear_case(bench: Workbench, m: int, n: int, k: int) -> Case:
 
 def mlp_case(bench: Workbench, rows: int, width: int, hidden: int, gated: bool) -> Case:
     """Prepare an MLP of x `[rows, width]`: GELU (tanh), or gated by SiLU (Shazeer 2020)."""
-    x, between, out = bench.normal(rows, width), bench.empty(rows, hidden), bench.empty(rows, width)
+    x, out = bench.normal(rows, width), bench.empty(rows, width)
     up, packed_up = bench.weight(hidden, width)
     down, packed_down = bench.weight(width, hidden)
     gate, packed_gate = bench.weight(hidden, width) if gated else (None, None)
     activation, sample = "silu" if gated else "gelu_tanh", sample_rows(rows)
-
-    def run() -> None:
-        if packed_gate is None:
-            bench.kernels.linear(x, packed_up, between, activation=activation)
-        else:
-            bench.kernels.gated_linear(x, packed_gate, packed_up, between, activation=activation)
-        bench.kernels.linear(between, packed_down, out)
+    weights = MlpWeights(packed_up, packed_down, activation, gate=packed_gate)
 
     def error() -> float:
         wide_gate = None if gate is None else wide(gate)
@@ -67,7 +62,7 @@ def mlp_case(bench: Workbench, rows: int, width: int, hidden: int, gated: bool) 
         tokens=rows,
         flops=2 * matrices * rows * width * hidden,
         bytes=x.nbytes + matrices * up.nbytes + out.nbytes,
-        run=run,
+        run=lambda: bench.kernels.mlp(x, weights, out),
         out=out,
         error=error,
         checked_rows=len(sample),

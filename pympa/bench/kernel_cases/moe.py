@@ -10,6 +10,7 @@ import numpy as np
 from pympa import reference
 from pympa.arena import Array
 from pympa.bench.kernel_cases.workbench import Case, Workbench, relative_error, sample_rows, wide
+from pympa.kernels import MlpWeights
 from pympa.reference import F64
 
 _SKEW = 3.0  # gate bias of the first expert over the last one's; the logits deviate by 1
@@ -29,13 +30,12 @@ def moe_case(
     bias[...] = np.linspace(_SKEW if skewed else 0.0, 0.0, experts)
     up, packed_up = bench.weights(experts, hidden, width)
     down, packed_down = bench.weights(experts, width, hidden)
-
+    mlps = MlpWeights(packed_up, packed_down, "gelu_tanh")
     logits = bench.arena.empty((rows, experts), np.float32)
     chosen, places = (bench.arena.empty((rows, top_k), np.int32) for _ in range(2))
     shares = bench.arena.empty((rows, top_k), np.float32)
     sources = bench.arena.empty((rows * top_k,), np.int32)
     sent, returned = (bench.empty(rows * top_k, width) for _ in range(2))
-    between = bench.empty(rows * top_k, hidden)
 
     def run() -> None:
         kernels = bench.kernels
@@ -43,8 +43,7 @@ def moe_case(
         kernels.select_experts(logits, chosen, shares, renormalize=True)
         counts = kernels.sort_rows(chosen, experts, sources, places)
         kernels.gather_rows(x, sources, sent)
-        kernels.linear(sent, packed_up, between, activation="gelu_tanh", group_rows=counts)
-        kernels.linear(between, packed_down, returned, group_rows=counts)
+        kernels.mlp(sent, mlps, returned, group_rows=counts)
         kernels.combine_rows(returned, places, shares, None, out)
 
     def peer(torch: Any) -> Callable[[], Any]:

@@ -1,0 +1,190 @@
+"""Linear layers and MLPs on the CPU: the part of `CpuKernels` that multiplies by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Arena, Array
+from pympa.kernels import Core, MlpWeights, PackedWeight
+from pympa.trace import Trace
+
+BLOCK = 512
+"""kColumnBlock of csrc/ops/linear_worker.hpp: outputs that all rows meet before the next ones."""
+_ROW_BLOCK = 96  # kRowBlock there: fewer rows leave a core's rate unused
+
+
+class LinearKernels:
+    """See `Kernels`; a base of `CpuKernels`, which sets the attributes."""
+
+    isa: str
+    threads: int
+    cache_bytes: int
+    """Of all threads: what they keep there while rows go through an MLP."""
+
+    fuses_mlp: bool = True
+    """An MLP's hidden state exists in blocks only, where there are rows enough for all threads."""
+
+    _arena: Arena
+    _trace: Trace
+    _core: Core
+    _how: dict[str, Any]
+
+    def pack(
+        self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
+    ) -> PackedWeight:
+        """See `Kernels.pack`."""
+        group = self.pack_group(1, shape, dtype, lambda _, weight: fill(weight))
+        return PackedWeight(group.data[0], group.n, group.k)
+
+    def pack_group(
+        self,
+        count: int,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        fill: Callable[[int, Array], None],
+    ) -> PackedWeight:
+        """See `Kernels.pack_group`."""
+        n, k = shape
+        size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), isa=self.isa)
+        data = self._arena.empty((count, size), np.uint8, "weights")
+        with self._arena.scope():
+            weight = self._arena.empty(shape, dtype, "loading")
+            for index, packed in enumerate(data):
+                if not self._arena.dry:
+                    fill(index, weight)
+                self._core.pack_weight(weight=weight, packed=packed, **self._how)
+        return PackedWeight(data, n, k)
+
+    def linear(
+        self,
+        x: Array,
+        weight: PackedWeight,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        activation: str = "none",
+        residual: Array | None = None,
+        branch: Array | None = None,
+        group_rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """See `Kernels.linear`."""
+        with self._trace.span("compute", "linear"), self._arena.scope():
+            self._note_weights(x, min(BLOCK, weight.n), weight.k)
+            self._core.linear(
+                x=x,
+                packed=weight.data,
+                out=out,
+                bias=bias,
+                activation=activation,
+                residual=residual,
+                branch=branch,
+                group_rows=group_rows,
+                workspace=self._linear_workspace(x, weight, gated=False),
+                **self._how,
+            )
+
+    def mlp(
+        self,
+        x: Array,
+        weights: MlpWeights,
+        out: Array,
+        *,
+        bias: Array | None = None,
+        residual: Array | None = None,
+        branch: Array | None = None,
+        group_rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """See `Kernels.mlp`."""
+        others: dict[str, Any] = {
+            "bias": bias,
+            "residual": residual,
+            "branch": branch,
+            "group_rows": group_rows,
+        }
+        if self.fuses_mlp and (self.threads == 1 or len(x) >= self.threads * _ROW_BLOCK):
+            self._fused_mlp(x, weights, out, **others)
+            return
+        with self._arena.scope():
+            hidden = self._arena.empty((len(x), weights.up.n), x.dtype)
+            self._hidden_state(x, weights, hidden, group_rows)
+            self.linear(hidden, weights.down, out, **others)
+
+    def _fused_mlp(self, x: Array, weights: MlpWeights, out: Array, **others: Any) -> None:
+        up, down, gated = weights.up, weights.down, weights.gate is not None
+        item_rows = self._rows_of_a_pass(x, weights)
+        with self._trace.span("compute", "mlp"), self._arena.scope():
+            self._note_weights(x, min(BLOCK, up.n), (2 if gated else 1) * up.k + down.n)
+            size = self._core.mlp_workspace_bytes(
+                item_rows=item_rows, hidden=up.n, n=down.n, gated=gated, **self._how
+            )
+            self._core.mlp(
+                x=x,
+                packed_gate=None if weights.gate is None else weights.gate.data,
+                packed_up=up.data,
+                packed_down=down.data,
+                out=out,
+                bias_gate=weights.gate_bias,
+                bias_up=weights.up_bias,
+                activation=weights.activation,
+                hidden=up.n,
+                item_rows=item_rows,
+                workspace=self._arena.empty((size,), np.uint8, "workspaces"),
+                **others,
+                **self._how,
+            )
+
+    def _rows_of_a_pass(self, x: Array, weights: MlpWeights) -> int:
+        """Return the rows for which a thread reads the weights once.
+
+        As many as keep their sums and inputs in the cache, beside the weights of a block of hidden
+        columns, but no more than leave all threads busy.
+        """
+        up, down = weights.up, weights.down
+        matrices = (1 if weights.gate is None else 2) * up.k + down.n
+        row = np.dtype(np.float32).itemsize * down.n + x.itemsize * up.k
+        fitting = (self.cache_bytes - BLOCK * matrices * x.itemsize) // (row * self.threads)
+        whole_blocks = max(1, fitting // _ROW_BLOCK) * _ROW_BLOCK
+        return max(1, min(whole_blocks, -(-len(x) // self.threads)))
+
+    def _hidden_state(
+        self, x: Array, weights: MlpWeights, out: Array, group_rows: NDArray[np.int64] | None
+    ) -> None:
+        if weights.gate is None:
+            activation, bias = weights.activation, weights.up_bias
+            self.linear(x, weights.up, out, bias=bias, activation=activation, group_rows=group_rows)
+            return
+        with self._trace.span("compute", "gated_linear"), self._arena.scope():
+            self._note_weights(x, min(BLOCK, weights.up.n), 2 * weights.up.k)
+            self._core.gated_linear(
+                x=x,
+                packed_gate=weights.gate.data,
+                packed_up=weights.up.data,
+                out=out,
+                bias_gate=weights.gate_bias,
+                bias_up=weights.up_bias,
+                activation=weights.activation,
+                group_rows=group_rows,
+                workspace=self._linear_workspace(x, weights.up, gated=True),
+                **self._how,
+            )
+
+    def _linear_workspace(self, x: Array, weight: PackedWeight, *, gated: bool) -> Array:
+        size = self._core.linear_workspace_bytes(
+            m=x.shape[0], n=weight.n, k=weight.k, dtype=str(x.dtype), gated=gated, **self._how
+        )
+        return self._arena.empty((size,), np.uint8, "workspaces")
+
+    def _note_weights(self, x: Array, columns: int, length: int) -> None:
+        """Tell the ledger, if there is one, which part of the weights all rows meet together.
+
+        That part should stay in the cache while the rows go through it.
+        """
+        if self._arena.ledger is not None and len(x):
+            size = self._core.packed_weight_bytes(
+                n=columns, k=length, dtype=str(x.dtype), isa=self.isa
+            )
+            self._arena.ledger.read(size)
