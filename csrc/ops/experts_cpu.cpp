@@ -2,6 +2,8 @@
 //
 //   out [rows, columns] = round(x[place 0] * weight 0 + x[place 1] * weight 1 + ... + base)
 
+#include <mutex>
+
 #include "cpu/convert.hpp"
 #include "cpu/math.hpp"
 #include "cpu/parallel.hpp"
@@ -93,10 +95,11 @@ int64_t select_rows(const SelectArgs& args, int64_t first, int64_t last) {
 
 int64_t select_experts_cpu(const SelectArgs& args) {
   int64_t broken = -1;
+  std::mutex guard;
   for_row_pieces(args.threads, args.rows, [&](int64_t first, int64_t last) {
     const int64_t found = select_rows(args, first, last);
     if (found < 0) return;
-#pragma omp critical
+    const std::lock_guard<std::mutex> hold(guard);
     if (broken < 0 || found < broken) broken = found;
   });
   return broken;
