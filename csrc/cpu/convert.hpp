@@ -114,6 +114,16 @@ PYMPA_INLINE VShort float_to_half(V x) {
 }
 #endif
 
+// Elements of T as float32.
+template <class T>
+PYMPA_INLINE V widen_as(VShort x) {
+  if constexpr (__is_same(T, Half)) {
+    return half_to_float(x);
+  } else {
+    return bfloat_to_float(x);
+  }
+}
+
 PYMPA_INLINE V load(const float* source) { return load_raw<V>(source); }
 PYMPA_INLINE V load(const Half* source) { return half_to_float(load_raw<VShort>(source)); }
 PYMPA_INLINE V load(const BFloat* source) { return bfloat_to_float(load_raw<VShort>(source)); }

@@ -27,6 +27,8 @@ typedef float V __attribute__((vector_size(W * 4)));
 typedef int32_t VInt __attribute__((vector_size(W * 4)));
 typedef uint32_t VBits __attribute__((vector_size(W * 4)));
 typedef uint16_t VShort __attribute__((vector_size(W * 2)));
+typedef uint16_t VShorts __attribute__((vector_size(W * 4)));
+typedef uint64_t VLongs __attribute__((vector_size(W * 4)));
 
 struct Half {
   uint16_t bits;
@@ -35,7 +37,8 @@ struct BFloat {
   uint16_t bits;
 };
 
-PYMPA_INLINE V splat(float value) { return V{} + value; }
+// Not 0 + value: that would be an addition, since it turns -0 into 0.
+PYMPA_INLINE V splat(float value) { return value - V{}; }
 
 PYMPA_INLINE VBits bits_of(V x) { return reinterpret_cast<VBits>(x); }
 PYMPA_INLINE V from_bits(VBits x) { return reinterpret_cast<V>(x); }

@@ -20,8 +20,10 @@ template <class T>
 struct FloatMath {
   using Group = float;
   using Stored = T;
+  using Lanes = V;
   static constexpr int kDepth = 1;
   static PYMPA_INLINE V load_b(const Stored* b) { return load(b); }
+  static PYMPA_INLINE void store_b(Stored* b, Lanes lanes) { store(b, lanes); }
   static PYMPA_INLINE V broadcast(const Group* a) { return splat(*a); }
   static PYMPA_INLINE V dot(V c, V a, V b) { return fma(a, b, c); }
 };
@@ -31,8 +33,10 @@ struct FloatMath {
 struct PairMath {
   using Group = uint32_t;
   using Stored = uint32_t;
+  using Lanes = VBits;
   static constexpr int kDepth = 2;
   static PYMPA_INLINE VBits load_b(const Stored* b) { return load_raw<VBits>(b); }
+  static PYMPA_INLINE void store_b(Stored* b, Lanes lanes) { store_raw(b, lanes); }
   static PYMPA_INLINE VBits broadcast(const Group* a) { return VBits{} + *a; }
   static PYMPA_INLINE V dot(V c, VBits a, VBits b) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -60,7 +64,7 @@ PYMPA_INLINE void tile(const typename Math::Group* a, int64_t a_stride,
                        const typename Math::Stored* b, int64_t groups, Finish&& finish) {
   V c[kRows][kVectors] = {};
   for (int64_t group = 0; group < groups; ++group) {
-    decltype(Math::load_b(b)) b_lanes[kVectors];
+    typename Math::Lanes b_lanes[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) b_lanes[v] = Math::load_b(b + group * kPanel + v * W);
 #pragma GCC unroll 6

@@ -1,7 +1,8 @@
 // Attention over threads: work items, and what one of them does.
 
 #include "cpu/parallel.hpp"
-#include "ops/attention_worker.hpp"
+#include "ops/attention_packed.hpp"
+#include "ops/attention_streamed.hpp"
 
 namespace pympa::PYMPA_ISA {
 
@@ -16,12 +17,27 @@ int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, int t
   return threads * bytes + kAlignment;
 }
 
-// Splits every query range into chunks of whole row blocks, as even as they come; an item is one
-// chunk of one range for one K/V head.
-struct Items {
-  int64_t chunk, count;
+// Query rows up to which a range is streamed: all that share a K/V head count.
+template <class T>
+int64_t few_rows(const AttendArgs& args) {
+  int64_t most = 1;
+  for (int64_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+    int64_t count = 0;
+    for (int64_t head = 0; head < args.heads; ++head) {
+      count += args.kv_head_of_q[head] == kv_head;
+    }
+    most = max_of(most, count);
+  }
+  return StreamedAttention<T>::kFewRows / most;
+}
 
-  explicit Items(const AttendArgs& args) : chunk(INT64_MAX), count(0) {
+// Splits every longer query range into chunks of whole row blocks, as even as they come; an item is
+// one chunk of one range for one K/V head.
+struct Items {
+  int64_t few, chunk, count;
+
+  Items(const AttendArgs& args, int64_t streamed_rows)
+      : few(streamed_rows), chunk(INT64_MAX), count(0) {
     if (args.threads > 1) {
       int64_t rows = 0;
       for (int64_t i = 0; i < args.q_range_count; ++i) rows += args.q_ranges[i].length;
@@ -31,7 +47,7 @@ struct Items {
   }
 
   int64_t chunks_of(const TokenRange& range) const {
-    return range.length == 0 ? 0 : max_of(range.length / chunk, 1);
+    return range.length <= few ? 0 : max_of(range.length / chunk, 1);
   }
 
   int64_t first_row(const TokenRange& range, int64_t index) const {
@@ -52,7 +68,7 @@ void attend_item(const AttendArgs& args, const Items& items, int64_t item, int t
   }
   const TokenRange& range = args.q_ranges[i];
   const int64_t first = items.first_row(range, index), last = items.first_row(range, index + 1);
-  Worker<T> worker(args, thread);
+  PackedAttention<T> worker(args, thread);
   int32_t heads[kRows];
   int64_t head_count = 0;
   for (int64_t head = 0; head < args.heads; ++head) {
@@ -64,11 +80,47 @@ void attend_item(const AttendArgs& args, const Items& items, int64_t item, int t
   }
 }
 
+// One range over threads that share its key tiles.
+template <class T>
+void attend_together(const AttendArgs& args, const TokenRange& range, int64_t row) {
+  int tiles = 0;
+  for_each_tile(args, range, 0, range.length, [&](const KeyTile&) { ++tiles; });
+  const int threads = static_cast<int>(min_of(args.threads, tiles));
+  if (threads <= 1) return StreamedAttention<T>(args, 0, 1, 0).attend_rows(range, row);
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+    StreamedAttention<T>(args, thread, omp_get_num_threads(), thread).attend_rows(range, row);
+  }
+}
+
+// The ranges of at most `few` rows: many are shared out whole, each of some is read by all threads.
+template <class T>
+void attend_few(const AttendArgs& args, int64_t few) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < args.q_range_count; ++i) count += args.q_ranges[i].length <= few;
+  const bool whole = args.threads == 1 || count >= 2 * args.threads;
+  const auto run = [&](int64_t i, int thread) {
+    int64_t row = 0;
+    for (int64_t before = 0; before < i; ++before) row += args.q_ranges[before].length;
+    const TokenRange& range = args.q_ranges[i];
+    if (range.length == 0 || range.length > few) return;
+    if (whole) {
+      StreamedAttention<T>(args, thread, 1, 0).attend_rows(range, row);
+    } else {
+      attend_together<T>(args, range, row);
+    }
+  };
+  for_each_item(whole ? args.threads : 1, args.q_range_count, run);
+}
+
 void attend_cpu(const AttendArgs& args) {
-  const Items items(args);
   with_type(args.dtype, [&]<class T>() {
+    const int64_t few = few_rows<T>(args);
+    const Items items(args, few);
     for_each_item(args.threads, args.kv_heads * items.count,
                   [&](int64_t item, int thread) { attend_item<T>(args, items, item, thread); });
+    attend_few<T>(args, few);
   });
 }
 

@@ -1,0 +1,176 @@
+// What both ways of attending share: key tiles, who sees what, and the softmax of the rows in hand.
+//
+// Key tiles start at multiples of kKeyTile of the global position in the sequence, and a place in a
+// tile is an absolute offset, so a row's bits depend on its own position and on the keys it sees:
+// not on other rows, later keys, chunking or threads. A product that skips masked keys leaves out
+// exact zeros only.
+//
+// A score tile ends with S and a fold tile begins with it: the caller's array stands between them.
+#pragma once
+
+#include "cpu/pack.hpp"
+#include "cpu/softmax.hpp"
+#include "ops/attention.hpp"
+
+namespace pympa::PYMPA_ISA {
+
+constexpr int64_t kRows = 96;  // rows x heads of a block: S stays in L2 beside K and V
+constexpr int64_t kStrips = kRows / kStrip;
+constexpr int64_t kPadding = 16;  // keeps rows off a power-of-two stride (L1 associativity)
+constexpr int64_t kScoreStride = kKeyTile + kPadding;
+constexpr int64_t kAlignment = 64;
+
+template <class Math>
+int64_t groups_of(int64_t length) {
+  return (length + Math::kDepth - 1) / Math::kDepth;
+}
+
+// Sizes of one thread's scratch, in 4-byte elements.
+template <class T>
+struct Layout {
+  using Math = typename MathOf<T>::Attention;
+  int64_t query_stride, key_panel, value_panel, queries, keys, values;
+
+  Layout(int64_t head_dim, int64_t v_head_dim)
+      : query_stride(round_up(groups_of<Math>(head_dim), W) + kPadding),
+        key_panel(groups_of<Math>(head_dim) * kPanel),
+        value_panel(kKeyTile / Math::kDepth * kPanel),
+        queries(kRows * query_stride),
+        keys(kKeyTile / kPanel * key_panel),
+        values((v_head_dim + kPanel - 1) / kPanel * value_panel) {}
+
+  int64_t bytes() const {
+    const int64_t elements = kRows * kScoreStride + queries + keys + values;
+    return round_up(elements * static_cast<int64_t>(sizeof(float)), kAlignment);
+  }
+};
+
+// Keys [first, last) of one tile; `base` is the global position of offset 0 and `row` its local
+// row, which may lie before the array where a range starts inside a tile.
+struct KeyTile {
+  int64_t base, row;
+  Span span;
+};
+
+// Offsets of `tile` that a query at `position` sees.
+PYMPA_INLINE Span visible_span(const AttentionRule& rule, int64_t position, int64_t base,
+                               Span span) {
+  const int64_t offset = position - base;
+  if (rule.window > 0) span.first = max_of(span.first, offset - rule.window + 1);
+  if (rule.causal) {
+    span.last = min_of(span.last, offset + 1);
+  } else if (rule.window > 0) {
+    span.last = min_of(span.last, offset + rule.window);
+  }
+  return span;
+}
+
+PYMPA_INLINE bool is_empty(Span span) { return span.last <= span.first; }
+
+PYMPA_INLINE Span hull(Span a, Span b) {
+  if (is_empty(a)) return b;
+  if (is_empty(b)) return a;
+  return {min_of(a.first, b.first), max_of(a.last, b.last)};
+}
+
+// Calls run(tile) for each key tile that queries [first, last) of `range` see anything of.
+template <class Run>
+PYMPA_INLINE void for_each_tile(const AttendArgs& args, const TokenRange& range, int64_t first,
+                                int64_t last, Run&& run) {
+  int64_t row = 0;
+  for (int64_t i = 0; i < args.k_range_count; row += args.k_ranges[i].length, ++i) {
+    const TokenRange& keys = args.k_ranges[i];
+    if (keys.sequence != range.sequence) continue;
+    const int64_t end = keys.start + keys.length;
+    for (int64_t base = keys.start / kKeyTile * kKeyTile; base < end; base += kKeyTile) {
+      Span span{max_of(keys.start - base, 0), min_of(end - base, kKeyTile)};
+      span.first = visible_span(args.rule, range.start + first, base, span).first;
+      span.last = visible_span(args.rule, range.start + last - 1, base, span).last;
+      if (!is_empty(span)) run(KeyTile{base, row + base - keys.start, span});
+    }
+  }
+}
+
+// One thread's scratch, and the rows in hand by flat number. Each step is a function of its own in
+// the binary too, so that its loops get all registers and a profile tells the steps apart.
+template <class T>
+struct Rows {
+  using Math = typename MathOf<T>::Attention;
+  using Group = typename Math::Group;
+  using Stored = typename Math::Stored;
+
+  const AttendArgs& args;
+  const Layout<T> layout;
+  float* scores;
+  Group* queries;
+  Stored* keys;
+  Stored* values;
+
+  int64_t flat_rows = 0;
+  float* shared[kRows];  // the caller's scores, at row 0 of the keys
+  float* out[kRows];
+  float* row_max[kRows];
+  float* row_sum[kRows];
+  float rescale[kRows];
+  Span visible[kRows];
+
+  Rows(const AttendArgs& call, int thread) : args(call), layout(call.head_dim, call.v_head_dim) {
+    const int64_t base = round_up(reinterpret_cast<int64_t>(call.workspace), kAlignment);
+    scores = reinterpret_cast<float*>(base + thread * layout.bytes());
+    keys = reinterpret_cast<Stored*>(scores + kRows * kScoreStride);
+    values = keys + layout.keys;
+    queries = reinterpret_cast<Group*>(values + layout.values);
+  }
+
+  static const T* rows_of(const HeadRows<const void>& array, int64_t row, int64_t head) {
+    return static_cast<const T*>(array.data) + row * array.row + head * array.head;
+  }
+
+  static float* rows_of(const HeadRows<float>& array, int64_t row, int64_t head) {
+    return array.data + row * array.row + head * array.head;
+  }
+
+  void add_row(int64_t row, int64_t head) {
+    const int64_t flat = flat_rows++;
+    if (args.scores.data) shared[flat] = rows_of(args.scores, row, head);
+    if (args.folds_scores) {
+      row_max[flat] = rows_of(args.row_max, row, head);
+      row_sum[flat] = rows_of(args.row_sum, row, head);
+      out[flat] = rows_of(args.out, row, head);
+    }
+    if (args.makes_scores) {
+      pack_row<Math>(rows_of(args.q, row, head), args.head_dim,
+                     queries + flat * layout.query_stride);
+    }
+  }
+
+  // Visible scores, from the scratch to the caller's array or back.
+  PYMPA_NOINLINE void share_scores(const KeyTile& tile) {
+    for (int64_t row = 0; row < flat_rows; ++row) {
+      const int64_t first = visible[row].first, count = visible[row].last - first;
+      if (count <= 0) continue;
+      float *ours = scores + row * kScoreStride + first, *theirs = shared[row] + tile.row + first;
+      const size_t bytes = static_cast<size_t>(count) * sizeof(float);
+      __builtin_memcpy(args.makes_scores ? theirs : ours, args.makes_scores ? ours : theirs, bytes);
+    }
+  }
+
+  // Makes the scores of rows [first, last) ready for `fold`; writes their maxima.
+  void prepare(int64_t first, int64_t last, float* tile_max) {
+    for (int64_t row = first; row < last; ++row) {
+      tile_max[row] = prepare_row<T>(scores + row * kScoreStride, visible[row], args.rule.scale,
+                                     args.rule.softcap);
+    }
+  }
+
+  // Prepared scores of a row become probabilities, zero where a product over `seen` reads what the
+  // row does not see; its maximum and sum move on.
+  PYMPA_INLINE void fold(int64_t row, float tile_max, float& largest, float& sum, Span seen) {
+    // The product reads whole groups, so a pair's other half must be zero.
+    const Span needed{seen.first / Math::kDepth * Math::kDepth, round_up(seen.last, Math::kDepth)};
+    rescale[row] =
+        fold_row<T>(scores + row * kScoreStride, visible[row], needed, tile_max, largest, sum);
+  }
+};
+
+}  // namespace pympa::PYMPA_ISA
