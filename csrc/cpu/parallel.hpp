@@ -1,11 +1,13 @@
-// Work items over threads. Items are independent and each is computed alike on any thread, so the
-// thread count never changes a result.
+// Work over threads. Items are independent and each is computed alike on any thread, and a team's
+// members wait for each other where one needs what another made, so the thread count never changes
+// a result.
 #pragma once
 
 #include <omp.h>
 
 #ifdef __SANITIZE_THREAD__
 #include <atomic>
+#include <barrier>
 #include <thread>
 #include <vector>
 #endif
@@ -14,31 +16,68 @@
 
 namespace pympa::PYMPA_ISA {
 
-// Calls run(item, thread) for each item; no parallel region for one thread or one item.
-template <class Run>
-PYMPA_INLINE void for_each_item(int threads, int64_t items, Run&& run) {
-  if (threads == 1 || items <= 1) {
-    for (int64_t item = 0; item < items; ++item) run(item, 0);
-    return;
-  }
 #ifdef __SANITIZE_THREAD__
-  // ThreadSanitizer cannot see how OpenMP's runtime orders its threads; these it can.
-  std::atomic<int64_t> next{0};
+
+// ThreadSanitizer cannot see how OpenMP's runtime orders its threads; these it can.
+inline thread_local std::barrier<>* own_barrier = nullptr;
+
+template <class Run>
+void with_team(int threads, Run&& run) {
+  std::barrier<> barrier(threads);
   std::vector<std::thread> team;
-  for (int thread = 0; thread < threads; ++thread) {
-    team.emplace_back([&, thread] {
-      for (int64_t item; (item = next++) < items;) run(item, thread);
+  for (int member = 0; member < threads; ++member) {
+    team.emplace_back([&, member] {
+      own_barrier = &barrier;
+      run(member, threads);
     });
   }
   for (std::thread& member : team) member.join();
+}
+
+inline void wait_for_team() { own_barrier->arrive_and_wait(); }
+
+template <class Run>
+void share_items(int threads, int64_t items, Run&& run) {
+  std::atomic<int64_t> next{0};
+  with_team(threads, [&](int thread, int) {
+    for (int64_t item; (item = next++) < items;) run(item, thread);
+  });
+}
+
 #else
+
+// Calls run(member, size of the team) on each thread of a team.
+template <class Run>
+PYMPA_INLINE void with_team(int threads, Run&& run) {
+#pragma omp parallel num_threads(threads)
+  run(omp_get_thread_num(), omp_get_num_threads());
+}
+
+// Waits until all members of the team that the caller belongs to are here.
+PYMPA_INLINE void wait_for_team() {
+#pragma omp barrier
+}
+
+template <class Run>
+PYMPA_INLINE void share_items(int threads, int64_t items, Run&& run) {
 #pragma omp parallel num_threads(threads)
   {
     const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t item = 0; item < items; ++item) run(item, thread);
   }
+}
+
 #endif
+
+// Calls run(item, thread) for each item; no threads are woken for one thread or one item.
+template <class Run>
+PYMPA_INLINE void for_each_item(int threads, int64_t items, Run&& run) {
+  if (threads == 1 || items <= 1) {
+    for (int64_t item = 0; item < items; ++item) run(item, 0);
+  } else {
+    share_items(threads, items, run);
+  }
 }
 
 // Calls run(first, last) for one contiguous piece of the rows on each thread.

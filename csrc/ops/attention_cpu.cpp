@@ -87,11 +87,9 @@ void attend_together(const AttendArgs& args, const TokenRange& range, int64_t ro
   for_each_tile(args, range, 0, range.length, [&](const KeyTile&) { ++tiles; });
   const int threads = static_cast<int>(min_of(args.threads, tiles));
   if (threads <= 1) return StreamedAttention<T>(args, 0, 1, 0).attend_rows(range, row);
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
-    StreamedAttention<T>(args, thread, omp_get_num_threads(), thread).attend_rows(range, row);
-  }
+  with_team(threads, [&](int member, int team) {
+    StreamedAttention<T>(args, member, team, member).attend_rows(range, row);
+  });
 }
 
 // The ranges of at most `few` rows: many are shared out whole, each of some is read by all threads.

@@ -13,6 +13,7 @@
 // thread folds them.
 #pragma once
 
+#include "cpu/parallel.hpp"
 #include "cpu/stream.hpp"
 #include "ops/attention_rows.hpp"
 
@@ -186,9 +187,8 @@ struct StreamedAttention : Rows<T> {
     }
   }
 
-  void wait_for_team() const {
-    if (team == 1) return;
-#pragma omp barrier
+  void wait() const {
+    if (team > 1) wait_for_team();
   }
 
   // A wave of `tiles` tiles; `tile` is the member's own if it has one.
@@ -204,12 +204,12 @@ struct StreamedAttention : Rows<T> {
       if (args.folds_scores) this->prepare(0, flat_rows, found_by(member).tile_max);
     }
     if (!args.folds_scores) return;
-    wait_for_team();
+    wait();
     if (member < tiles) {
       fold_rows(seen);
       flat_rows == head_count ? weigh<kGroupsOfOneRow>(tile, seen) : weigh<kGroups>(tile, seen);
     }
-    wait_for_team();
+    wait();
     absorb(flat_rows * member / team, flat_rows * (member + 1) / team, tiles);
   }
 
@@ -251,7 +251,7 @@ struct StreamedAttention : Rows<T> {
         tiles = 0;
       });
       if (tiles > 0) attend(own, tiles);
-      wait_for_team();
+      wait();
     }
   }
 };
