@@ -71,6 +71,11 @@ def count(least: int) -> Callable[[str], int]:
     return number
 
 
+def threads(text: str) -> int | None:
+    """Parse an argument: threads of each rank, or None for `auto`."""
+    return None if text == "auto" else count(1)(text)
+
+
 def seconds(text: str) -> float:
     """Parse an argument: seconds above 0."""
     try:
@@ -162,7 +167,7 @@ def in_session(
     body: Callable[[Session], int],
     *,
     isa: str | None,
-    threads: int,
+    threads: int | None,
     timeout_seconds: float,
     shares_memory: bool,
 ) -> int:
@@ -171,7 +176,7 @@ def in_session(
     Args:
         body: gets the session; may raise RefusedError on all ranks together.
         isa: instruction set, or None for the best.
-        threads: of each rank.
+        threads: of each rank, or None for an even share of the cores.
         timeout_seconds: the longest a rank waits for a message.
         shares_memory: see `Session`.
     """

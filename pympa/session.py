@@ -29,7 +29,7 @@ from pympa.kernels.cpu import supported_isas
 from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
-from pympa.team import Team, count_cores, own_place
+from pympa.team import Team, count_cores, even_threads, own_place
 from pympa.transport import TransportError
 
 ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
@@ -46,7 +46,7 @@ class Session(Team):
         comm: mpi4py communicator; None means all ranks of the job, and then a failure inside the
             `with` ends the job.
         isa: instruction set of the kernels; None means the best that every rank has.
-        threads: threads of each kernel.
+        threads: threads of each kernel; None means an even share of the cores that ranks may use.
         timeout_seconds: the longest any rank waits for a message.
         shares_memory: ranks of one node read each other's keys and values in place of messages,
             where the system lets them.
@@ -61,14 +61,15 @@ class Session(Team):
         *,
         comm: Any = None,
         isa: str | None = None,
-        threads: int = 1,
+        threads: int | None = 1,
         timeout_seconds: float = 300.0,
         shares_memory: bool = True,
     ) -> None:
         self._plan = plan
         self._comm = comm
         self._asked_isa = isa
-        super().__init__(threads)
+        self._asked_threads = threads
+        super().__init__(threads or 1)
         self.timeout_seconds = timeout_seconds
         self._shares_memory = shares_memory
         self._owns_job = comm is None
@@ -81,6 +82,8 @@ class Session(Team):
         self._comm = self._comm or MPI.COMM_WORLD
         self._abort = self._comm.Abort
         places = self._comm.allgather(own_place())
+        if self._asked_threads is None:
+            self.threads = even_threads(places)
         _, crowded = count_cores(places, self.threads)
         if self._owns_job:
             unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
@@ -95,7 +98,7 @@ class Session(Team):
         if self._owns_job:
             sys.excepthook = _one_voice(self.rank, sys.excepthook)
         try:
-            self.agree("threads", self.threads)
+            self.agree("threads", self._asked_threads)
             self.agree("isa", self._asked_isa)
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)

@@ -162,3 +162,14 @@ def count_cores(places: Sequence[Place], threads: int) -> tuple[int, bool]:
         ranks[node] += 1
     crowded = any(ranks[node] * threads > len(cores[node]) for node in cores)
     return sum(map(len, cores.values())), crowded
+
+
+def even_threads(places: Sequence[Place]) -> int:
+    """Return the threads that give ranks all their cores and no core to two of them, at least 1.
+
+    The same for all ranks: what those with the fewest cores can take.
+    """
+    ranks = Counter(node for node, _ in places)
+    cores = {node: count_cores([p for p in places if p[0] == node], 1)[0] for node in ranks}
+    share = min(cores[node] // ranks[node] for node in ranks)
+    return max(1, min(share, *(len(affinity) for _, affinity in places)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pympa.command import Parser, byte_count, count, seconds
+from pympa.command import Parser, byte_count, count, seconds, threads
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 
@@ -86,7 +86,13 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         metavar="SECONDS",
         help=f"longest wait for a message ({DEFAULT_TIMEOUT_SECONDS:g})",
     )
-    add("--threads", type=count(1), default=1, metavar="N", help="threads of each rank (1)")
+    add(
+        "--threads",
+        type=threads,
+        default=1,
+        metavar="N",
+        help="threads of each rank (1), or auto: an even share of the cores that ranks may use",
+    )
     add(
         "--no-shared-memory",
         action="store_true",
