@@ -1,27 +1,24 @@
-// Products of few rows with B straight from memory: each line of it is read once, in the order of
-// memory, and packed nowhere. The sums are those of a tile, in instalments: a float32 C in cache
-// carries them from one piece of B to the next, so the bits are the same.
+// Products of few rows with B straight from memory, which gives each line of it once, in its own
+// order, and is asked for lines well before they are needed. The sums are those of a tile, in
+// instalments: a float32 C in cache carries them from one piece of B to the next, so the bits are
+// the same.
 #pragma once
 
 #include "cpu/pack.hpp"
 
 namespace pympa::PYMPA_ISA {
 
-constexpr int64_t kLine = 64;  // bytes
+constexpr int64_t kLine = 64;        // bytes
+constexpr int64_t kPartGroups = 64;  // of a panel: 16 KiB at most, half of L1
 
 // Asks for the line at `address`, which need not exist, into L2.
 PYMPA_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 1); }
 
-// Calls run.operator()<count>(row) for strips of 4, 2 and 1 rows that make up `rows`.
-template <class Run>
-PYMPA_INLINE void for_each_strip(int64_t rows, Run&& run) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) run.template operator()<4>(row);
-  if (row + 2 <= rows) {
-    run.template operator()<2>(row);
-    row += 2;
-  }
-  if (row < rows) run.template operator()<1>(row);
+// Calls run.operator()<count>(row) for strips of kMost, ... 2 and 1 rows that make up `rows`.
+template <int kMost, class Run>
+PYMPA_INLINE void for_each_strip(int64_t rows, Run&& run, int64_t row = 0) {
+  for (; row + kMost <= rows; row += kMost) run.template operator()<kMost>(row);
+  if constexpr (kMost > 1) for_each_strip<kMost / 2>(rows, run, row);
 }
 
 // C [kRows, W] += A [kRows, groups] x block [groups <= kGroups, W] (keys as columns); the first
@@ -44,6 +41,64 @@ PYMPA_INLINE void add_keys(const Block& block, int64_t groups, bool first,
   }
 #pragma GCC unroll 4
   for (int row = 0; row < kRows; ++row) store(c + row * c_stride, sums[row]);
+}
+
+// C [kRows, kPanel] += A [kRows, groups] x part of a panel; `next` is what is read a while after
+// it.
+template <class Math, int kRows>
+PYMPA_INLINE void add_groups(const typename Math::Group* a, int64_t a_stride,
+                             const typename Math::Stored* b, const typename Math::Stored* next,
+                             int64_t groups, bool from_zero, float* c) {
+  constexpr int64_t kPerLine = kLine / static_cast<int64_t>(sizeof(*b));
+  V sums[kRows][kPanelVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows * kPanelVectors; ++i) {
+    sums[i / kPanelVectors][i % kPanelVectors] = from_zero ? V{} : load(c + i * W);
+  }
+  for (int64_t group = 0; group < groups; ++group) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPanel; i += kPerLine) prefetch(next + group * kPanel + i);
+    typename Math::Lanes lanes[kPanelVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v) lanes[v] = Math::load_b(b + group * kPanel + v * W);
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) {
+      const auto factor = Math::broadcast(a + row * a_stride + group);
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors; ++v) {
+        sums[row][v] = Math::dot(sums[row][v], factor, lanes[v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows * kPanelVectors; ++i) {
+    store(c + i * W, sums[i / kPanelVectors][i % kPanelVectors]);
+  }
+}
+
+// C [rows, kPanel] = A [rows, groups] x panel, of which memory gives each line once: all strips of
+// rows meet a part of it before the next part. The first strip waits for memory; what it has asked
+// for arrives while the others work from L1. So there should be two strips at least, unless the
+// panel has to be widened for each.
+template <class Math>
+PYMPA_INLINE void stream_panel(int64_t rows, const typename Math::Group* a, int64_t a_stride,
+                               const typename Math::Stored* panel,
+                               const typename Math::Stored* next, int64_t groups, float* c) {
+  for (int64_t at = 0; at < groups; at += kPartGroups) {
+    const int64_t ahead = at + 2 * kPartGroups;
+    const auto* then = ahead < groups ? panel + ahead * kPanel : next + (ahead - groups) * kPanel;
+    const auto run = [&]<int kCount>(int64_t row) {
+      add_groups<Math, kCount>(a + row * a_stride + at, a_stride, panel + at * kPanel, then,
+                               min_of(kPartGroups, groups - at), at == 0, c + row * kPanel);
+    };
+    if (rows > 4 || Math::kWidens) {
+      for_each_strip<4>(rows, run);
+    } else if (rows > 2) {
+      for_each_strip<2>(rows, run);
+    } else {
+      for_each_strip<1>(rows, run);
+    }
+  }
 }
 
 // Values [rows, columns] of T and what is read a while after them, row by row.

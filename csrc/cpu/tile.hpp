@@ -22,6 +22,7 @@ struct FloatMath {
   using Stored = T;
   using Lanes = V;
   static constexpr int kDepth = 1;
+  static constexpr bool kWidens = sizeof(T) < sizeof(float);
   static PYMPA_INLINE V load_b(const Stored* b) { return load(b); }
   static PYMPA_INLINE void store_b(Stored* b, Lanes lanes) { store(b, lanes); }
   static PYMPA_INLINE V broadcast(const Group* a) { return splat(*a); }
@@ -35,6 +36,7 @@ struct PairMath {
   using Stored = uint32_t;
   using Lanes = VBits;
   static constexpr int kDepth = 2;
+  static constexpr bool kWidens = false;
   static PYMPA_INLINE VBits load_b(const Stored* b) { return load_raw<VBits>(b); }
   static PYMPA_INLINE void store_b(Stored* b, Lanes lanes) { store_raw(b, lanes); }
   static PYMPA_INLINE VBits broadcast(const Group* a) { return VBits{} + *a; }

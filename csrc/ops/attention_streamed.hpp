@@ -97,7 +97,7 @@ struct StreamedAttention : Rows<T> {
     const int64_t groups = groups_of<Math>(args.head_dim - i);
     const Group* q = queries + head.row * layout.query_stride + i / Math::kDepth;
     float* target = scores + head.row * kScoreStride + at;
-    for_each_strip(head.rows, [&]<int kCount>(int64_t row) {
+    for_each_strip<4>(head.rows, [&]<int kCount>(int64_t row) {
       add_keys<Math, kCount, kWhole>(block, groups, i == 0, q + row * layout.query_stride,
                                      layout.query_stride, target + row * kScoreStride,
                                      kScoreStride);
@@ -136,7 +136,7 @@ struct StreamedAttention : Rows<T> {
         const Values<T> values{rows_of(args.v, tile.row + at, heads[h].kv_head),
                                rows_of(next.array, next.row, heads[h].kv_head), args.v.row,
                                next.array.row, args.v_head_dim};
-        for_each_strip(heads[h].rows, [&]<int kCount>(int64_t strip) {
+        for_each_strip<4>(heads[h].rows, [&]<int kCount>(int64_t strip) {
           const int64_t row = heads[h].row + strip;
           const Group* p =
               reinterpret_cast<const Group*>(scores + row * kScoreStride) + at / Math::kDepth;

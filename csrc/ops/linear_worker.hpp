@@ -6,6 +6,7 @@
 
 #include "cpu/math.hpp"
 #include "cpu/pack.hpp"
+#include "cpu/stream.hpp"
 #include "ops/linear.hpp"
 
 namespace pympa::PYMPA_ISA {
@@ -16,6 +17,13 @@ constexpr int64_t kColumnBlock = 512;  // x is repacked once for so many columns
 constexpr int64_t kPadding = 16;       // keeps A rows off a power-of-two stride (L1 associativity)
 constexpr int64_t kAStride = kKBlock + kPadding;
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kMostStreamed = 16;  // rows; more are bound by arithmetic, which tiles do best
+
+// Whether reading the weight is most of the work. One row reads it best as it comes.
+template <class Math>
+bool is_streamed(int64_t rows) {
+  return rows > 1 && rows <= (Math::kWidens ? kMostStreamed / 4 : kMostStreamed);
+}
 
 template <class Math>
 int64_t panel_size(int64_t k) {
@@ -50,6 +58,21 @@ struct Sums {
 template <class T>
 using LinearGroup = typename MathOf<T>::Linear::Group;
 
+// C [rows, kPanel] (+)= A x panel for few rows; `next` is the panel that is read after this one.
+template <class Math>
+void add_panel(int64_t rows, const typename Math::Group* a, const typename Math::Stored* panel,
+               const typename Math::Stored* next, int64_t groups, bool from_zero, Sums c) {
+  float sums[kMostStreamed * kPanel];
+  stream_panel<Math>(rows, a, kAStride, panel, next, groups, sums);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < kPanel; i += W) {
+      float* at = c.at + row * c.stride + i;
+      const V sum = load(sums + row * kPanel + i);
+      store(at, from_zero ? sum : load(at) + sum);
+    }
+  }
+}
+
 // Adds the partial of one k-block: A [rows, length] times the columns' panels, from group k on.
 template <class T>
 void add_partial(const LinearArgs& args, int which, const Block& block, int64_t k, int64_t length,
@@ -59,9 +82,17 @@ void add_partial(const LinearArgs& args, int which, const Block& block, int64_t 
       static_cast<const char*>(args.packed[which]) + block.group * args.packed_bytes[which];
   const auto* panels = reinterpret_cast<const typename Math::Stored*>(weight) +
                        block.column / kPanel * panel_size<Math>(args.k);
+  const int64_t groups = (length + Math::kDepth - 1) / Math::kDepth;
   for (int64_t column = 0; column < block.columns; column += kPanel) {
     const auto* panel =
         panels + column / kPanel * panel_size<Math>(args.k) + k / Math::kDepth * kPanel;
+    if (groups > 0 && is_streamed<Math>(block.rows)) {
+      const bool last = column + kPanel >= block.columns;
+      const auto* next =
+          last ? panels + (k + kKBlock) / Math::kDepth * kPanel : panel + panel_size<Math>(args.k);
+      add_panel<Math>(block.rows, a, panel, next, groups, k == 0, {c.at + column, c.stride});
+      continue;
+    }
     const int vectors = static_cast<int>(min_of(kPanel, block.columns - column) + W - 1) / W;
     for (int64_t row = 0; row < block.rows; row += kStrip) {
       float* target = c.at + row * c.stride + column;
@@ -70,8 +101,8 @@ void add_partial(const LinearArgs& args, int which, const Block& block, int64_t 
       for (int r = 0; r < rows; ++r) {
         for (int v = 0; v < vectors; ++v) __builtin_prefetch(target + r * c.stride + v * W, 1);
       }
-      any_tile<Math>(rows, vectors, a + row * kAStride, kAStride, panel,
-                     (length + Math::kDepth - 1) / Math::kDepth, [&](int r, int v, V sums) {
+      any_tile<Math>(rows, vectors, a + row * kAStride, kAStride, panel, groups,
+                     [&](int r, int v, V sums) {
                        float* at = target + r * c.stride + v * W;
                        store(at, k == 0 ? sums : load(at) + sums);
                      });

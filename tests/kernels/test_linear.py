@@ -32,6 +32,13 @@ def test_matches_the_formula(kernels, dtype, rng, normal, check, m, n, k):
     check(kernels.linear(x, weight, bias=bias), want, dtype)
 
 
+@pytest.mark.parametrize("m", [1, 2, 16, 30])
+def test_no_inputs_leave_the_bias(kernels, dtype, rng, normal, m):
+    bias = normal(rng, 70, dtype)
+    out = kernels.linear(np.zeros((m, 0), dtype), np.zeros((70, 0), dtype), bias=bias)
+    assert (out == bias).all()
+
+
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "silu"])
 def test_activation_residual_and_branch(kernels, dtype, rng, normal, check, activation):
     m, n, k = 19, 75, 129
@@ -118,6 +125,18 @@ def test_bits_depend_on_nothing_but_the_row(kernels, dtype, normal, m, n, k, thr
     assert part.tobytes() == np.ascontiguousarray(whole[first:last, left:right]).tobytes()
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (70, 513), (515, 1100), (1030, 64), (128, 2048)])
+def test_few_rows_have_the_bits_of_many(kernels, dtype, rng, normal, same_bits, n, k):
+    x = normal(rng, (60, k), dtype)
+    weight, up = normal(rng, (n, k), dtype, k**-0.5), normal(rng, (n, k), dtype, k**-0.5)
+    whole = kernels.linear(x, weight)
+    gated = kernels.gated_linear(x, weight, up, activation="silu")
+    for rows in (*range(1, 10), 12, 15, 16, 17):
+        part = slice(20, 20 + rows)
+        same_bits(kernels.linear(x[part], weight, threads=2), whole[part])
+        same_bits(kernels.gated_linear(x[part], weight, up, activation="silu"), gated[part])
+
+
 def test_sums_are_partials_of_512(kernels, rng, normal, same_bits):
     x, weight = normal(rng, (5, 1300), np.float32), normal(rng, (20, 1300), np.float32)
     total = np.zeros((5, 20), np.float32)
@@ -127,7 +146,9 @@ def test_sums_are_partials_of_512(kernels, rng, normal, same_bits):
     same_bits(kernels.linear(x, weight), total)
 
 
-@pytest.mark.parametrize("group_rows", [(13,), (0, 97, 0, 3), (1, 1, 5), (100, 0, 1, 96), (0, 0)])
+@pytest.mark.parametrize(
+    "group_rows", [(13,), (0, 97, 0, 3), (1, 2, 5, 8), (100, 0, 1, 96), (0, 0)]
+)
 @pytest.mark.parametrize("biased", [False, True])
 def test_groups_are_separate_linears(kernels, dtype, rng, normal, same_bits, group_rows, biased):
     n, k, groups, rows = 530, 70, len(group_rows), sum(group_rows)
