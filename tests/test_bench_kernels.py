@@ -40,6 +40,15 @@ TINY = {
     "decode": partial(
         kernel_cases.attention_case, queries=1, keys=9, heads=2, head_dim=8, causal=True
     ),
+    "grouped_decode": partial(
+        kernel_cases.attention_case,
+        queries=1,
+        keys=9,
+        heads=6,
+        head_dim=8,
+        causal=True,
+        kv_heads=2,
+    ),
     "rms_norm": partial(kernel_cases.norm_case, rows=4, columns=33, kind="rms"),
     "layer_norm": partial(kernel_cases.norm_case, rows=4, columns=33, kind="layer"),
     "rope": partial(kernel_cases.rope_case, rows=20, heads=3, head_dim=8),
@@ -145,6 +154,7 @@ def test_flops_and_bytes(dtype):
         "full": (2 * 2 * 81 * 2 * 8, size * 4 * 9 * 2 * 8),
         "causal": (2 * 2 * area * 2 * 8, size * 4 * 9 * 2 * 8),
         "decode": (2 * 2 * 9 * 2 * 8, size * (2 + 2 * 9) * 2 * 8),
+        "grouped_decode": (4 * 9 * 6 * 8, size * 2 * (6 + 9 * 2) * 8),
         "rms_norm": (4 * 4 * 33, size * (2 * 4 * 33 + 33)),
         "layer_norm": (7 * 4 * 33, size * (2 * 4 * 33 + 2 * 33)),
         "rope": (3 * 20 * 3 * 8, size * 2 * 20 * 3 * 8 + 4 * 20 * 8),

@@ -56,7 +56,8 @@ def result_table(title: str, measured: Sequence[Measured]) -> Table:
     """Return one row for each case."""
     caption = (
         "shape: linear m × n × k, mlp rows × width × hidden, moe likewise × experts × top_k,\n"
-        "attention queries × keys × heads, rope rows × heads\n"
+        "attention queries × keys × heads (/ heads of keys, if fewer), rope rows × heads\n"
+        "of roofline: share of the measured arithmetic (compute) or read bandwidth (memory)\n"
         f"error: relative to float64, {CHECKED_ROWS} sampled rows (all if fewer); "
         "× torch: its median seconds over ours"
     )

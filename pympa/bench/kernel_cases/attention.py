@@ -15,7 +15,13 @@ from pympa.layout import Layout, Range
 
 
 def attention_case(
-    bench: Workbench, queries: int, keys: int, heads: int, head_dim: int, causal: bool
+    bench: Workbench,
+    queries: int,
+    keys: int,
+    heads: int,
+    head_dim: int,
+    causal: bool,
+    kv_heads: int | None = None,
 ) -> Case:
     """Prepare attention of one sequence from an empty state to the normalised output.
 
@@ -23,17 +29,20 @@ def attention_case(
         bench: makes the arrays.
         queries: the last positions of the sequence: all of them, or 1 to decode.
         keys: tokens of the sequence.
-        heads: of queries, keys and values.
+        heads: of queries.
         head_dim: of queries, keys and values.
         causal: hide later keys. The last position sees all keys either way.
+        kv_heads: of keys and values, a divisor of `heads`; default: as many.
     """
     q, o = bench.normal(queries, heads, head_dim), bench.empty(queries, heads, head_dim)
-    k, v = bench.normal(keys, heads, head_dim), bench.normal(keys, heads, head_dim)
+    kv_heads = heads if kv_heads is None else kv_heads
+    k, v = bench.normal(keys, kv_heads, head_dim), bench.normal(keys, kv_heads, head_dim)
     row_max, row_sum, lse = (bench.arena.empty((queries, heads), np.float32) for _ in range(3))
     state = State(row_max, row_sum, bench.arena.empty(o.shape, np.float32))
     q_layout = Layout((Range(0, keys - queries, queries),))
     kv = KvBlock(k, v, Layout((Range(0, 0, keys),)))
-    kv_head_of_q, scale = np.arange(heads, dtype=np.int32), head_dim**-0.5
+    kv_head_of_q = (np.arange(heads) // (heads // kv_heads)).astype(np.int32)
+    scale = head_dim**-0.5
     spec = AttentionSpec(kv_head_of_q, scale, causal)
     rows = sample_rows(queries)
 
@@ -49,7 +58,7 @@ def attention_case(
             wide(v),
             rows + (keys - queries),
             np.arange(keys),
-            kv_head_of_q=list(range(heads)),
+            kv_head_of_q=kv_head_of_q.tolist(),
             scale=scale,
             causal=causal,
         )
@@ -59,12 +68,14 @@ def attention_case(
         # The layout that torch likes best: [1, heads, tokens, head_dim].
         tensors = [bench.tensor(a).permute(1, 0, 2)[None].contiguous() for a in (q, k, v)]
         attend = torch.nn.functional.scaled_dot_product_attention
-        return partial(attend, *tensors, is_causal=causal and queries > 1)
+        return partial(
+            attend, *tensors, is_causal=causal and queries > 1, enable_gqa=kv_heads < heads
+        )
 
     area = queries * keys - (queries * (queries - 1) // 2 if causal else 0)
     return Case(
         kernel="attention",
-        shape=f"{queries}x{keys}x{heads}",
+        shape=f"{queries}x{keys}x{heads}" + (f"/{kv_heads}" if kv_heads < heads else ""),
         tokens=queries,
         head_dim=head_dim,
         causal=causal,
