@@ -7,32 +7,35 @@ are not useful flops.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
-from pympa.layout import Layout, split, split_batch
+from pympa.layout import Layout, Span, split, split_batch
 from pympa.mesh import Plan
 from pympa.spec import LayerSpec, ModelSpec
 
 
 def visible_pairs(q: Layout, k: Layout, causal: bool, window: int | None) -> int:
     """Return the number of (query, key) pairs that are not masked."""
-    keys = defaultdict(list)
-    for r in k.ranges:
-        keys[r.sequence].append(r)
-    total = 0
-    for a in q.ranges:
-        for b in keys[a.sequence]:
-            shift, size = a.start - b.start, (a.length, b.length)
-            if causal:
-                total += _pairs_at_least(shift, size, 0)
-                total -= _pairs_at_least(shift, size, window) if window else 0
-            elif window:
-                total += _pairs_at_least(shift, size, 1 - window)
-                total -= _pairs_at_least(shift, size, window)
-            else:
-                total += a.length * b.length
-    return total
+    keys = k.spans
+    alike = Counter((spans, keys[s]) for s, spans in q.spans.items() if s in keys)
+    return sum(
+        count * _visible(a, b, causal, window)
+        for (of_q, of_k), count in alike.items()
+        for a in of_q
+        for b in of_k
+    )
+
+
+def _visible(q: Span, k: Span, causal: bool, window: int | None) -> int:
+    """Return the pairs that are not masked of two (start, length) of one sequence."""
+    shift, size = q[0] - k[0], (q[1], k[1])
+    if causal:
+        hidden = _pairs_at_least(shift, size, window) if window else 0
+        return _pairs_at_least(shift, size, 0) - hidden
+    if window:
+        return _pairs_at_least(shift, size, 1 - window) - _pairs_at_least(shift, size, window)
+    return q[1] * k[1]
 
 
 def _pairs_at_least(shift: int, size: tuple[int, int], distance: int) -> int:

@@ -13,6 +13,7 @@ from pympa.kernels import Kernels
 from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.virtual import VirtualKernels
 from pympa.ledger import Ledger
+from pympa.loops import Beat, FirstChunk, Loops, SteadyLoops
 from pympa.mesh import Mesh, Plan
 from pympa.model import Model
 from pympa.partition import Bounds
@@ -45,10 +46,13 @@ def build_rank(
     kind = VirtualKernels if dry else CpuKernels
     kernels: Kernels = kind(isa=isa, threads=threads, arena=arena, trace=trace)
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
-    return Rank(mesh, kernels, transports, arena, trace, traffic, ExpertLoad())
+    loops = FirstChunk() if dry else Loops()
+    return Rank(mesh, kernels, transports, loops, arena, trace, traffic, ExpertLoad())
 
 
-def build_virtual_rank(endpoint: VirtualEndpoint, plan: Plan, costs: Costs, *, isa: str) -> Rank:
+def build_virtual_rank(
+    endpoint: VirtualEndpoint, plan: Plan, costs: Costs, *, isa: str, beat: Beat | None = None
+) -> Rank:
     """Return a rank of shapes on a virtual clock.
 
     Args:
@@ -56,6 +60,7 @@ def build_virtual_rank(endpoint: VirtualEndpoint, plan: Plan, costs: Costs, *, i
         plan: the mesh.
         costs: what kernels take.
         isa: whose workspaces the arena counts.
+        beat: which passes of loops run; None means all.
     """
     mesh, arena, traffic = Mesh(plan, endpoint.rank), Arena(dry=True), Traffic()
     trace = Trace(endpoint.clock)
@@ -63,7 +68,10 @@ def build_virtual_rank(endpoint: VirtualEndpoint, plan: Plan, costs: Costs, *, i
         isa=isa, threads=1, arena=arena, trace=trace, costs=costs, advance=endpoint.advance
     )
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
-    return Rank(mesh, kernels, transports, arena, trace, traffic, ExpertLoad())
+    loops = (
+        Loops() if beat is None else SteadyLoops(beat, endpoint.rank, trace, traffic, endpoint.skip)
+    )
+    return Rank(mesh, kernels, transports, loops, arena, trace, traffic, ExpertLoad())
 
 
 class Rehearsal:

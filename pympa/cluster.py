@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from pympa.spec import SpecError, parse_toml
+from pympa.spec import SpecError, convert_toml, parse_toml
 
 
 class AttentionRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,13 +52,15 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         name: of the product. ranks: neighbours in a group.
-        latency_seconds: of a message. bytes_per_second: of a rank, each way.
+        latency_seconds: of a message. bytes_per_second: of a port, each way.
+        ranks_at_port: neighbours that share a port.
     """
 
     name: str
     ranks: int
     latency_seconds: float
     bytes_per_second: float
+    ranks_at_port: int = 1
 
 
 class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,21 +97,29 @@ def packaged_clusters() -> list[str]:
 def load_cluster(name: str) -> Cluster:
     """Load a packaged cluster by name, or anybody's by the path of its TOML file.
 
+    A file that says `based_on = "dgx-h100x2"` gives only what differs from that cluster: fields of
+    the device one by one, links all together.
+
     Raises:
         SpecError: no such cluster, or a field of the file is wrong.
     """
+    given = parse_toml(_read(name), dict[str, Any], name)
+    if "based_on" in given:
+        base = parse_toml(_read(str(given.pop("based_on"))), dict[str, Any], name)
+        device = {**base.get("device", {}), **given.pop("device", {})}
+        given = {**base, **given, "device": device}
+    return convert_toml(given, Cluster, name)
+
+
+def _read(name: str) -> bytes:
     known = packaged_clusters()
     if name in known:
-        text = (resources.files("pympa") / "clusters" / f"{name}.toml").read_bytes()
-    elif name.endswith(".toml") or "/" in name:
+        return (resources.files("pympa") / "clusters" / f"{name}.toml").read_bytes()
+    if name.endswith(".toml") or "/" in name:
         try:
-            text = Path(name).read_bytes()
+            return Path(name).read_bytes()
         except OSError as error:
             raise SpecError(f"cluster {name}: {error.strerror}") from None
-    else:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SpecError(
-            f"cluster {name!r}: expected one of {', '.join(known)}, or a .toml file{hint}"
-        )
-    return parse_toml(text, Cluster, name)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SpecError(f"cluster {name!r}: expected one of {', '.join(known)}, or a .toml file{hint}")

@@ -44,6 +44,25 @@ class Layout:
         """The ranges as int64 `[n, 3]` (sequence, start, length), as kernels take them."""
         return np.array(self.ranges, np.int64).reshape(-1, 3)
 
+    @cached_property
+    def spans(self) -> dict[int, tuple[Span, ...]]:
+        """(start, length) of the ranges of each sequence."""
+        found: dict[int, list[Span]] = {}
+        for sequence, start, length in self.ranges:
+            found.setdefault(sequence, []).append((start, length))
+        return {sequence: tuple(spans) for sequence, spans in found.items()}
+
+    def by_sequence(self) -> dict[int, Span] | None:
+        """Return the rows of each sequence, in order; None if some lie in several places."""
+        found: dict[int, Span] = {}
+        at = 0
+        for sequence, group in itertools.groupby(self.ranges, lambda r: r.sequence):
+            if sequence in found:
+                return None
+            found[sequence] = at, at + sum(r.length for r in group)
+            at = found[sequence][1]
+        return found
+
     def global_rows(self, lengths: Sequence[int]) -> NDArray[np.int64]:
         """Return each row's index among all tokens of the batch, sequences end to end."""
         offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])

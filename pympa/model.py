@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,9 @@ class Model:
         }
         self._attention = {index: Attention(context) for index, context in contexts.items()}
         self._feed_forward = {index: feed_forward(context) for index, context in contexts.items()}
+        self._alike = [
+            list(run) for _, run in itertools.groupby(self.layers, lambda index: spec.blocks[index])
+        ]
         self._is_first = self.mesh.coordinate("pp") == 0
         self._is_last = self.mesh.coordinate("pp") == self.mesh.plan.pp - 1
 
@@ -111,7 +115,12 @@ class Model:
             ids: token ids of every sequence, int32.
             micro_batches: parts in time; None means the plan's.
         """
-        batch = lay_out_batch(self.mesh, ids, micro_batches or self.mesh.plan.micro_batches)
+        batch = lay_out_batch(
+            self.mesh,
+            ids,
+            micro_batches or self.mesh.plan.micro_batches,
+            dry=self._arena.dry,
+        )
         tables: dict[tuple[Rope, int], tuple[Array, Array]] = {}
         for layer in self.spec.blocks:
             kind = (layer.rope, layer.rotated_dim)
@@ -139,8 +148,9 @@ class Model:
             Logits of the last tokens that this rank holds; nothing but on the last stage.
         """
         batch = prepared.batch
+        self._rank.loops.restart()
         with self._rank.trace.step(), self._arena.scope():
-            parts = batch.micro_batches
+            parts, loops = batch.micro_batches, self._rank.loops
             rows = [part.layout.rows for part in parts]
             kept: dict[int, KvCache] = {}
             for index, attend in self._attention.items():
@@ -153,24 +163,40 @@ class Model:
                 part = parts[number]
                 if self._is_first:
                     self._embed(part, x)
-                for index, attend in self._attention.items():
-                    layer = self.spec.blocks[index]
-                    rope = prepared.rope[layer.rope, layer.rotated_dim] if layer.rope else None
-                    with self._arena.part(f"layers.{index}"):
-                        with self._arena.scope():
-                            cache = kept[index] if kept else attend.cache(part)
-                            attend(x, part, rope, cache, probe)
-                        self._feed_forward[index](x, part, used[index], probe)
+                for alike in self._alike:
+                    for index in loops.layers(alike):
+                        self._block(index, x, part, prepared, kept.get(index), used[index], probe)
                 if self._is_last:
                     if probe is not None:
                         probe("output", x, part.layout)
                     self._head(x, part, prepared.logits[number].values)
 
+            def micro_batch(number: int, x: Array) -> None:
+                loops.micro_batch(parts[number].kind, lambda: compute(number, x))
+
             stream_micro_batches(
-                self._rank.transports["pp"], rows, self.spec.d_model, self.dtype, compute
+                self._rank.transports["pp"], rows, self.spec.d_model, self.dtype, micro_batch
             )
             self._rank.transports["ring"].settle()
         return prepared.logits
+
+    def _block(
+        self,
+        index: int,
+        x: Array,
+        part: MicroBatch,
+        prepared: Prepared,
+        kept: KvCache | None,
+        used: Used,
+        probe: Probe | None,
+    ) -> None:
+        """Run one layer: x [rows, d] + attention + MLP or experts."""
+        layer, attend = self.spec.blocks[index], self._attention[index]
+        rope = prepared.rope[layer.rope, layer.rotated_dim] if layer.rope else None
+        with self._arena.part(f"layers.{index}"):
+            with self._arena.scope():
+                attend(x, part, rope, kept or attend.cache(part), probe)
+            self._feed_forward[index](x, part, used, probe)
 
     def _embed(self, part: MicroBatch, x: Array) -> None:
         table = self._weights.vectors["embedding"]

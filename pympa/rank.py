@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pympa.arena import Arena
 from pympa.kernels import Kernels
+from pympa.loops import Loops
 from pympa.mesh import Mesh
 from pympa.trace import ExpertLoad, Trace
 from pympa.transport import Traffic, Transport
@@ -19,12 +20,14 @@ class Rank:
     Attributes:
         mesh: the plan and the rank's place in it.
         kernels: the backend. transports: by axis.
-        arena: memory. trace: where time goes. traffic: bytes sent. load: rows sent to experts.
+        loops: which of their passes run. arena: memory. trace: where time goes.
+        traffic: bytes sent. load: rows sent to experts.
     """
 
     mesh: Mesh
     kernels: Kernels
     transports: Mapping[str, Transport]
+    loops: Loops
     arena: Arena
     trace: Trace
     traffic: Traffic

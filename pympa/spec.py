@@ -242,6 +242,14 @@ def parse_toml(text: bytes, kind: type[T], where: str) -> T:
         raise SpecError(f"{where}: {error}{_nearest_field(str(error), kind)}") from None
 
 
+def convert_toml(values: dict[str, Any], kind: type[T], where: str) -> T:
+    """Convert decoded TOML into the frozen struct `kind`; see `parse_toml`."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"{where}: {error}{_nearest_field(str(error), kind)}") from None
+
+
 def _nearest_field(message: str, kind: type[Any]) -> str:
     """Return a hint where the message is about a misspelt field."""
     unknown = re.search(r"unknown field `(.+?)`", message)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -166,12 +166,15 @@ class Trace:
         self.last = Step(0.0, 0.0, [], [])
         self._recording = False
         self._spans: list[Span] = []
+        self._repeats: Counter[Interval] = Counter()
+        self._left_out: list[Interval] = []
         self._flown: list[Any] = []  # the fields of flights in a row: no objects for the collector
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Record the body as one step, which then is the last one."""
         self._spans, self._flown, self._recording = [], [], True
+        self._repeats, self._left_out = Counter(), []
         start = self.clock()
         try:
             yield
@@ -180,6 +183,17 @@ class Trace:
             flown = iter([stop if value is None else value for value in self._flown])
             flights = [*map(Flight._make, zip(*[flown] * len(Flight._fields), strict=True))]
             self.last = Step(start, stop, self._spans, flights)
+            if self._repeats:
+                self.last = _stretched(self.last, self._repeats, self._left_out)
+
+    def repeat(self, done: Interval, left_out: Interval, times: int) -> None:
+        """Let one interval stand for `times` more like it, which would have filled another one.
+
+        When the step ends, the first is stretched and the other vanishes, with what lies there.
+        """
+        if self._recording:
+            self._repeats[done] += times
+            self._left_out.append(left_out)
 
     @contextmanager
     def span(self, kind: Kind, name: str) -> Iterator[None]:
@@ -220,6 +234,40 @@ class Trace:
 
 def _forget(_: int) -> None:
     """Take notice of a message outside of any step."""
+
+
+def _stretched(step: Step, repeats: Mapping[Interval, int], left_out: Sequence[Interval]) -> Step:
+    """Return a step in which one recorded pass fills the time of all that it stands for.
+
+    Args:
+        step: as recorded.
+        repeats: passes that each interval stands for besides itself; they may lie inside others.
+        left_out: what these passes would have filled.
+    """
+    marks: list[tuple[float, int, int, int]] = [(step.stop, 1, 1, 0)]
+    for (start, stop), times in repeats.items():  # when, factor, divisor of the pace, gaps
+        marks += (start, 1 + times, 1, 0), (stop, 1, 1 + times, 0)
+    for start, stop in left_out:
+        marks += (start, 1, 1, 1), (stop, 1, 1, -1)
+    recorded, stretched = [step.start], [step.start]
+    pace, gaps = 1, 0
+    for at, factor, divisor, opens in sorted(marks):
+        length = 0.0 if gaps else pace * (at - recorded[-1])
+        recorded.append(at)
+        stretched.append(stretched[-1] + length)
+        pace, gaps = pace * factor // divisor, gaps + opens
+
+    def moved(parts: Sequence[Any]) -> list[list[float]]:
+        ends = np.array([(part.start, part.stop) for part in parts]).reshape(-1, 2)
+        found: list[list[float]] = np.interp(ends, recorded, stretched).tolist()
+        return found
+
+    return Step(
+        step.start,
+        stretched[-1],
+        [Span(s.kind, s.name, *at) for s, at in zip(step.spans, moved(step.spans), strict=True)],
+        [Flight(*f[:4], *at) for f, at in zip(step.flights, moved(step.flights), strict=True)],
+    )
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:

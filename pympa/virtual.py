@@ -1,9 +1,12 @@
 """Ranks on virtual clocks: the same strategies, timed by a cost model and links instead of a wall.
 
-Each rank is a thread with a clock of its own. Kernels advance it; a message leaves when both sides
-have posted it and its ports are free, takes latency plus bytes over bandwidth, and holds the
-sender's way out and the receiver's way in meanwhile, so flows that share one follow each other. The
-rank whose clock is behind runs first, so a run is the same every time.
+Each rank is a thread with a clock of its own, which kernels advance. A message leaves when both
+sides have posted it. The sender's way out and the receiver's way in each move their messages one
+after the other, at their bandwidth; a message has come when both have moved it, plus the latency.
+So flows that share a way share its bandwidth, and one that waits on one side holds up nobody on the
+other. Links of different levels are ways of their own. Whoever would post a message first lets the
+ranks go whose clocks are behind, so ways are taken in order of time and a run is the same every
+time.
 """
 
 from __future__ import annotations
@@ -37,16 +40,36 @@ class _Post(NamedTuple):
     number: int
 
 
+class _Way(NamedTuple):
+    """From one rank to another: the two ports, seconds of latency and of each byte."""
+
+    way_out: tuple[bool, int, int]
+    way_in: tuple[bool, int, int]
+    latency: float
+    per_byte: float
+
+
+class Slow(NamedTuple):
+    """What is slower than it should be.
+
+    ranks: factor on the kernels' time of a rank. links: factor on the time of bytes between two
+    ranks, the lower one first.
+    """
+
+    ranks: dict[int, float]
+    links: dict[tuple[int, int], float]
+
+
 class VirtualWorld(RankThreads):
     """A world of ranks on virtual clocks.
 
     Args:
         size: ranks.
         cluster: links between them.
-        slow: factor on the kernels' time of a rank, by rank.
+        slow: which ranks and links are slower than the cluster's.
     """
 
-    def __init__(self, size: int, cluster: Cluster, slow: dict[int, float] | None = None) -> None:
+    def __init__(self, size: int, cluster: Cluster, slow: Slow | None = None) -> None:
         if size > cluster.links[-1].ranks:
             raise ValueError(
                 f"cluster {cluster.title}: expected at most {cluster.links[-1].ranks} ranks; "
@@ -55,13 +78,14 @@ class VirtualWorld(RankThreads):
         super().__init__(size)
         self.clocks = [0.0] * size
         self.calls = 0
-        self.slow = slow or {}
+        self.slow = slow or Slow({}, {})
         self._cluster = cluster
         self._able = [(0.0, rank) for rank in range(size)]
         self._waiting: dict[int, tuple[Pending, str]] = {}
         self._sends: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
         self._receives: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
-        self._out_free, self._in_free = [0.0] * size, [0.0] * size
+        self._ways: dict[tuple[int, int], _Way] = {}
+        self._free: defaultdict[tuple[bool, int, int], float] = defaultdict(float)
 
     def run(self, body: Callable[[VirtualEndpoint], T]) -> list[T]:
         """Run `body` once for each rank and return the results in rank order.
@@ -71,6 +95,12 @@ class VirtualWorld(RankThreads):
             Exception: whatever the first failing rank raised.
         """
         return self.run_ranks(lambda rank: body(VirtualEndpoint(self, rank)))
+
+    def let_others_go(self, rank: int) -> None:
+        """Return when no rank that can run is behind this one's clock."""
+        if self._able and self._able[0][0] < self.clocks[rank]:
+            heapq.heappush(self._able, (self.clocks[rank], rank))
+            self.yield_turn(rank)
 
     def post(self, key: tuple[int, int, int], post: _Post, *, sends: bool) -> None:
         """Take one side of a message from key[0] to key[1] and match it with the other."""
@@ -101,21 +131,33 @@ class VirtualWorld(RankThreads):
                 f"rank {target} expected {receiver.array.nbytes} bytes from rank {source}; "
                 f"got {size}"
             )
-        link = self._cluster.link(source, target)
-        start = max(
-            sender.posted_at, receiver.posted_at, self._out_free[source], self._in_free[target]
-        )
-        free = start + size / link.bytes_per_second
-        self._out_free[source] = self._in_free[target] = free
+        way = self._ways.get((source, target)) or self._new_way(source, target)
+        posted, seconds = max(sender.posted_at, receiver.posted_at), size * way.per_byte
+        left = self._free[way.way_out] = max(posted, self._free[way.way_out]) + seconds
+        came = self._free[way.way_in] = max(posted, self._free[way.way_in]) + seconds
+        done_at = max(left, came) + way.latency
         if receiver.array.flags.writeable:  # counts of rows, and the like; shapes have no memory
             raw_bytes(receiver.array)[:] = raw_bytes(sender.array)
         for rank, post in ((source, sender), (target, receiver)):
             post.pending.unmatched -= 1
-            post.pending.done_at[post.number] = free + link.latency_seconds
+            post.pending.done_at[post.number] = done_at
             waiting = self._waiting.get(rank)
             if waiting is not None and waiting[0] is post.pending and not post.pending.unmatched:
                 del self._waiting[rank]
                 heapq.heappush(self._able, (max([self.clocks[rank], *post.pending.done_at]), rank))
+
+    def _new_way(self, source: int, target: int) -> _Way:
+        link = self._cluster.link(source, target)
+        level = self._cluster.links.index(link)
+        factor = self.slow.links.get((min(source, target), max(source, target)), 1.0)
+        way = _Way(
+            (True, level, source // link.ranks_at_port),
+            (False, level, target // link.ranks_at_port),
+            link.latency_seconds,
+            factor / link.bytes_per_second,
+        )
+        self._ways[source, target] = way
+        return way
 
     def _pass_on(self) -> None:
         """Give the turn to the rank whose clock is behind."""
@@ -146,12 +188,18 @@ class VirtualEndpoint:
 
     def advance(self, seconds: float) -> None:
         """Let time pass in a kernel."""
-        self._world.clocks[self.rank] += seconds * self._world.slow.get(self.rank, 1.0)
+        self._world.clocks[self.rank] += seconds * self._world.slow.ranks.get(self.rank, 1.0)
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass in what is like something before it."""
+        self._world.clocks[self.rank] += seconds
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> Pending:
         """Post messages."""
-        world, now = self._world, self.clock()
+        world = self._world
         world.calls += 1
+        world.let_others_go(self.rank)
+        now = self.clock()
         pending = Pending(len(sends) + len(receives), seen)
         for index, message in enumerate(receives):
             key = (message.peer, self.rank, message.channel)

@@ -5,18 +5,17 @@ import numpy as np
 import pytest
 
 import checks
-import conftest
 import worlds
 from pympa.backend import build_virtual_rank, rehearse
 from pympa.bench.experiment import Size, load_experiment
-from pympa.bench.simulate import predict
+from pympa.bench.predict import predict
 from pympa.cluster import load_cluster, packaged_clusters
 from pympa.costs import Costs
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
 from pympa.spec import DTYPES, SpecError
 from pympa.transport import TransportError
-from pympa.virtual import VirtualWorld
+from pympa.virtual import Slow, VirtualWorld
 from pympa.volume import bytes_sent
 
 DGX = load_cluster("dgx-h100x2")
@@ -84,9 +83,42 @@ def test_a_message_takes_latency_and_bandwidth():
     assert far == pytest.approx(link.latency_seconds + 1e9 / link.bytes_per_second)
 
 
-def test_messages_that_share_a_way_follow_each_other():
+def test_messages_that_share_a_way_share_its_bandwidth():
     clocks = exchange(4, 10**9, 0, [1, 2, 3])
     assert max(clocks) == pytest.approx(LINK.latency_seconds + 3e9 / LINK.bytes_per_second)
+
+
+def test_everybody_to_everybody_takes_what_each_port_carries():
+    def body(endpoint):
+        group = checks.transport(endpoint)
+        parts = [np.broadcast_to(np.uint8(0), (10**9,)) for _ in range(8)]
+        group.all_to_all(parts, parts)
+        return endpoint.clock()
+
+    seconds = LINK.latency_seconds + 7e9 / LINK.bytes_per_second
+    assert VirtualWorld(8, DGX).run(body) == pytest.approx([seconds] * 8)
+
+
+def test_links_of_two_levels_are_two_ways():
+    def body(endpoint):
+        group = checks.transport(endpoint)
+        array = np.broadcast_to(np.uint8(0), (10**9,))
+        sends = [(array, 1), (array, 8)] if group.index == 0 else []
+        group.wait(group.start(sends, [(array, 0)] if group.index in (1, 8) else []))
+        return endpoint.clock()
+
+    clocks, far = VirtualWorld(9, DGX).run(body), DGX.links[1]
+    assert clocks[1] == pytest.approx(LINK.latency_seconds + 1e9 / LINK.bytes_per_second)
+    assert clocks[8] == pytest.approx(far.latency_seconds + 1e9 / far.bytes_per_second)
+
+
+def test_a_slow_link_slows_what_goes_over_it():
+    def step(slow):
+        ranks = simulate(worlds.DENSE, Plan(cp=4), (4096,), slow=slow)
+        return max(rank.trace.last.times().step for rank in ranks)
+
+    assert step(Slow({}, {(0, 1): 1e6})) > 10 * step(None)
+    assert step(Slow({}, {(0, 2): 1e6})) == step(None), "no ring goes from 0 to 2"
 
 
 def test_waiting_is_hidden_behind_kernels():
@@ -107,7 +139,7 @@ def test_waiting_is_hidden_behind_kernels():
 def test_a_slow_rank_holds_up_the_ring():
     lengths = (4096,)
     even = max(r.trace.last.times().step for r in simulate(worlds.DENSE, Plan(cp=4), lengths))
-    slow = simulate(worlds.DENSE, Plan(cp=4), lengths, slow={2: 3.0})
+    slow = simulate(worlds.DENSE, Plan(cp=4), lengths, slow=Slow({2: 3.0}, {}))
     times = [rank.trace.last.times() for rank in slow]
     assert 2.5 * even < max(t.step for t in times) < 3.5 * even
     assert sum(times[0].waits.values()) > sum(times[2].waits.values())
@@ -148,10 +180,18 @@ def test_costs_follow_the_data_sheet():
 def test_clusters():
     for name in packaged_clusters():
         cluster = load_cluster(name)
-        assert cluster.ranks == 16
-        assert cluster.link(0, 1).bytes_per_second >= cluster.link(0, 15).bytes_per_second
+        assert cluster.ranks in (16, 1024)
+        near, far = (
+            link.bytes_per_second / link.ranks_at_port
+            for link in (cluster.link(0, 1), cluster.link(0, 15))
+        )
+        assert near >= far
     with pytest.raises(SpecError, match="did you mean 'dgx-h100x2'"):
-        load_cluster("dgx-h100")
+        load_cluster("dgx-h100x")
+    h200 = load_cluster("h200")
+    assert h200.links == DGX.links
+    assert h200.device.memory_bytes_per_second > DGX.device.memory_bytes_per_second
+    assert h200.device.attention == DGX.device.attention
     with pytest.raises(SpecError, match="from the smallest to all 32 ranks"):
         msgspec.structs.replace(DGX, ranks=32).__post_init__()
 
@@ -159,19 +199,8 @@ def test_clusters():
 def test_published_sizes_take_seconds():
     experiment = load_experiment("ring-dense-fp16")
     found = predict(experiment.sizes["paper"], Plan(cp=16), experiment.dtype, DGX)
-    assert 0 < found.waiting < found.step_seconds
+    assert 0 < found.waiting_seconds < found.step_seconds
     assert found.peak_bytes < DGX.device.memory_bytes
-
-
-def test_the_command(tmp_path):
-    arguments = ["-m", "pympa.bench", "ring-dense-fp16", "--backend", "virtual"]
-    job = conftest.run_job(1, *arguments, "--cluster", "dgx-h100x2", "--size", "paper")
-    assert job.status == 0, job.err
-    assert "simulated on 2 x DGX H100" in job.out
-    assert job.out.count("simulated") >= 3, "no simulated number without that word beside it"
-    refused = conftest.run_job(1, *arguments)
-    assert refused.status == 2
-    assert "--backend virtual needs --cluster" in refused.err
 
 
 def test_size_is_a_size():

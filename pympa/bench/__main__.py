@@ -20,6 +20,8 @@ def main(arguments: Sequence[str]) -> int:
         from pympa.bench.simulate import simulate
 
         return once(lambda: simulate(options))
+    if options.slow:
+        return once(_refuse_slow)
     from pympa.bench.run import run
 
     return in_session(
@@ -29,6 +31,10 @@ def main(arguments: Sequence[str]) -> int:
         timeout_seconds=options.timeout,
         shares_memory=not options.no_shared_memory,
     )
+
+
+def _refuse_slow() -> int:
+    raise ValueError("--slow needs --backend virtual: real ranks and links are as fast as they are")
 
 
 def _print_list(names: Sequence[str]) -> int:

@@ -37,6 +37,12 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         help="cpu: run on these ranks (default); virtual: predict --cluster's time, in one process",
     )
     add("--cluster", metavar="NAME", help="hardware of the virtual backend: a name, or a TOML file")
+    add(
+        "--slow",
+        action="append",
+        metavar="WHAT",
+        help="of the virtual backend: rank=3,factor=2 or link=0-8,factor=4; may be repeated",
+    )
     add("--input", metavar="FILE", help="text whose bytes are the tokens")
     add("--dtype", help="float32, float16 or bfloat16 instead of the experiment's")
     add(

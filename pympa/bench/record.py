@@ -71,6 +71,25 @@ class StageUse(msgspec.Struct, frozen=True):
     cut_to_cache: bool
 
 
+class Simulation(msgspec.Struct, frozen=True):
+    """Where a record's figures come from when nothing was measured.
+
+    Attributes:
+        cluster: its title. slow: parts that --slow makes slower.
+        joules_per_token: board power × time in kernels, of all ranks.
+        layers_simulated: passes of a rank through layers. layers: those that there are; the others
+            were like these.
+        transport_calls: that the simulation took.
+    """
+
+    cluster: str
+    slow: list[str]
+    joules_per_token: float
+    layers_simulated: int
+    layers: int
+    transport_calls: int
+
+
 class Environment(msgspec.Struct, frozen=True):
     """What the run ran on."""
 
@@ -101,7 +120,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         comm_fraction: largest exposed waiting / step; None if oversubscribed.
         bubble_fraction: largest waiting on other stages / step; None without stages.
         bytes_sent, bytes_received: of one step.
-        peak_bytes: high-water mark of the arena. process_peak_bytes: of the resident set.
+        peak_bytes: high-water mark of the arena. process_peak_bytes: of the resident set;
+            None if simulated.
         flops_per_token: useful ones. performed_flops: over useful ones, 1 where no rank does what
             another does. roofline_fraction: least possible seconds / measured.
         oversubscribed: some node has more ranks × threads than cores.
@@ -113,6 +133,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         experts: load of the experts; None for a dense model. router_skew: where --router-skew
             replaced the experiment's.
         shared_memory: ranks read keys and values of others where they are, in place of messages.
+        simulation: of what cluster, if simulated.
         searched: tokens/s of each variant in micro-batches. repeat: from 1.
         ttft_ms, itl_ms, new_tokens: reserved for generation.
     """
@@ -122,7 +143,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     plan: str
     ranks: int
-    backend: Literal["cpu"] = "cpu"
+    backend: Literal["cpu", "virtual"] = "cpu"
     clock: Literal["measured", "simulated"] = "measured"
     dtype: str
     size: str
@@ -141,7 +162,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     bytes_received: ByRank
     bytes_sent_by_axis: dict[str, int]
     peak_bytes: ByRank
-    process_peak_bytes: ByRank
+    process_peak_bytes: ByRank | None
     flops_per_token: float
     performed_flops: float = 1.0
     roofline_fraction: float
@@ -157,6 +178,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     experts: ExpertUse | None = None
     router_skew: float | None = None
     shared_memory: bool = False
+    simulation: Simulation | None = None
     searched: dict[str, float]
     repeat: int = 1
     published_tps: float | None

@@ -48,7 +48,8 @@ def find_measured(
     found: dict[tuple[int, int], Record] = {}
     for record in earlier:
         same = (
-            record.router_skew == options.router_skew
+            record.clock == "measured"
+            and record.router_skew == options.router_skew
             and (record.error is None) is options.no_verify
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == session.threads

@@ -67,7 +67,9 @@ def run(session: Session, options: argparse.Namespace) -> int:
     output = session.check(lambda: RecordFile(options.output if session.rank == 0 else None))
     earlier = session.check(lambda: output.read() if options.resume else [])
     earlier = session.world.gather_objects(earlier)[0]
-    timeline = session.check(lambda: TimelineFile(options.trace, session, beside=options.output))
+    timeline = session.check(
+        lambda: TimelineFile(options.trace, rank=session.rank, beside=options.output)
+    )
     failures: list[str] = []
     stop = StopSignal(session)
     for task in tasks:

@@ -1,92 +1,32 @@
-"""Predict experiments on a cluster that is not here: the same strategies on virtual clocks."""
+"""`--backend virtual`: experiments on a cluster that is not here, their tables and records."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from pympa.accounting import step_flops
-from pympa.backend import build_virtual_rank
-from pympa.bench.experiment import PlannedRun, Size, load_experiment, packaged_experiments
+from pympa.bench.clocks import Offset
+from pympa.bench.experiment import (
+    Experiment,
+    PlannedRun,
+    Size,
+    load_experiment,
+    packaged_experiments,
+)
+from pympa.bench.predict import Prediction, fastest, predict
+from pympa.bench.record import Record, RecordFile
+from pympa.bench.simulated import SimulatedRow, simulated_record, simulated_table
+from pympa.bench.slow import parse_slow
 from pympa.bench.table import console
+from pympa.bench.timeline import TimelineFile
 from pympa.cluster import Cluster, load_cluster, packaged_clusters
-from pympa.costs import Costs
 from pympa.errors import RefusedError
-from pympa.kernels.cpu import supported_isas
-from pympa.mesh import Plan
-from pympa.model import Model
+from pympa.partition import stage_bounds
 from pympa.rules import check_plan
 from pympa.spec import numpy_dtype
-from pympa.virtual import VirtualEndpoint, VirtualWorld
-
-_MOST_MICRO_BATCHES = 32
-_CLEARLY_SLOWER = 0.95
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One plan on a cluster, on virtual clocks.
-
-    Attributes:
-        plan: with the number of micro-batches that was fastest.
-        step_seconds: of the slowest rank. compute, waiting: seconds of the rank that waits most.
-        bytes_sent: by all ranks. peak_bytes: of the arena of the rank that needs most.
-        transport_calls: that the simulation took.
-    """
-
-    plan: Plan
-    step_seconds: float
-    compute: float
-    waiting: float
-    bytes_sent: int
-    peak_bytes: int
-    transport_calls: int
-
-
-def predict(
-    size: Size, plan: Plan, dtype: str, cluster: Cluster, slow: dict[int, float] | None = None
-) -> Prediction:
-    """Run one step of a plan on shapes and clocks.
-
-    Args:
-        size: model and batch.
-        plan: of at most the cluster's ranks.
-        dtype: of weights and activations.
-        cluster: what ranks compute with and how they are linked.
-        slow: factor on the kernels' time of a rank, by rank.
-    """
-    ids = [np.broadcast_to(np.int32(0), (length,)) for length in size.lengths]
-    costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
-
-    def body(endpoint: VirtualEndpoint) -> tuple[float, float, float, int, int]:
-        rank = build_virtual_rank(endpoint, plan, costs, isa=isa)
-        model = Model(size.model, rank, numpy_dtype(dtype))
-        model.forward(model.prepare(ids))
-        times = rank.trace.last.times()
-        waiting = sum(times.waits.values())
-        sent = rank.traffic.sent.total()
-        return times.step, times.compute, waiting, sent, rank.arena.peak_bytes
-
-    world = VirtualWorld(plan.world, cluster, slow)
-    ranks = world.run(body)
-    _, compute, waiting, _, _ = max(ranks, key=lambda rank: rank[2])
-    return Prediction(
-        plan,
-        max(rank[0] for rank in ranks),
-        compute,
-        waiting,
-        sum(rank[3] for rank in ranks),
-        max(rank[4] for rank in ranks),
-        world.calls,
-    )
+from pympa.virtual import Slow
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -94,7 +34,7 @@ def simulate(options: argparse.Namespace) -> int:
 
     Raises:
         RefusedError: no cluster is named.
-        ValueError: an experiment, cluster, dtype or plan that is not allowed.
+        ValueError: an experiment, cluster, dtype, plan or slow part that is not allowed.
     """
     if options.cluster is None:
         raise RefusedError(
@@ -102,91 +42,80 @@ def simulate(options: argparse.Namespace) -> int:
             ".toml file"
         )
     cluster = load_cluster(options.cluster)
+    slow = parse_slow(options.slow or [], cluster.ranks)
+    output = RecordFile(options.output)
+    timeline = TimelineFile(options.trace, rank=0, beside=options.output)
     for name in options.experiments or packaged_experiments():
         experiment = load_experiment(name)
-        size = experiment.size(options.size, name)
-        if options.router_skew is not None:
-            size = size.skewed(options.router_skew)
+        short = Path(name).name.removesuffix(".toml")
         dtype = options.dtype or experiment.dtype
-        runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
         rows = []
-        for row in runs or experiment.plans:
-            plan = row.resolve(size.model, cluster.ranks)
-            check_plan(plan, size.model, cluster.ranks, size.batch)
-            print(f"{name}: {row.role} {plan}", file=sys.stderr, flush=True)
-            rows.append((row, _fastest(size, row, plan, dtype, cluster)))
+        for row in simulated_rows(experiment, name, options, dtype, cluster):
+            print(f"{short}: {row.planned.role} {row.plan}", file=sys.stderr, flush=True)
+            found = fastest(
+                row.size, row.planned, row.plan, dtype, cluster, slow, stages=row.stages
+            )
+            record = simulated_record(short, options, row, found, dtype, cluster)
+            output.write(record)
+            if options.trace is not None:
+                _trace(timeline, record, row, found, dtype, cluster, slow)
+            rows.append((row, found))
         title = (
-            f"{Path(name).name.removesuffix('.toml')} ({options.size}: {size} tokens, {dtype}), "
+            f"{short} ({options.size}: {experiment.size(options.size, name)} tokens, {dtype}), "
             f"simulated on {cluster.title}"
         )
-        console().print(_table(title, size, dtype, cluster, rows))
+        notes = [f"slower than the cluster: {'; '.join(options.slow)}"] if options.slow else []
+        console().print(simulated_table(title, dtype, cluster, rows, notes))
     return 0
 
 
-def _fastest(size: Size, row: PlannedRun, plan: Plan, dtype: str, cluster: Cluster) -> Prediction:
-    """Return the prediction of the best number of micro-batches, where a family leaves it open."""
-    best = predict(size, plan, dtype, cluster)
-    if row.family is None or plan.pp == 1:
-        return best
-    count = 2
-    while count <= _MOST_MICRO_BATCHES:
-        variant = msgspec.structs.replace(plan, micro_batches=count)
-        found = predict(size, variant, dtype, cluster)
-        if found.step_seconds < best.step_seconds:
-            best = found
-        elif found.step_seconds * _CLEARLY_SLOWER > best.step_seconds:
-            break
-        count *= 2
-    return best
+def simulated_rows(
+    experiment: Experiment, name: str, options: argparse.Namespace, dtype: str, cluster: Cluster
+) -> Iterator[SimulatedRow]:
+    """Yield the rows of an experiment's table, or the plans that are asked for, once checked.
+
+    Raises:
+        ValueError: a size or plan that is not allowed.
+    """
+    size = experiment.size(options.size, name)
+    if options.router_skew is not None:
+        size = size.skewed(options.router_skew)
+    runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
+    for planned in runs or experiment.plans:
+        yield simulated_row(planned, size, dtype, cluster, options.weight_limit)
 
 
-def _table(
-    title: str,
-    size: Size,
+def simulated_row(
+    planned: PlannedRun, size: Size, dtype: str, cluster: Cluster, limit_bytes: int | None
+) -> SimulatedRow:
+    """Return one row, after checking that its plan can run on the cluster.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    ranks = planned.ranks or cluster.ranks
+    of_row = size.grown(planned.grow)
+    plan = planned.resolve(of_row.model, ranks)
+    if planned.plan is not None and plan.world < cluster.ranks:
+        ranks = plan.world  # a plan that is given may leave ranks of the cluster idle
+    check_plan(plan, of_row.model, ranks, of_row.batch)
+    itemsize = numpy_dtype(dtype).itemsize
+    stages = stage_bounds(
+        of_row.model, plan, max(size.lengths), itemsize=itemsize, limit_bytes=limit_bytes
+    )
+    return SimulatedRow(planned, plan, of_row, stages)
+
+
+def _trace(
+    timeline: TimelineFile,
+    record: Record,
+    row: SimulatedRow,
+    found: Prediction,
     dtype: str,
     cluster: Cluster,
-    rows: Sequence[tuple[PlannedRun, Prediction]],
-) -> Table:
-    """Return published, simulated and physically possible speeds side by side."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("plan", no_wrap=True)
-    for heading in (
-        "published\ntps",
-        "simulated\ntps",
-        "possible\ntps",
-        "published\nratio",
-        "simulated\nratio",
-        "simulated\nwaiting",
-        "GB sent",
-        "peak GB\nper rank",
-        "fits",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    tokens = sum(size.lengths)
-    peak = cluster.device.flops_per_second[dtype] * cluster.ranks
-    possible = tokens * peak / step_flops(size.model, size.lengths)
-    base = next(((row, found) for row, found in rows if row.role == "baseline"), None)
-    for row, found in rows:
-        published = ratio = "-"
-        if row.published_tps:
-            published = f"{row.published_tps:,.0f}"
-            if base is not None and base[0].published_tps:
-                ratio = f"{row.published_tps / base[0].published_tps:.2f}"
-        faster = "-" if base is None else f"{base[1].step_seconds / found.step_seconds:.2f}"
-        table.add_row(
-            f"{found.plan}\n{row.role}",
-            published,
-            f"{tokens / found.step_seconds:,.0f}",
-            f"{possible:,.0f}",
-            ratio,
-            faster,
-            f"{found.waiting / found.step_seconds:.0%}",
-            f"{found.bytes_sent / 1e9:,.1f}",
-            f"{found.peak_bytes / 1e9:,.1f}",
-            "yes" if found.peak_bytes <= cluster.device.memory_bytes else "no",
-        )
-    table.caption = (
-        "possible: useful flops at the data sheet's peak of all ranks; waiting: of the rank that "
-        "waits most; experts take even loads"
-    )
-    return table
+    slow: Slow,
+) -> None:
+    """Write the timeline of a plan, for which all of it is simulated."""
+    whole = predict(row.size, found.plan, dtype, cluster, slow, stages=row.stages, whole=True)
+    steps = [rank.step for rank in whole.ranks if rank.step is not None]
+    timeline.write(record, steps, [Offset(0.0, 0.0)] * len(steps))

@@ -94,7 +94,7 @@ def result_table(
         baseline = min(rows, key=lambda records: records[0].ranks)
     for records, r in zip(rows, typical, strict=True):
         table.add_row(
-            _OPTION.sub(r",\n\1", r.plan) + f"\n{r.role}",
+            f"{plan_cell(r.plan)}\n{r.role}",
             str(r.ranks),
             _spread([record.tps for record in records], ",.0f"),
             f"{r.tpot_ms:.4g}",
@@ -109,6 +109,11 @@ def result_table(
             _published_ratio(r, None if baseline is None else baseline[0]),
         )
     return table
+
+
+def plan_cell(plan: str) -> str:
+    """Return a plan with its options on lines of their own."""
+    return _OPTION.sub(r",\n\1", plan)
 
 
 def _error(record: Record) -> str:

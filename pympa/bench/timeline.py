@@ -18,7 +18,6 @@ import msgspec
 
 from pympa.bench.clocks import Offset, clock_offsets
 from pympa.bench.record import Record
-from pympa.session import Session
 from pympa.trace import Step
 from pympa.transport import Transport
 
@@ -33,7 +32,7 @@ class TimelineFile:
 
     Args:
         path: of the file, which the first plan replaces; None writes nothing.
-        session: the job; rank 0 writes.
+        rank: this one; rank 0 writes.
         beside: another file that the job writes, or None.
 
     Raises:
@@ -41,7 +40,7 @@ class TimelineFile:
         OSError: the file cannot be written; its message names it.
     """
 
-    def __init__(self, path: str | None, session: Session, *, beside: str | None = None) -> None:
+    def __init__(self, path: str | None, *, rank: int, beside: str | None = None) -> None:
         self._path = None if path is None else Path(path).resolve()
         self._bytes = 0  # of the file without its tail
         self._processes = 0
@@ -49,7 +48,7 @@ class TimelineFile:
             return
         if beside is not None and Path(beside).resolve() == self._path:
             raise ValueError(f"--trace {path}: --output writes to that file; give another one")
-        if session.rank == 0:
+        if rank == 0:
             _check_writable(self._path)
 
     def add(self, record: Record, step: Step, clock: Callable[[], float], world: Transport) -> None:
@@ -66,6 +65,17 @@ class TimelineFile:
         offsets = clock_offsets(world, clock)
         steps = world.gather_objects(step, root=0)
         if steps:
+            self.write(record, steps, offsets)
+
+    def write(self, record: Record, steps: Sequence[Step], offsets: Sequence[Offset]) -> None:
+        """Add one step of a plan, of which everything is here.
+
+        Args:
+            record: of the plan.
+            steps: one step as each rank saw it.
+            offsets: of the ranks' clocks.
+        """
+        if self._path is not None:
             turn = f" (repeat {record.repeat})" if record.repeat > 1 else ""
             name = f"{record.experiment} {record.plan} {record.role}{turn}"
             self._append(self._path, plan_events(name, steps, offsets, 1 + self._processes))

@@ -7,8 +7,9 @@ split it does not move, and then the arrays of these steps are the same.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -121,10 +122,21 @@ class Attention:
         self._add_output(x, state, part, probe)
 
     def _sum_scores(self, q: Array, q_layout: Layout, kv: KvBlock, state: State) -> None:
+        """Fold one block of keys into the state, one sequence after the other. Collective."""
         context = self._context
-        attend_by_scores(
-            context.kernels, self._dim, context.arena, q, q_layout, kv, self._spec, state
-        )
+        for alike in _pieces(q_layout, kv.layout):
+            for rows, keys in context.rank.loops.chunks(alike):
+                here, there = slice(*rows), slice(*keys)
+                attend_by_scores(
+                    context.kernels,
+                    self._dim,
+                    context.arena,
+                    q[here],
+                    q_layout.slice(*rows),
+                    KvBlock(kv.k[there], kv.v[there], kv.layout.slice(*keys)),
+                    self._spec,
+                    state.rows(*rows),
+                )
 
     def _fill(self, x: Array, part: MicroBatch, rope: Rope | None, final: dict[str, Array]) -> None:
         """Fill q, k and v from the residual stream: norm, linears, q/k-norm, RoPE, exchanges."""
@@ -148,10 +160,8 @@ class Attention:
             with context.arena.scope():
                 self._make_whole(name, sliced[name], whole[name], part)
             if name != "v":
-                index = part.position_rows
-                if name == "q" and part.query_parts is not None:
-                    index = index[part.query_parts.order[part.query_parts.mine]]
-                self._turn(name, whole[name], rope, index)
+                turned = part.query_parts if name == "q" and part.query_parts else part
+                self._turn(name, whole[name], rope, turned.position_rows)
             if self._ulysses.size > 1:
                 layouts = part.queries if name == "q" else part.layouts
                 spans = self._q_spans if name == "q" else self._kv_spans
@@ -266,6 +276,21 @@ class Attention:
 
     def _own(self, spans: Sequence[Span]) -> Span:
         return spans[self._ulysses.index]
+
+
+def _pieces(q: Layout, k: Layout) -> Iterator[list[tuple[Span, Span]]]:
+    """Yield the rows of queries and those of keys of each sequence.
+
+    Sequences that follow each other and differ in nothing else come together. Where a sequence
+    lies in several places, everything is one piece.
+    """
+    of_q, of_k = q.by_sequence(), k.by_sequence()
+    if of_q is None or of_k is None:
+        yield [((0, q.rows), (0, k.rows))]
+        return
+    both = [s for s in of_q if s in of_k]
+    for _, alike in itertools.groupby(both, lambda s: (q.spans[s], k.spans[s])):
+        yield [(of_q[s], of_k[s]) for s in alike]
 
 
 def _ends(here: slice) -> Span:

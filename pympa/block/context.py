@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -73,11 +73,10 @@ class Context:
             gate_bias=self.vector(f"{prefix}.gate_bias"),
         )
 
-    def chunks(self, rows: int) -> list[slice]:
-        """Cut rows so that temporary arrays stay small.
-
-        Where only shapes count, the first and the last chunk stand for those like the first.
-        """
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Cut rows so that temporary arrays stay small; yield the chunks to go through."""
         step = self.kernels.row_chunk
-        chunks = [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
-        return [*chunks[:1], *chunks[1:][-1:]] if self.kernels.leaves_out_alike else chunks
+        whole = rows // step * step
+        yield from self.rank.loops.chunks([slice(a, a + step) for a in range(0, whole, step)])
+        if whole < rows:
+            yield slice(whole, rows)

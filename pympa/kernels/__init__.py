@@ -100,9 +100,6 @@ class Kernels(Protocol):
     dispatch_rows: int
     """Rows that should travel to experts together; more would overlap less."""
 
-    leaves_out_alike: bool
-    """Chunks that are like others may be left out: only shapes count, and no time passes."""
-
     def pack(
         self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
     ) -> PackedWeight:

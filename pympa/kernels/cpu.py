@@ -39,7 +39,6 @@ class CpuKernels(LinearKernels, AttentionKernels, RoutingKernels):
     piece_flops: float = PIECE_FLOPS
     row_chunk: int = 1024
     dispatch_rows: int = DISPATCH_ROWS
-    leaves_out_alike: bool = False
 
     def __init__(
         self, *, isa: str, threads: int, arena: Arena, trace: Trace, core: Core = _core

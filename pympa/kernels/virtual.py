@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,16 +107,23 @@ class _TimedCore:
         self, *, q: Array, k: Array, v: Array, out: Array, causal: bool, window: int, **others: Any
     ) -> None:
         """Advance by attention over the pairs that the masks let through."""
-        q_layout, k_layout = (
-            Layout(tuple(Range(*map(int, r)) for r in others[name]))
-            for name in ("q_ranges", "k_ranges")
-        )
-        visible = visible_pairs(q_layout, k_layout, causal, window or None)
-        pairs = visible_pairs(q_layout, k_layout, False, None)
+        ranges = others["q_ranges"].tobytes(), others["k_ranges"].tobytes()
+        visible, pairs = _count_pairs(*ranges, causal, window)
         moved = _nbytes(q, k, v) + 2 * out.nbytes
         self._advance(
             self._costs.attention(visible, pairs, q.shape[1], q.shape[2], v.shape[2], moved)
         )
+
+    def score_tile(self, *, q: Array, k: Array, scores: Array, **others: Any) -> None:
+        """Advance by a product of queries and keys."""
+        rows, heads, dim = q.shape
+        self._advance(self._costs.linear(rows * heads, len(k), dim, _nbytes(q, k, scores)))
+
+    def fold_tile(self, *, scores: Array, v: Array, out: Array, **others: Any) -> None:
+        """Advance by a product of probabilities and values."""
+        rows, heads, keys = scores.shape
+        moved = _nbytes(scores, v) + 2 * out.nbytes
+        self._advance(self._costs.linear(rows * heads, v.shape[2], keys, moved))
 
     def _multiply(
         self, x: Array, out: Array, moved: int, others: dict[str, Any], products: int
@@ -129,6 +137,17 @@ class _TimedCore:
     def _move(self, **arrays: Any) -> None:
         arrays.pop("workspace", None)
         self._advance(self._costs.memory(_nbytes(*arrays.values())))
+
+
+@lru_cache(maxsize=4096)
+def _count_pairs(q_ranges: bytes, k_ranges: bytes, causal: bool, window: int) -> tuple[int, int]:
+    """Return the pairs of query and key that the masks let through, and all pairs.
+
+    Layers repeat the same blocks, and the ranks of `tp` have the same ones.
+    """
+    arrays = (np.frombuffer(ranges, np.int64).reshape(-1, 3) for ranges in (q_ranges, k_ranges))
+    q, k = (Layout(tuple(Range(*r) for r in array.tolist())) for array in arrays)
+    return visible_pairs(q, k, causal, window or None), visible_pairs(q, k, False, None)
 
 
 def _nbytes(*values: Any) -> int:
@@ -160,7 +179,6 @@ class VirtualKernels(CpuKernels):
     ) -> None:
         core: Any = _SHAPE_CORE if costs is None else _TimedCore(costs, advance)
         super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=core)
-        self.leaves_out_alike = costs is None
         if costs is not None:
             self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
             self.fuses_mlp = False

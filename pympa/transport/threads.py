@@ -22,7 +22,7 @@ class RankThreads:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._turn = [threading.Semaphore(0) for _ in range(size)]
+        self._turn = [threading.Lock() for _ in range(size)]  # held until it is the rank's turn
         self._finished = [False] * size
         self._failure: BaseException | None = None
 
@@ -46,6 +46,8 @@ class RankThreads:
             self._finished[rank] = True
             self._pass_on()
 
+        for turn in self._turn:
+            turn.acquire()
         threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
         for thread in threads:
             thread.start()

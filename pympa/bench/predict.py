@@ -1,0 +1,194 @@
+"""Predict a step on a cluster that is not here: the same strategies, on virtual clocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from pympa.backend import build_virtual_rank
+from pympa.bench.experiment import PlannedRun, Size
+from pympa.cluster import Cluster
+from pympa.costs import Costs
+from pympa.kernels.cpu import supported_isas
+from pympa.loops import Beat
+from pympa.mesh import Plan
+from pympa.model import Model
+from pympa.partition import Bounds
+from pympa.spec import numpy_dtype
+from pympa.trace import Step, Times
+from pympa.virtual import Slow, VirtualEndpoint, VirtualWorld
+
+MOST_MICRO_BATCHES = 128
+_STEADY = 1e-6  # relative change between passes below which others may be left out
+_FEWEST_PASSES = 2
+_CLEARLY_SLOWER = 0.9
+
+
+class OfRank(NamedTuple):
+    """What one virtual rank did in a step: see `pympa.trace` and `pympa.transport.Traffic`.
+
+    layers: passes through layers, and how many of them were simulated. step: what it did when, if
+    it was asked to keep that.
+    """
+
+    times: Times
+    sent: Counter[tuple[str, int]]
+    received: Counter[tuple[str, int]]
+    peak_bytes: int
+    layers: int
+    simulated_layers: int
+    step: Step | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One plan on a cluster, on virtual clocks.
+
+    Attributes:
+        plan: that was simulated. ranks: what each did.
+        watts: board power of a rank.
+        transport_calls: that the simulation took.
+        drift: see `Beat`.
+    """
+
+    plan: Plan
+    ranks: tuple[OfRank, ...]
+    watts: float
+    transport_calls: int
+    drift: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Of the slowest rank."""
+        return max(rank.times.step for rank in self.ranks)
+
+    @property
+    def waiting_seconds(self) -> float:
+        """Of the rank that waits most."""
+        return max(sum(rank.times.waits.values()) for rank in self.ranks)
+
+    @property
+    def bytes_sent(self) -> int:
+        """By all ranks."""
+        return sum(rank.sent.total() for rank in self.ranks)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the arena of the rank that needs most."""
+        return max(rank.peak_bytes for rank in self.ranks)
+
+    @property
+    def joules(self) -> float:
+        """Board power × time in kernels, of all ranks; a rank that waits counts nothing."""
+        return self.watts * sum(rank.times.compute for rank in self.ranks)
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Passes through layers that one rank simulated, and how many there were."""
+        most = max(self.ranks, key=lambda rank: rank.layers)
+        return most.simulated_layers, most.layers
+
+
+def predict(
+    size: Size,
+    plan: Plan,
+    dtype: str,
+    cluster: Cluster,
+    slow: Slow | None = None,
+    *,
+    stages: Bounds | None = None,
+    whole: bool = False,
+) -> Prediction:
+    """Run one step of a plan on shapes and clocks.
+
+    Of layers, chunks of rows and micro-batches that are alike as few are simulated as it takes
+    for two to take the same time on all ranks; the others go by what these did.
+
+    Args:
+        size: model and batch.
+        plan: of at most the cluster's ranks.
+        dtype: of weights and activations.
+        cluster: what ranks compute with and how they are linked.
+        slow: which ranks and links are slower.
+        stages: layers of each stage; None means `stage_bounds` at its default context.
+        whole: simulate everything, and keep what each rank did when.
+    """
+    passes = None if whole else _FEWEST_PASSES
+    while True:
+        beat = Beat(passes)
+        found = _simulate(size, plan, dtype, cluster, slow, stages, beat)
+        if passes is None or beat.drift <= _STEADY:
+            return found
+        passes += 1 if passes < 4 else passes
+
+
+def fastest(
+    size: Size,
+    row: PlannedRun,
+    plan: Plan,
+    dtype: str,
+    cluster: Cluster,
+    slow: Slow | None = None,
+    *,
+    stages: Bounds | None = None,
+) -> Prediction:
+    """Return the prediction of the best number of micro-batches, where a family leaves it open.
+
+    Powers of two are tried until more are clearly slower. What does not fit into the devices'
+    memory is taken only if nothing fits.
+    """
+    best = predict(size, plan, dtype, cluster, slow, stages=stages)
+    if row.family is None or plan.pp == 1:
+        return best
+
+    def worse(found: Prediction) -> tuple[bool, float]:
+        return found.peak_bytes > cluster.device.memory_bytes, found.step_seconds
+
+    most = min(MOST_MICRO_BATCHES, sum(size.lengths) if size.model.causal else size.batch)
+    count = 2
+    while count <= most:
+        variant = msgspec.structs.replace(plan, micro_batches=count)
+        found = predict(size, variant, dtype, cluster, slow, stages=stages)
+        best = min(best, found, key=worse)
+        fits = best.peak_bytes <= cluster.device.memory_bytes
+        if fits and found.step_seconds * _CLEARLY_SLOWER > best.step_seconds:
+            break
+        count *= 2
+    return best
+
+
+def _simulate(
+    size: Size,
+    plan: Plan,
+    dtype: str,
+    cluster: Cluster,
+    slow: Slow | None,
+    stages: Bounds | None,
+    beat: Beat,
+) -> Prediction:
+    ids = [np.broadcast_to(np.int32(0), (length,)) for length in size.lengths]
+    costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
+
+    def body(endpoint: VirtualEndpoint) -> OfRank:
+        rank = build_virtual_rank(endpoint, plan, costs, isa=isa, beat=beat)
+        model = Model(size.model, rank, numpy_dtype(dtype), stages=stages)
+        prepared = model.prepare(ids)
+        model.forward(prepared)
+        passes = len(model.layers) * len(prepared.batch.micro_batches)
+        return OfRank(
+            rank.trace.last.times(),
+            rank.traffic.sent,
+            rank.traffic.received,
+            rank.arena.peak_bytes,
+            passes,
+            beat.layers[endpoint.rank],
+            rank.trace.last if beat.passes is None else None,
+        )
+
+    world = VirtualWorld(plan.world, cluster, slow)
+    ranks = tuple(world.run(body))
+    return Prediction(plan, ranks, cluster.device.watts, world.calls, beat.drift)

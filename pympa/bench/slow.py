@@ -1,0 +1,53 @@
+"""`--slow rank=3,factor=2` and `--slow link=0-8,factor=4`: what of a virtual cluster is slower."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from pympa.virtual import Slow
+
+_FORM = re.compile(r"(?:rank=(\d+)|link=(\d+)-(\d+)),factor=([^,]+)")
+
+
+def parse_slow(texts: Sequence[str], ranks: int) -> Slow:
+    """Return what is slow.
+
+    Args:
+        texts: as on the command line: kernels of a rank, or bytes between two ranks, either way,
+            take `factor` times as long.
+        ranks: of the cluster.
+
+    Raises:
+        ValueError: says what was given and what is allowed.
+    """
+    slow = Slow({}, {})
+    for text in texts:
+        parts = _FORM.fullmatch(text.replace(" ", ""))
+        if parts is None:
+            raise ValueError(
+                f"--slow: expected rank=R,factor=F or link=A-B,factor=F, as in rank=3,factor=2; "
+                f"got {text!r}"
+            )
+        factor = _factor(parts[4], text)
+        named = [int(number) for number in parts.groups()[:3] if number is not None]
+        if max(named) >= ranks or len(set(named)) != len(named):
+            raise ValueError(
+                f"--slow: expected ranks from 0 to {ranks - 1}, not the same twice; got {text!r}"
+            )
+        if len(named) == 1:
+            slow.ranks[named[0]] = factor
+        else:
+            slow.links[min(named), max(named)] = factor
+    return slow
+
+
+def _factor(number: str, text: str) -> float:
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise ValueError(f"--slow: expected a factor above 0; got {text!r}")
+    return factor

@@ -1,0 +1,157 @@
+"""Loops whose passes do the same on other data: over chunks of rows, over layers that are alike.
+
+On data every pass runs. Where only shapes count, a few stand for the others: a rehearsal needs the
+first chunk to know its memory, and a simulated step runs passes until they follow a steady beat,
+then lets its clock and its books go on by what the others would have added. Ranks that meet inside
+a loop leave out the same passes, for which ones depends on their number only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from pympa.trace import Trace
+from pympa.transport import Traffic
+
+T = TypeVar("T")
+
+
+class Loops:
+    """Every pass runs."""
+
+    def chunks(self, chunks: Sequence[T]) -> Iterable[T]:
+        """Return the chunks to go through, of some that are alike."""
+        return chunks
+
+    def layers(self, layers: Sequence[T]) -> Iterable[T]:
+        """Return the layers to go through, of some that follow each other and are alike."""
+        return layers
+
+    def restart(self) -> None:
+        """Begin a step."""
+
+    def micro_batch(self, kind: int, work: Callable[[], None]) -> None:
+        """Do the work of a micro-batch; those of one kind are alike on all ranks."""
+        work()
+
+
+class FirstChunk(Loops):
+    """One chunk stands for all, as where only memory counts; layers have memory of their own."""
+
+    def chunks(self, chunks: Sequence[T]) -> Iterable[T]:
+        """Return the first chunk."""
+        return chunks[:1]
+
+
+@dataclass
+class Beat:
+    """How much of a world's simulated steps ran, and how steady their beat was.
+
+    Attributes:
+        passes: that run of each loop, at least 2, before others are left out; None means all.
+        drift: largest change between the last two passes that ran where others were left out,
+            relative.
+        layers: passes of layers that ran, by rank.
+    """
+
+    passes: int | None = 2
+    drift: float = 0.0
+    layers: Counter[int] = field(default_factory=Counter)
+
+
+class _Mark(NamedTuple):
+    """A rank's clock and bytes at one moment."""
+
+    seconds: float
+    sent: Counter[tuple[str, int]]
+    received: Counter[tuple[str, int]]
+
+
+class SteadyLoops(Loops):
+    """The first passes run and the last of these is repeated, on a virtual clock.
+
+    Args:
+        beat: of the world.
+        rank: which one.
+        trace, traffic: its books.
+        advance: lets the rank's clock go on, seconds.
+    """
+
+    def __init__(
+        self,
+        beat: Beat,
+        rank: int,
+        trace: Trace,
+        traffic: Traffic,
+        advance: Callable[[float], None],
+    ) -> None:
+        self._beat, self._rank = beat, rank
+        self._trace, self._traffic = trace, traffic
+        self._advance = advance
+        self._micro_batches: defaultdict[int, list[tuple[_Mark, _Mark]]] = defaultdict(list)
+
+    def chunks(self, chunks: Sequence[T]) -> Iterable[T]:
+        """Return the first chunks."""
+        return self._first(chunks)
+
+    def layers(self, layers: Sequence[T]) -> Iterable[T]:
+        """Return the first layers."""
+        for layer in self._first(layers):
+            self._beat.layers[self._rank] += 1
+            yield layer
+
+    def restart(self) -> None:
+        """Forget the micro-batches of the last step."""
+        self._micro_batches.clear()
+
+    def micro_batch(self, kind: int, work: Callable[[], None]) -> None:
+        """Do the work, or repeat the last one of its kind."""
+        done = self._micro_batches[kind]
+        if self._beat.passes is None or len(done) < self._beat.passes:
+            before = self._mark()
+            work()
+            done.append((before, self._mark()))
+            return
+        self._check(done[-2:])
+        self._repeat(done[-1], 1)
+
+    def _first(self, items: Sequence[T]) -> Iterable[T]:
+        """Yield the first items, then repeat what the last of them did for the others."""
+        passes = self._beat.passes
+        if passes is None or len(items) <= passes:
+            yield from items
+            return
+        done = []
+        for item in items[:passes]:
+            before = self._mark()
+            yield item
+            done.append((before, self._mark()))
+        self._check(done[-2:])
+        self._repeat(done[-1], len(items) - passes)
+
+    def _mark(self) -> _Mark:
+        traffic = self._traffic
+        return _Mark(self._trace.clock(), traffic.sent.copy(), traffic.received.copy())
+
+    def _check(self, passes: Sequence[tuple[_Mark, _Mark]]) -> None:
+        """Take down how much two passes differ."""
+        seconds = [stop.seconds - start.seconds for start, stop in passes]
+        if max(seconds) > 0:
+            change = 1 - min(seconds) / max(seconds)
+            self._beat.drift = max(self._beat.drift, change)
+
+    def _repeat(self, done: tuple[_Mark, _Mark], times: int) -> None:
+        """Let clock, bytes and trace go on by what one pass did, so many times."""
+        start, stop = done
+        for counts, before, after in (
+            (self._traffic.sent, start.sent, stop.sent),
+            (self._traffic.received, start.received, stop.received),
+        ):
+            for key, count in after.items():
+                counts[key] += times * (count - before[key])
+        now = self._trace.clock()
+        self._advance(times * (stop.seconds - start.seconds))
+        self._trace.repeat((start.seconds, stop.seconds), (now, self._trace.clock()), times)
