@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,9 +69,13 @@ class Shards:
         self.matrices: dict[str, PackedWeight] = {}
         if stage == 0:
             self._keep("embedding", [self.vocabulary])
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self._specs:
+            names[".".join(name.split(".")[:2])].append(name)
+        blocks = spec.blocks
         for index in range(*self.layers):
             with rank.arena.part(f"layers.{index}"):
-                self._load_layer(index, spec.blocks[index])
+                self._load_layer(index, blocks[index], names[f"layers.{index}"])
         if stage == plan.pp - 1:
             for name in [n for n in self._specs if n.startswith("final_norm")]:
                 self._keep(name, None)
@@ -90,16 +96,16 @@ class Shards:
         self._rank.kernels.norm(rows, weight, bias, out, eps=layer.norm_eps, kind=layer.norm)
         return out
 
-    def _load_layer(self, index: int, layer: LayerSpec) -> None:
+    def _load_layer(self, index: int, layer: LayerSpec, names: Sequence[str]) -> None:
         mesh, prefix = self._rank.mesh, f"layers.{index}."
         self.heads[index] = head_share(layer, mesh.plan.tp, mesh.coordinate("tp"))
         self.slices[index] = slice_heads(layer, mesh.plan.dim, mesh.coordinate("dim"))
-        for name in [n for n in self._specs if n.startswith(prefix)]:
+        for name in names:
             local = name.removeprefix(prefix)
             if not local.startswith("experts."):
                 self._load(name, self._shard(local, index, layer))
         if layer.experts:
-            self._load_experts(f"{prefix}experts.", layer)
+            self._load_experts(f"{prefix}experts.", layer, names)
 
     def _shard(self, name: str, index: int, layer: LayerSpec) -> Shard:
         """Return the part of a block's weight that this rank holds."""
@@ -123,12 +129,12 @@ class Shards:
         else:
             self.matrices[name] = self._pack(name, *parts)
 
-    def _load_experts(self, prefix: str, layer: LayerSpec) -> None:
+    def _load_experts(self, prefix: str, layer: LayerSpec, names: Sequence[str]) -> None:
         """Load this rank's experts: whole ones over `ep`, columns of them over `etp`."""
         arena, columns = self._rank.arena, self._columns(layer.mlp_hidden, "etp")
         mine = range(*self._columns(layer.experts, "ep"))
         first = f"{prefix}0."
-        for kind in [n.removeprefix(first) for n in self._specs if n.startswith(first)]:
+        for kind in [n.removeprefix(first) for n in names if n.startswith(first)]:
             rows, cols = mlp_shard(kind, columns)
             specs = [self._specs[f"{prefix}{expert}.{kind}"] for expert in mine]
             shape = _shape(specs[0].shape, rows, cols)

@@ -23,7 +23,7 @@ from pympa.trace import Step, Times
 from pympa.virtual import Slow, VirtualEndpoint, VirtualWorld
 
 MOST_MICRO_BATCHES = 128
-_STEADY = 1e-6  # relative change between passes below which others may be left out
+_STEADY = 1e-4  # relative change between passes below which others may be left out
 _FEWEST_PASSES = 2
 _CLEARLY_SLOWER = 0.9
 

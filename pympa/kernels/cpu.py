@@ -80,8 +80,7 @@ class CpuKernels(LinearKernels, AttentionKernels, RoutingKernels):
                 f"got {out.dtype} {list(out.shape)}"
             )
         with self._trace.span("compute", "copy"):
-            if not self._arena.dry:
-                np.copyto(out, source)
+            self._copy(source, out)
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """See `Kernels.add`."""
@@ -92,3 +91,6 @@ class CpuKernels(LinearKernels, AttentionKernels, RoutingKernels):
         """See `Kernels.sum_partials`."""
         with self._trace.span("compute", "sum_partials"):
             self._core.sum_partials(parts=parts, bias=bias, out=out, **self._how)
+
+    def _copy(self, source: Array, out: Array) -> None:
+        np.copyto(out, source)

@@ -7,7 +7,9 @@ virtual clock go on, which tells when.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from types import SimpleNamespace
@@ -50,6 +52,8 @@ _WORK = (
     "combine_rows",
     "add",
     "sum_partials",
+    "copy",
+    "fill",
 )
 
 
@@ -108,11 +112,15 @@ class _TimedCore:
     ) -> None:
         """Advance by attention over the pairs that the masks let through."""
         ranges = others["q_ranges"].tobytes(), others["k_ranges"].tobytes()
-        visible, pairs = _count_pairs(*ranges, causal, window)
-        moved = _nbytes(q, k, v) + 2 * out.nbytes
-        self._advance(
-            self._costs.attention(visible, pairs, q.shape[1], q.shape[2], v.shape[2], moved)
-        )
+        whole, cut, pairs = _count_pairs(*ranges, causal, window)
+        moved, heads = _nbytes(q, k, v) + 2 * out.nbytes, (q.shape[1], q.shape[2], v.shape[2])
+        seconds = self._costs.attention(whole, whole, *heads, 0)
+        seconds += self._costs.attention(cut, pairs, *heads, 0)
+        self._advance(max(seconds, self._costs.memory(moved)))
+
+    def merge(self, *, out: Array, **others: Any) -> None:
+        """Advance by reading two states and writing one."""
+        self._move(out=out, again=out, **others)
 
     def score_tile(self, *, q: Array, k: Array, scores: Array, **others: Any) -> None:
         """Advance by a product of queries and keys."""
@@ -140,14 +148,29 @@ class _TimedCore:
 
 
 @lru_cache(maxsize=4096)
-def _count_pairs(q_ranges: bytes, k_ranges: bytes, causal: bool, window: int) -> tuple[int, int]:
-    """Return the pairs of query and key that the masks let through, and all pairs.
+def _count_pairs(
+    q_ranges: bytes, k_ranges: bytes, causal: bool, window: int
+) -> tuple[int, int, int]:
+    """Return the pairs of query and key in blocks that no mask cuts, and in those that one does.
 
-    Layers repeat the same blocks, and the ranks of `tp` have the same ones.
+    A block is a range of queries and one of keys. Of blocks that are cut, the pairs that the mask
+    lets through and all of them. Layers repeat the same blocks, and the ranks of `tp` have the same
+    ones.
     """
     arrays = (np.frombuffer(ranges, np.int64).reshape(-1, 3) for ranges in (q_ranges, k_ranges))
     q, k = (Layout(tuple(Range(*r) for r in array.tolist())) for array in arrays)
-    return visible_pairs(q, k, causal, window or None), visible_pairs(q, k, False, None)
+    whole = cut = pairs = 0
+    for (of_q, of_k), count in Counter(
+        (spans, k.spans[s]) for s, spans in q.spans.items() if s in k.spans
+    ).items():
+        for a, b in itertools.product(of_q, of_k):
+            block = Layout((Range(0, *a),)), Layout((Range(0, *b),))
+            visible = visible_pairs(*block, causal, window or None)
+            if visible == a[1] * b[1]:
+                whole += count * visible
+            elif visible:
+                cut, pairs = cut + count * visible, pairs + count * a[1] * b[1]
+    return whole, cut, pairs
 
 
 def _nbytes(*values: Any) -> int:
@@ -182,3 +205,9 @@ class VirtualKernels(CpuKernels):
         if costs is not None:
             self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
             self.fuses_mlp = False
+
+    def _copy(self, source: Array, out: Array) -> None:
+        self._core.copy(source=source, out=out)
+
+    def _fill(self, array: Array, value: float) -> None:
+        self._core.fill(array=array)
