@@ -8,6 +8,7 @@ import msgspec
 
 from pympa.bench.experiment import PlannedRun, Size
 from pympa.bench.memory import lacking_memory, rehearsal
+from pympa.bench.record import Forecast
 from pympa.bench.truth import Job
 from pympa.caches import cache_of_rank
 from pympa.mesh import Plan
@@ -28,12 +29,14 @@ class Row:
     Attributes:
         planned: the row as the file has it. plan: for the ranks that it takes.
         size: model and batch. stages: layers of each stage.
+        forecast: what is simulated of the row at the paper's size.
     """
 
     planned: PlannedRun
     plan: Plan
     size: Size
     stages: Bounds
+    forecast: Forecast | None = None
 
     @property
     def cuts_to_cache(self) -> bool:

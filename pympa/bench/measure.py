@@ -185,6 +185,7 @@ def _record(
         router_skew=options.router_skew,
         shared_memory=rank.transports["ring"].shares_memory and plan.cp_scheme != "allgather",
         searched={},
+        forecast=candidate.row.forecast,
         published_tps=planned.published_tps,
         published_tpot_ms=planned.published_tpot_ms,
         environment=environment(

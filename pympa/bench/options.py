@@ -36,7 +36,12 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         default="cpu",
         help="cpu: run on these ranks (default); virtual: predict --cluster's time, in one process",
     )
-    add("--cluster", metavar="NAME", help="hardware of the virtual backend: a name, or a TOML file")
+    add(
+        "--cluster",
+        metavar="NAME",
+        help="hardware of the virtual backend, and of the simulated column of a measured table: a "
+        "name, or a TOML file; measured: dgx-h100x2 (default), none leaves the column out",
+    )
     add(
         "--slow",
         action="append",

@@ -90,6 +90,20 @@ class Simulation(msgspec.Struct, frozen=True):
     transport_calls: int
 
 
+class Forecast(msgspec.Struct, frozen=True):
+    """What the simulator says of a measured row at the paper's size.
+
+    Attributes:
+        cluster: its title. plan: with the micro-batches that were fastest there.
+        simulated_tps: tokens/s. fits: into the memory of the cluster's devices.
+    """
+
+    cluster: str
+    plan: str
+    simulated_tps: float
+    fits: bool
+
+
 class Environment(msgspec.Struct, frozen=True):
     """What the run ran on."""
 
@@ -133,7 +147,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         experts: load of the experts; None for a dense model. router_skew: where --router-skew
             replaced the experiment's.
         shared_memory: ranks read keys and values of others where they are, in place of messages.
-        simulation: of what cluster, if simulated.
+        simulation: of what cluster, if simulated. forecast: of the same row at the paper's size,
+            beside a measured one.
         searched: tokens/s of each variant in micro-batches. repeat: from 1.
         ttft_ms, itl_ms, new_tokens: reserved for generation.
     """
@@ -179,6 +194,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     router_skew: float | None = None
     shared_memory: bool = False
     simulation: Simulation | None = None
+    forecast: Forecast | None = None
     searched: dict[str, float]
     repeat: int = 1
     published_tps: float | None

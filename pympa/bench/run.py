@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pympa.bench.candidate import Candidate, Row, agreed_cache, find_candidate
@@ -17,6 +17,7 @@ from pympa.bench.experiment import (
     load_ids,
     packaged_experiments,
 )
+from pympa.bench.forecast import forecast_cluster, forecasts
 from pympa.bench.machine import Machine
 from pympa.bench.measure import run_plan
 from pympa.bench.record import Record, RecordFile
@@ -25,6 +26,7 @@ from pympa.bench.table import console, result_table
 from pympa.bench.timeline import TimelineFile
 from pympa.bench.timing import measure_machine, roofline
 from pympa.bench.truth import Job, Truth
+from pympa.cluster import Cluster
 from pympa.errors import RefusedError
 from pympa.partition import stage_bounds
 from pympa.rules import check_plan
@@ -70,6 +72,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
     timeline = session.check(
         lambda: TimelineFile(options.trace, rank=session.rank, beside=options.output)
     )
+    cluster = session.check(lambda: forecast_cluster(options.cluster))
+    tasks = _with_forecasts(session, tasks, cluster, options.dtype)
     failures: list[str] = []
     stop = StopSignal(session)
     for task in tasks:
@@ -114,6 +118,20 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
         )
     name = Path(name).name.removesuffix(".toml")
     return Task(name, experiment, size, tuple(rows), tuple(left_out))
+
+
+def _with_forecasts(
+    session: Session, tasks: Sequence[Task], cluster: Cluster | None, dtype: str | None
+) -> list[Task]:
+    """Return the tasks with what is simulated of their rows. Collective."""
+    planned = [(task.experiment, row.planned) for task in tasks for row in task.rows]
+    if cluster is not None and any("paper" in task.experiment.sizes for task in tasks):
+        _progress(session, f"simulating {len(planned)} plans at paper size on {cluster.title}")
+    found = iter(forecasts(session, planned, cluster, dtype))
+    return [
+        replace(task, rows=tuple(replace(row, forecast=next(found)) for row in task.rows))
+        for task in tasks
+    ]
 
 
 def _run_experiment(

@@ -16,7 +16,7 @@ from pympa.bench.record import Record, StageUse
 from pympa.mesh import parse_plan
 from pympa.trace import Overlap
 
-_WIDTH_WITHOUT_TERMINAL = 160
+_WIDTH_WITHOUT_TERMINAL = 176
 _OPTION = re.compile(",(ulysses|micro_batches|balance|cp_scheme|dim_algo)")  # on lines of their own
 _MOST_EXPERTS = 16  # whose rows are printed
 
@@ -87,6 +87,7 @@ def result_table(
         "error /\ntolerance",
         "published\ntps",
         "published\nratio",
+        *(["simulated\ntps, ratio"] if any(r.forecast for r in typical) else []),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     baseline = next((records for records in rows if records[0].role == "baseline"), None)
@@ -107,6 +108,7 @@ def result_table(
             _error(r),
             "-" if r.published_tps is None else f"{r.published_tps:,.0f}",
             _published_ratio(r, None if baseline is None else baseline[0]),
+            *([_forecast(r, baseline)] if any(r.forecast for r in typical) else []),
         )
     return table
 
@@ -151,6 +153,18 @@ def _published_ratio(record: Record, baseline: Record | None) -> str:
     return f"{record.published_tps / baseline.published_tps:.2f}"
 
 
+def _forecast(record: Record, baseline: Sequence[Record] | None) -> str:
+    """Return what is simulated at the paper's size, over the baseline's below it."""
+    found = record.forecast
+    if found is None:
+        return "-"
+    text = f"{found.simulated_tps:,.0f}"
+    base = baseline[0].forecast if baseline else None
+    if base is not None:
+        text += f"\n{found.simulated_tps / base.simulated_tps:.2f}"
+    return text if found.fits else f"{text}\ndoes not fit"
+
+
 def _caption(records: Sequence[Record], scales: bool) -> list[str]:
     lines = []
     crowds = sorted({record.ranks for record in records if record.oversubscribed})
@@ -159,6 +173,12 @@ def _caption(records: Sequence[Record], scales: bool) -> list[str]:
         lines.append(
             f"oversubscribed: {' or '.join(map(str, crowds))} ranks share {cores} cores, so ratios "
             "compare total work, not speed-up, and exposed waiting and overlap are n/a"
+        )
+    clusters = {record.forecast.cluster for record in records if record.forecast}
+    if clusters:
+        lines.append(
+            f"simulated: not measured; the paper's size on {', '.join(clusters)}, with the best "
+            "micro-batches there"
         )
     if scales and len({record.flops_per_token for record in records}) > 1:
         lines.append("the model grows with the ranks, so speed-up counts flops/s, not tokens/s")

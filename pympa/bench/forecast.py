@@ -1,0 +1,74 @@
+"""The simulated column of a measured table: the same rows at the paper's size on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pympa.bench.experiment import Experiment, PlannedRun
+from pympa.bench.predict import fastest
+from pympa.bench.record import Forecast
+from pympa.bench.simulate import simulated_row
+from pympa.cluster import Cluster, load_cluster
+from pympa.team import Team
+
+DEFAULT_CLUSTER = "dgx-h100x2"
+NO_CLUSTER = "none"
+
+Planned = tuple[Experiment, PlannedRun]
+
+
+def forecast_cluster(name: str | None) -> Cluster | None:
+    """Return the cluster that --cluster names for a measured run, or None.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    return None if name == NO_CLUSTER else load_cluster(name or DEFAULT_CLUSTER)
+
+
+def forecasts(
+    team: Team, rows: Sequence[Planned], cluster: Cluster | None, dtype: str | None
+) -> list[Forecast | None]:
+    """Predict rows, a part of them on each rank, and return them all on all ranks. Collective.
+
+    Args:
+        team: who works.
+        rows: experiment and row.
+        cluster: to predict; None predicts nothing.
+        dtype: instead of the experiments'.
+
+    Returns:
+        For each row what comes out, or None where the experiment has no size of a paper, or where
+        the plan does not take all of the cluster or cannot run on it.
+    """
+    if cluster is None:
+        return [None for _ in rows]
+    mine = {
+        number: _forecast(*rows[number], cluster, dtype)
+        for number in range(team.rank, len(rows), team.size)
+    }
+    found: dict[int, Forecast | None] = {}
+    for of_rank in team.world.gather_objects(mine):
+        found |= of_rank
+    return [found[number] for number in range(len(rows))]
+
+
+def _forecast(
+    experiment: Experiment, planned: PlannedRun, cluster: Cluster, dtype: str | None
+) -> Forecast | None:
+    if "paper" not in experiment.sizes:
+        return None
+    dtype = dtype or experiment.dtype
+    try:
+        row = simulated_row(planned, experiment.sizes["paper"], dtype, cluster, None)
+    except ValueError:
+        return None  # a plan of another number of ranks, or one that this model cannot be cut by
+    if planned.plan is not None and row.plan.world != cluster.ranks:
+        return None
+    found = fastest(row.size, planned, row.plan, dtype, cluster, stages=row.stages)
+    return Forecast(
+        cluster.title,
+        str(found.plan),
+        sum(row.size.lengths) / found.step_seconds,
+        found.peak_bytes <= cluster.device.memory_bytes,
+    )
