@@ -23,6 +23,7 @@ from pympa.ledger import Ledger, Use
 
 ALIGNMENT_BYTES = 64  # one cache line, one AVX-512 register
 BLOCK_BYTES = 16 << 20  # granularity of growth; small models stay small
+_NOTHING = bytes(16)  # read-only, and room for the one element that a dry array repeats
 Array = NDArray[Any]
 
 
@@ -137,7 +138,7 @@ class Arena:
         if self.ledger is not None:
             self.ledger.take(use, size, self.used_bytes)
         if self.dry:
-            return np.broadcast_to(np.zeros((), dtype), shape)
+            return np.ndarray(shape, dtype, _NOTHING, strides=(0,) * len(shape))
         if self._closed:
             raise RuntimeError("arena: used after close()")
         raw = (self._shared if shared else self._own).take(size)

@@ -25,7 +25,13 @@ from pympa.virtual import VirtualEndpoint
 
 
 def build_rank(
-    endpoint: Endpoint, plan: Plan, *, isa: str, threads: int = 1, dry: bool = False
+    endpoint: Endpoint,
+    plan: Plan,
+    *,
+    isa: str,
+    threads: int = 1,
+    dry: bool = False,
+    costs: Costs | None = None,
 ) -> Rank:
     """Return the rank of a plan that `endpoint` stands for.
 
@@ -35,6 +41,7 @@ def build_rank(
         isa: instruction set that all ranks agreed on.
         threads: threads of each kernel.
         dry: shapes only; needs no memory, does no work.
+        costs: of a device, which takes rows in larger chunks than a CPU, where `dry`.
 
     Raises:
         ValueError: the plan takes another number of ranks.
@@ -43,8 +50,11 @@ def build_rank(
         raise ValueError(f"plan {plan} takes {plan.world} ranks; got {endpoint.size}")
     mesh, trace, traffic = Mesh(plan, endpoint.rank), Trace(), Traffic()
     arena = Arena(dry=dry)
-    kind = VirtualKernels if dry else CpuKernels
-    kernels: Kernels = kind(isa=isa, threads=threads, arena=arena, trace=trace)
+    kernels: Kernels = (
+        VirtualKernels(isa=isa, threads=threads, arena=arena, trace=trace, costs=costs)
+        if dry
+        else CpuKernels(isa=isa, threads=threads, arena=arena, trace=trace)
+    )
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
     loops = FirstChunk() if dry else Loops()
     return Rank(mesh, kernels, transports, loops, arena, trace, traffic, ExpertLoad())
@@ -88,6 +98,7 @@ class Rehearsal:
         threads: of each kernel; each has a workspace.
         stages: layers of each stage; None means `stage_bounds` at its default context.
         reaches: tells which ranks read each other's shared memory; None means none do.
+        costs: of a device in place of this CPU.
 
     Attributes:
         arena: dry. ledger: tells what its bytes are for. model: this rank's part.
@@ -104,9 +115,10 @@ class Rehearsal:
         threads: int = 1,
         stages: Bounds | None = None,
         reaches: Reaches | None = None,
+        costs: Costs | None = None,
     ) -> None:
         endpoint = NullEndpoint(rank, plan.world, reaches)
-        rehearsed = build_rank(endpoint, plan, isa=isa, threads=threads, dry=True)
+        rehearsed = build_rank(endpoint, plan, isa=isa, threads=threads, dry=True, costs=costs)
         self.arena, self.ledger = rehearsed.arena, Ledger()
         self.arena.ledger = self.ledger
         self.model = Model(spec, rehearsed, dtype, stages=stages)

@@ -26,6 +26,7 @@ class Costs:
         self._device = device
         self._peak = device.flops_per_second[dtype]
         self._bandwidth = device.memory_bytes_per_second * device.memory_efficiency
+        self._rates = sorted(device.attention, key=lambda rate: rate.head_dim)
 
     def memory(self, nbytes: float) -> float:
         """Return the seconds that a kernel takes which reads and writes so many bytes."""
@@ -51,8 +52,7 @@ class Costs:
         if visible == 0:
             return 0.0
         widest = max(head_dim, v_head_dim)
-        rates = sorted(self._device.attention, key=lambda rate: rate.head_dim)
-        rate = next((r for r in rates if r.head_dim >= widest), rates[-1])
+        rate = next((r for r in self._rates if r.head_dim >= widest), self._rates[-1])
         speed = rate.causal if visible < CAUSAL_SHARE * pairs else rate.full
         # A narrower head takes the time of the kernel's own width.
         flops = 2 * visible * heads * (head_dim + v_head_dim)

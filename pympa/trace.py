@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -151,6 +151,21 @@ def mean_times(steps: Sequence[Times]) -> Times:
     )
 
 
+class _OpenSpan:
+    """A span that has begun: a class, for a generator takes as long as a small kernel."""
+
+    __slots__ = ("_clock", "_kind", "_name", "_spans", "_start")
+
+    def __init__(self, clock: Callable[[], float], spans: list[Span], kind: Kind, name: str):
+        self._clock, self._spans, self._kind, self._name = clock, spans, kind, name
+
+    def __enter__(self) -> None:
+        self._start = self._clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._spans.append(Span(self._kind, self._name, self._start, self._clock()))
+
+
 class Trace:
     """Records the steps of one rank and keeps the last one.
 
@@ -195,15 +210,9 @@ class Trace:
             self._repeats[done] += times
             self._left_out.append(left_out)
 
-    @contextmanager
-    def span(self, kind: Kind, name: str) -> Iterator[None]:
+    def span(self, kind: Kind, name: str) -> AbstractContextManager[None]:
         """Record the body as one span of the step."""
-        start = self.clock()
-        try:
-            yield
-        finally:
-            if self._recording:
-                self._spans.append(Span(kind, name, start, self.clock()))
+        return _OpenSpan(self.clock, self._spans if self._recording else [], kind, name)
 
     def post(
         self, axis: str, receives: Sequence[Parcel], sends: Sequence[Parcel]

@@ -23,6 +23,8 @@ from pympa.transport.threads import RankThreads
 
 T = TypeVar("T")
 
+_SAME_SECONDS = 1e-9  # clocks that are so near are equal but for rounding: no reason to take turns
+
 
 class Pending:
     """Messages of one `start`: how many have no other side yet, and when the last one is done."""
@@ -98,7 +100,7 @@ class VirtualWorld(RankThreads):
 
     def let_others_go(self, rank: int) -> None:
         """Return when no rank that can run is behind this one's clock."""
-        if self._able and self._able[0][0] < self.clocks[rank]:
+        if self._able and self._able[0][0] < self.clocks[rank] - _SAME_SECONDS:
             heapq.heappush(self._able, (self.clocks[rank], rank))
             self.yield_turn(rank)
 

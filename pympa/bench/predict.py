@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from pympa.backend import build_virtual_rank
+from pympa.backend import Rehearsal, build_virtual_rank
 from pympa.bench.experiment import PlannedRun, Size
 from pympa.cluster import Cluster
 from pympa.costs import Costs
@@ -138,27 +141,49 @@ def fastest(
 ) -> Prediction:
     """Return the prediction of the best number of micro-batches, where a family leaves it open.
 
-    Powers of two are tried until more are clearly slower. What does not fit into the devices'
-    memory is taken only if nothing fits.
+    The fewest, by powers of two, that fit into the devices' memory, and with stages more until
+    more are clearly slower.
     """
-    best = predict(size, plan, dtype, cluster, slow, stages=stages)
-    if row.family is None or plan.pp == 1:
-        return best
-
-    def worse(found: Prediction) -> tuple[bool, float]:
-        return found.peak_bytes > cluster.device.memory_bytes, found.step_seconds
-
+    if row.family is None:
+        return predict(size, plan, dtype, cluster, slow, stages=stages)
     most = min(MOST_MICRO_BATCHES, sum(size.lengths) if size.model.causal else size.batch)
-    count = 2
-    while count <= most:
-        variant = msgspec.structs.replace(plan, micro_batches=count)
+    variants = [
+        msgspec.structs.replace(plan, micro_batches=1 << power)
+        for power in range(most.bit_length())
+    ]
+    first = next((i for i, v in enumerate(variants) if _fits(size, v, dtype, cluster, stages)), 0)
+    best = predict(size, variants[first], dtype, cluster, slow, stages=stages)
+    for variant in variants[first + 1 :] if plan.pp > 1 else []:
         found = predict(size, variant, dtype, cluster, slow, stages=stages)
-        best = min(best, found, key=worse)
-        fits = best.peak_bytes <= cluster.device.memory_bytes
-        if fits and found.step_seconds * _CLEARLY_SLOWER > best.step_seconds:
+        best = min(best, found, key=lambda prediction: prediction.step_seconds)
+        if found.step_seconds * _CLEARLY_SLOWER > best.step_seconds:
             break
-        count *= 2
     return best
+
+
+def _fits(size: Size, plan: Plan, dtype: str, cluster: Cluster, stages: Bounds | None) -> bool:
+    """Tell whether the first ranks of the first and the last stage have memory enough."""
+    costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
+    for rank in {0, plan.world - plan.stage_ranks}:
+        rehearsal = Rehearsal(
+            size.model, plan, rank, numpy_dtype(dtype), isa=isa, stages=stages, costs=costs
+        )
+        rehearsal.step(size.lengths)
+        if rehearsal.arena.peak_bytes > cluster.device.memory_bytes:
+            return False
+    return True
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the cyclic garbage collector: a simulation makes millions of objects and no cycles."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _simulate(
@@ -190,5 +215,6 @@ def _simulate(
         )
 
     world = VirtualWorld(plan.world, cluster, slow)
-    ranks = tuple(world.run(body))
+    with _without_collector():
+        ranks = tuple(world.run(body))
     return Prediction(plan, ranks, cluster.device.watts, world.calls, beat.drift)
