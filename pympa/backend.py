@@ -61,7 +61,13 @@ def build_rank(
 
 
 def build_virtual_rank(
-    endpoint: VirtualEndpoint, plan: Plan, costs: Costs, *, isa: str, beat: Beat | None = None
+    endpoint: VirtualEndpoint,
+    plan: Plan,
+    costs: Costs,
+    *,
+    isa: str,
+    beat: Beat | None = None,
+    loads: Sequence[float] | None = None,
 ) -> Rank:
     """Return a rank of shapes on a virtual clock.
 
@@ -71,11 +77,18 @@ def build_virtual_rank(
         costs: what kernels take.
         isa: whose workspaces the arena counts.
         beat: which passes of loops run; None means all.
+        loads: rows of each expert, in any unit; None means even ones.
     """
     mesh, arena, traffic = Mesh(plan, endpoint.rank), Arena(dry=True), Traffic()
     trace = Trace(endpoint.clock)
     kernels: Kernels = VirtualKernels(
-        isa=isa, threads=1, arena=arena, trace=trace, costs=costs, advance=endpoint.advance
+        isa=isa,
+        threads=1,
+        arena=arena,
+        trace=trace,
+        costs=costs,
+        advance=endpoint.advance,
+        loads=loads,
     )
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
     loops = (

@@ -9,7 +9,7 @@ a loop leave out the same passes, for which ones depends on their number only.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -22,8 +22,13 @@ T = TypeVar("T")
 class Loops:
     """Every pass runs."""
 
-    def chunks(self, chunks: Sequence[T]) -> Iterable[T]:
-        """Return the chunks to go through, of some that are alike."""
+    def chunks(self, chunks: Sequence[T], kind: Hashable = None) -> Iterable[T]:
+        """Return the chunks to go through, of some that are alike.
+
+        Args:
+            chunks: in order.
+            kind: loops of one kind do the same work, on all ranks that meet there.
+        """
         return chunks
 
     def layers(self, layers: Sequence[T]) -> Iterable[T]:
@@ -41,7 +46,7 @@ class Loops:
 class FirstChunk(Loops):
     """One chunk stands for all, as where only memory counts; layers have memory of their own."""
 
-    def chunks(self, chunks: Sequence[T]) -> Iterable[T]:
+    def chunks(self, chunks: Sequence[T], kind: Hashable = None) -> Iterable[T]:
         """Return the first chunk."""
         return chunks[:1]
 
@@ -92,20 +97,24 @@ class SteadyLoops(Loops):
         self._trace, self._traffic = trace, traffic
         self._advance = advance
         self._micro_batches: defaultdict[int, list[tuple[_Mark, _Mark]]] = defaultdict(list)
+        self._kinds: set[Hashable] = set()
 
-    def chunks(self, chunks: Sequence[T]) -> Iterable[T]:
-        """Return the first chunks."""
-        return self._first(chunks)
+    def chunks(self, chunks: Sequence[T], kind: Hashable = None) -> Iterable[T]:
+        """Return the first chunks: one where a loop of the kind was seen to be steady or not."""
+        again = kind is not None and kind in self._kinds
+        self._kinds.add(kind)
+        return self._first(chunks, 1 if again else self._beat.passes)
 
     def layers(self, layers: Sequence[T]) -> Iterable[T]:
         """Return the first layers."""
-        for layer in self._first(layers):
+        for layer in self._first(layers, self._beat.passes):
             self._beat.layers[self._rank] += 1
             yield layer
 
     def restart(self) -> None:
-        """Forget the micro-batches of the last step."""
+        """Forget the loops of the last step."""
         self._micro_batches.clear()
+        self._kinds.clear()
 
     def micro_batch(self, kind: int, work: Callable[[], None]) -> None:
         """Do the work, or repeat the last one of its kind."""
@@ -118,10 +127,9 @@ class SteadyLoops(Loops):
         self._check(done[-2:])
         self._repeat(done[-1], 1)
 
-    def _first(self, items: Sequence[T]) -> Iterable[T]:
+    def _first(self, items: Sequence[T], passes: int | None) -> Iterable[T]:
         """Yield the first items, then repeat what the last of them did for the others."""
-        passes = self._beat.passes
-        if passes is None or len(items) <= passes:
+        if passes is None or self._beat.passes is None or len(items) <= passes:
             yield from items
             return
         done = []

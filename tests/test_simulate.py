@@ -69,3 +69,84 @@ def test_what_is_slow():
                   "rank=3,factor=inf", "link=3-3,factor=2", "link=0-16,factor=2"):  # fmt: skip
         with pytest.raises(ValueError, match="--slow: expected"):
             parse_slow([wrong], 16)
+
+
+PAPER_SIZE = """
+[sizes.paper]
+batch = 16
+tokens = 4096
+[sizes.paper.model]
+d_model = 2048
+vocabulary = 256
+layers = [{ repeat = 4, heads = 16, head_dim = 128, mlp_hidden = 8192 }]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.toml"
+    head, plans, rest = conftest.TINY.partition("[[plans]]")
+    path.write_text(head + PAPER_SIZE + plans + rest)
+    return path
+
+
+def test_a_measured_table_has_a_simulated_column(tiny, tmp_path):
+    output, clusters = tmp_path / "o.jsonl", ("dgx-h100x2", "h100-nvswitch16")
+    for cluster in clusters:
+        arguments = [str(tiny), "--cluster", cluster, "--output", str(output)]
+        job = conftest.run_job(2, "-m", "pympa.bench", *arguments)
+        assert job.status == 0, job.err
+        assert "simulated" in job.out
+        assert "simulated: not measured; the paper's size on" in job.out
+    found = RecordFile.load(str(output))
+    assert all(record.clock == "measured" and record.verified for record in found)
+    assert [record.forecast.plan.partition(",micro")[0] for record in found] == [
+        "tp=8,pp=2",
+        "cp=16",
+    ] * 2
+    near, far = found[3].forecast.simulated_tps, found[1].forecast.simulated_tps
+    assert near > far, "one switch is faster than two nodes"
+
+
+def test_the_simulated_column_can_be_left_out(tiny, tmp_path):
+    output = tmp_path / "o.jsonl"
+    arguments = [str(tiny), "--cluster", "none", "--output", str(output)]
+    job = conftest.run_job(1, "-m", "pympa.bench", *arguments)
+    assert job.status == 0, job.err
+    assert "simulated" not in job.out
+    assert [record.forecast for record in RecordFile.load(str(output))] == [None, None]
+
+
+def test_a_plan_that_does_not_take_the_cluster_has_no_forecast(tiny, tmp_path):
+    output = tmp_path / "o.jsonl"
+    job = conftest.run_job(
+        2, "-m", "pympa.bench", str(tiny), "--plan", "cp=2", "--output", str(output)
+    )
+    assert job.status == 0, job.err
+    assert RecordFile.load(str(output))[0].forecast is None
+
+
+def test_experts_take_the_loads_of_a_measured_run(tmp_path):
+    experiment, output = tmp_path / "moe.toml", tmp_path / "o.jsonl"
+    head, plans, rest = conftest.TINY.partition("[[plans]]")
+    text = head + PAPER_SIZE + plans + rest
+    for hidden in ("mlp_hidden = 64", "mlp_hidden = 8192"):
+        text = text.replace(hidden, f"{hidden}, experts = 4, top_k = 1")
+    experiment.write_text(text)
+    run = ["-m", "pympa.bench", str(experiment), "--plan", "dp=2,ep=2", "--output"]
+    measured = conftest.run_job(2, *run, str(output), "--router-skew", "8", "--cluster", "none")
+    assert measured.status == 0, measured.err
+    virtual = ["--backend", "virtual", "--cluster", "dgx-h100x2", "--size", "paper"]
+    found = []
+    for number, more in enumerate(([], ["--routing-from", str(output)])):
+        simulated = tmp_path / f"{number}.jsonl"
+        job = conftest.run_job(1, *run, str(simulated), *virtual, *more)
+        assert job.status == 0, job.err
+        assert f"experts take {'measured' if more else 'even'} loads" in job.out
+        found.append(RecordFile.load(str(simulated))[0])
+    even, skewed = (record.compute_seconds.by_rank for record in found)
+    assert even[0] == pytest.approx(even[1])
+    assert skewed[0] > 1.2 * skewed[1], "the busy experts are on rank 0"
+    refused = conftest.run_job(1, *PAPER[:2], "experts", *virtual, "--routing-from", str(output))
+    assert refused.status == 2
+    assert "expected a measured record of experts" in refused.err

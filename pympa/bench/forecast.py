@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pympa.bench.experiment import Experiment, PlannedRun
-from pympa.bench.predict import fastest
+from pympa.bench.predict import fastest, predict
 from pympa.bench.record import Forecast
 from pympa.bench.simulate import simulated_row
 from pympa.cluster import Cluster, load_cluster
@@ -65,7 +65,12 @@ def _forecast(
         return None  # a plan of another number of ranks, or one that this model cannot be cut by
     if planned.plan is not None and row.plan.world != cluster.ranks:
         return None
-    found = fastest(row.size, planned, row.plan, dtype, cluster, stages=row.stages)
+    found = fastest(
+        lambda plan: predict(row.size, plan, dtype, cluster, stages=row.stages),
+        row,
+        dtype,
+        cluster,
+    )
     return Forecast(
         cluster.title,
         str(found.plan),

@@ -43,6 +43,12 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         "name, or a TOML file; measured: dgx-h100x2 (default), none leaves the column out",
     )
     add(
+        "--routing-from",
+        metavar="FILE.jsonl",
+        help="of the virtual backend: experts' loads as a measured record of the experiment has "
+        "them; default: even ones",
+    )
+    add(
         "--slow",
         action="append",
         metavar="WHAT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +29,21 @@ MOST_MICRO_BATCHES = 128
 _STEADY = 1e-4  # relative change between passes below which others may be left out
 _FEWEST_PASSES = 2
 _CLEARLY_SLOWER = 0.9
+
+
+@dataclass(frozen=True)
+class SimulatedRow:
+    """One row of an experiment's table on a cluster.
+
+    Attributes:
+        planned: the row as the file has it. plan: for the ranks that it takes.
+        size: model and batch. stages: layers of each stage.
+    """
+
+    planned: PlannedRun
+    plan: Plan
+    size: Size
+    stages: Bounds
 
 
 class OfRank(NamedTuple):
@@ -104,6 +119,7 @@ def predict(
     slow: Slow | None = None,
     *,
     stages: Bounds | None = None,
+    loads: Sequence[float] | None = None,
     whole: bool = False,
 ) -> Prediction:
     """Run one step of a plan on shapes and clocks.
@@ -118,57 +134,65 @@ def predict(
         cluster: what ranks compute with and how they are linked.
         slow: which ranks and links are slower.
         stages: layers of each stage; None means `stage_bounds` at its default context.
+        loads: rows of each expert, in any unit; None means even ones.
         whole: simulate everything, and keep what each rank did when.
     """
     passes = None if whole else _FEWEST_PASSES
     while True:
         beat = Beat(passes)
-        found = _simulate(size, plan, dtype, cluster, slow, stages, beat)
+        found = _simulate(size, plan, dtype, cluster, slow, stages, loads, beat)
         if passes is None or beat.drift <= _STEADY:
             return found
         passes += 1 if passes < 4 else passes
 
 
 def fastest(
-    size: Size,
-    row: PlannedRun,
-    plan: Plan,
-    dtype: str,
-    cluster: Cluster,
-    slow: Slow | None = None,
-    *,
-    stages: Bounds | None = None,
+    run: Callable[[Plan], Prediction], row: SimulatedRow, dtype: str, cluster: Cluster
 ) -> Prediction:
     """Return the prediction of the best number of micro-batches, where a family leaves it open.
 
     The fewest, by powers of two, that fit into the devices' memory, and with stages more until
     more are clearly slower.
+
+    Args:
+        run: predicts a plan of the row.
+        row: of a table.
+        dtype: of weights and activations.
+        cluster: whose devices' memory counts.
     """
-    if row.family is None:
-        return predict(size, plan, dtype, cluster, slow, stages=stages)
+    if row.planned.family is None:
+        return run(row.plan)
+    size, plan = row.size, row.plan
     most = min(MOST_MICRO_BATCHES, sum(size.lengths) if size.model.causal else size.batch)
     variants = [
         msgspec.structs.replace(plan, micro_batches=1 << power)
         for power in range(most.bit_length())
     ]
-    first = next((i for i, v in enumerate(variants) if _fits(size, v, dtype, cluster, stages)), 0)
-    best = predict(size, variants[first], dtype, cluster, slow, stages=stages)
+    fitting = (i for i, variant in enumerate(variants) if _fits(row, variant, dtype, cluster))
+    first = next(fitting, 0)
+    best = run(variants[first])
     for variant in variants[first + 1 :] if plan.pp > 1 else []:
-        found = predict(size, variant, dtype, cluster, slow, stages=stages)
+        found = run(variant)
         best = min(best, found, key=lambda prediction: prediction.step_seconds)
         if found.step_seconds * _CLEARLY_SLOWER > best.step_seconds:
             break
     return best
 
 
-def _fits(size: Size, plan: Plan, dtype: str, cluster: Cluster, stages: Bounds | None) -> bool:
+def _fits(row: SimulatedRow, plan: Plan, dtype: str, cluster: Cluster) -> bool:
     """Tell whether the first ranks of the first and the last stage have memory enough."""
     costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
     for rank in {0, plan.world - plan.stage_ranks}:
         rehearsal = Rehearsal(
-            size.model, plan, rank, numpy_dtype(dtype), isa=isa, stages=stages, costs=costs
+            row.size.model,
+            plan,
+            rank,
+            numpy_dtype(dtype),
+            isa=isa,
+            stages=row.stages,
+            costs=costs,
         )
-        rehearsal.step(size.lengths)
+        rehearsal.step(row.size.lengths)
         if rehearsal.arena.peak_bytes > cluster.device.memory_bytes:
             return False
     return True
@@ -193,13 +217,14 @@ def _simulate(
     cluster: Cluster,
     slow: Slow | None,
     stages: Bounds | None,
+    loads: Sequence[float] | None,
     beat: Beat,
 ) -> Prediction:
     ids = [np.broadcast_to(np.int32(0), (length,)) for length in size.lengths]
     costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
 
     def body(endpoint: VirtualEndpoint) -> OfRank:
-        rank = build_virtual_rank(endpoint, plan, costs, isa=isa, beat=beat)
+        rank = build_virtual_rank(endpoint, plan, costs, isa=isa, beat=beat, loads=loads)
         model = Model(size.model, rank, numpy_dtype(dtype), stages=stages)
         prepared = model.prepare(ids)
         model.forward(prepared)

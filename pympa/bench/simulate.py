@@ -15,14 +15,15 @@ from pympa.bench.experiment import (
     load_experiment,
     packaged_experiments,
 )
-from pympa.bench.predict import Prediction, fastest, predict
-from pympa.bench.record import Record, RecordFile
-from pympa.bench.simulated import SimulatedRow, simulated_record, simulated_table
+from pympa.bench.predict import Prediction, SimulatedRow, fastest, predict
+from pympa.bench.record import RecordFile
+from pympa.bench.simulated import simulated_record, simulated_table
 from pympa.bench.slow import parse_slow
 from pympa.bench.table import console
 from pympa.bench.timeline import TimelineFile
 from pympa.cluster import Cluster, load_cluster, packaged_clusters
 from pympa.errors import RefusedError
+from pympa.mesh import Plan
 from pympa.partition import stage_bounds
 from pympa.rules import check_plan
 from pympa.spec import numpy_dtype
@@ -46,27 +47,50 @@ def simulate(options: argparse.Namespace) -> int:
     output = RecordFile(options.output)
     timeline = TimelineFile(options.trace, rank=0, beside=options.output)
     for name in options.experiments or packaged_experiments():
-        experiment = load_experiment(name)
-        short = Path(name).name.removesuffix(".toml")
-        dtype = options.dtype or experiment.dtype
-        rows = []
-        for row in simulated_rows(experiment, name, options, dtype, cluster):
-            print(f"{short}: {row.planned.role} {row.plan}", file=sys.stderr, flush=True)
-            found = fastest(
-                row.size, row.planned, row.plan, dtype, cluster, slow, stages=row.stages
-            )
-            record = simulated_record(short, options, row, found, dtype, cluster)
-            output.write(record)
-            if options.trace is not None:
-                _trace(timeline, record, row, found, dtype, cluster, slow)
-            rows.append((row, found))
-        title = (
-            f"{short} ({options.size}: {experiment.size(options.size, name)} tokens, {dtype}), "
-            f"simulated on {cluster.title}"
-        )
-        notes = [f"slower than the cluster: {'; '.join(options.slow)}"] if options.slow else []
-        console().print(simulated_table(title, dtype, cluster, rows, notes))
+        _simulate_experiment(name, options, cluster, slow, output, timeline)
     return 0
+
+
+def _simulate_experiment(
+    name: str,
+    options: argparse.Namespace,
+    cluster: Cluster,
+    slow: Slow,
+    output: RecordFile,
+    timeline: TimelineFile,
+) -> None:
+    """Predict the rows of one experiment and print its table."""
+    experiment, short = load_experiment(name), Path(name).name.removesuffix(".toml")
+    size, dtype = experiment.size(options.size, name), options.dtype or experiment.dtype
+    loads = _measured_loads(options.routing_from, short, size)
+    rows = []
+    for row in simulated_rows(experiment, name, options, dtype, cluster):
+        print(f"{short}: {row.planned.role} {row.plan}", file=sys.stderr, flush=True)
+
+        def run(plan: Plan, row: SimulatedRow = row, *, whole: bool = False) -> Prediction:
+            return predict(
+                row.size,
+                plan,
+                dtype,
+                cluster,
+                slow,
+                stages=row.stages,
+                loads=loads,
+                whole=whole,
+            )
+
+        found = fastest(run, row, dtype, cluster)
+        record = simulated_record(short, options, row, found, dtype, cluster)
+        output.write(record)
+        if options.trace is not None:
+            steps = [rank.step for rank in run(found.plan, whole=True).ranks if rank.step]
+            timeline.write(record, steps, [Offset(0.0, 0.0)] * len(steps))
+        rows.append((row, found))
+    notes = [f"slower than the cluster: {'; '.join(options.slow)}"] if options.slow else []
+    if size.model.has_experts:
+        notes.append(f"experts take {'even' if loads is None else 'measured'} loads")
+    title = f"{short} ({options.size}: {size} tokens, {dtype}), simulated on {cluster.title}"
+    console().print(simulated_table(title, dtype, cluster, rows, notes))
 
 
 def simulated_rows(
@@ -106,16 +130,18 @@ def simulated_row(
     return SimulatedRow(planned, plan, of_row, stages)
 
 
-def _trace(
-    timeline: TimelineFile,
-    record: Record,
-    row: SimulatedRow,
-    found: Prediction,
-    dtype: str,
-    cluster: Cluster,
-    slow: Slow,
-) -> None:
-    """Write the timeline of a plan, for which all of it is simulated."""
-    whole = predict(row.size, found.plan, dtype, cluster, slow, stages=row.stages, whole=True)
-    steps = [rank.step for rank in whole.ranks if rank.step is not None]
-    timeline.write(record, steps, [Offset(0.0, 0.0)] * len(steps))
+def _measured_loads(path: str | None, experiment: str, size: Size) -> list[int] | None:
+    """Return the rows that each expert took in a measured run, all its layers together.
+
+    Raises:
+        ValueError: no record of the experiment tells.
+    """
+    if path is None or not size.model.has_experts:
+        return None
+    for record in RecordFile.load(path):
+        if record.experiment == experiment and record.clock == "measured" and record.experts:
+            return [sum(rows) for rows in zip(*record.experts.rows, strict=True)]
+    raise ValueError(
+        f"--routing-from {path}: expected a measured record of {experiment} with the rows of its "
+        "experts; got none"
+    )

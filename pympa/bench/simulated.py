@@ -5,35 +5,16 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pympa.accounting import performed_flops, step_flops
-from pympa.bench.experiment import PlannedRun, Size
-from pympa.bench.predict import Prediction
+from pympa.bench.predict import Prediction, SimulatedRow
 from pympa.bench.record import Record, Simulation, by_rank, environment, spread
 from pympa.bench.table import plan_cell
 from pympa.cluster import Cluster
 from pympa.kernels.cpu import supported_isas
-from pympa.mesh import Plan
-from pympa.partition import Bounds
-
-
-@dataclass(frozen=True)
-class SimulatedRow:
-    """One row of an experiment's table on a cluster.
-
-    Attributes:
-        planned: the row as the file has it. plan: for the ranks that it takes.
-        size: model and batch. stages: layers of each stage.
-    """
-
-    planned: PlannedRun
-    plan: Plan
-    size: Size
-    stages: Bounds
 
 
 def simulated_record(
@@ -171,7 +152,7 @@ def simulated_table(
         [
             "possible: useful flops at the data sheet's peak of all its ranks; waiting: of the "
             "rank that waits most; mJ: board power × time in kernels",
-            f"experts take even loads; of {passes:,} passes of a rank through layers {ran:,} were "
+            f"of {passes:,} passes of a rank through layers {ran:,} were "
             "simulated, the others were like these",
             *notes,
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -124,8 +124,8 @@ class Attention:
     def _sum_scores(self, q: Array, q_layout: Layout, kv: KvBlock, state: State) -> None:
         """Fold one block of keys into the state, one sequence after the other. Collective."""
         context = self._context
-        for alike in _pieces(q_layout, kv.layout):
-            for rows, keys in context.rank.loops.chunks(alike):
+        for kind, alike in _pieces(q_layout, kv.layout):
+            for rows, keys in context.rank.loops.chunks(alike, kind):
                 here, there = slice(*rows), slice(*keys)
                 attend_by_scores(
                     context.kernels,
@@ -278,19 +278,19 @@ class Attention:
         return spans[self._ulysses.index]
 
 
-def _pieces(q: Layout, k: Layout) -> Iterator[list[tuple[Span, Span]]]:
+def _pieces(q: Layout, k: Layout) -> Iterator[tuple[Hashable, list[tuple[Span, Span]]]]:
     """Yield the rows of queries and those of keys of each sequence.
 
-    Sequences that follow each other and differ in nothing else come together. Where a sequence
-    lies in several places, everything is one piece.
+    Sequences that follow each other and differ in nothing else come together, with what they have
+    in common. Where a sequence lies in several places, everything is one piece.
     """
     of_q, of_k = q.by_sequence(), k.by_sequence()
     if of_q is None or of_k is None:
-        yield [((0, q.rows), (0, k.rows))]
+        yield None, [((0, q.rows), (0, k.rows))]
         return
     both = [s for s in of_q if s in of_k]
-    for _, alike in itertools.groupby(both, lambda s: (q.spans[s], k.spans[s])):
-        yield [(of_q[s], of_k[s]) for s in alike]
+    for spans, alike in itertools.groupby(both, lambda s: (q.spans[s], k.spans[s])):
+        yield spans, [(of_q[s], of_k[s]) for s in alike]
 
 
 def _ends(here: slice) -> Span:

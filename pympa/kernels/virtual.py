@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -83,11 +83,13 @@ class _TimedCore:
     """Stand-ins that let a clock go on by what a device would take."""
 
     select_experts = staticmethod(_SHAPE_CORE.select_experts)
-    sort_rows = staticmethod(_SHAPE_CORE.sort_rows)
 
-    def __init__(self, costs: Costs, advance: Callable[[float], None]) -> None:
+    def __init__(
+        self, costs: Costs, advance: Callable[[float], None], loads: Sequence[float] | None
+    ) -> None:
         self._costs = costs
         self._advance = advance
+        self._loads = loads
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a size of the CPU's kernels, or a kernel that moves its arrays."""
@@ -95,6 +97,14 @@ class _TimedCore:
             size: Callable[..., Any] = getattr(_core, name)
             return size
         return self._move
+
+    def sort_rows(self, *, experts: Array, counts: NDArray[np.int64], **others: Any) -> None:
+        """Give each expert its share of the rows, as near as whole rows come."""
+        if self._loads is None or len(self._loads) != len(counts):
+            _spread_evenly(experts=experts, counts=counts)
+            return
+        ends = np.cumsum(self._loads) / sum(self._loads) * experts.size
+        counts[:] = np.diff(np.rint(ends).astype(np.int64), prepend=0)
 
     def linear(self, *, x: Array, packed: Array, out: Array, **others: Any) -> None:
         """Advance by a product, or one for each group of rows."""
@@ -186,6 +196,7 @@ class VirtualKernels(CpuKernels):
         trace: collects the time of each kernel.
         costs: what kernels take; None means no time.
         advance: lets the rank's clock go on.
+        loads: rows of each expert, in any unit; None means even ones.
     """
 
     piece_flops = math.inf  # messages move by themselves, so attention needs no pieces
@@ -199,8 +210,9 @@ class VirtualKernels(CpuKernels):
         trace: Trace,
         costs: Costs | None = None,
         advance: Callable[[float], None] = lambda seconds: None,
+        loads: Sequence[float] | None = None,
     ) -> None:
-        core: Any = _SHAPE_CORE if costs is None else _TimedCore(costs, advance)
+        core: Any = _SHAPE_CORE if costs is None else _TimedCore(costs, advance, loads)
         super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=core)
         if costs is not None:
             self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
