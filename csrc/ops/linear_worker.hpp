@@ -87,9 +87,12 @@ void add_partial(const LinearArgs& args, int which, const Block& block, int64_t 
     const auto* panel =
         panels + column / kPanel * panel_size<Math>(args.k) + k / Math::kDepth * kPanel;
     if (groups > 0 && is_streamed<Math>(block.rows)) {
-      const bool last = column + kPanel >= block.columns;
-      const auto* next =
-          last ? panels + (k + kKBlock) / Math::kDepth * kPanel : panel + panel_size<Math>(args.k);
+      const auto* next = panel + panel_size<Math>(args.k);  // the next block's after the last
+      if (column + kPanel >= block.columns && k + kKBlock < args.k) {
+        next = panels + (k + kKBlock) / Math::kDepth * kPanel;
+      } else if (column + kPanel >= block.columns) {
+        next -= k / Math::kDepth * kPanel;
+      }
       add_panel<Math>(block.rows, a, panel, next, groups, k == 0, {c.at + column, c.stride});
       continue;
     }
