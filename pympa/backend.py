@@ -13,7 +13,7 @@ from pympa.kernels import Kernels
 from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.virtual import VirtualKernels
 from pympa.ledger import Ledger
-from pympa.loops import Beat, FirstChunk, Loops, SteadyLoops
+from pympa.loops import Beat, Loops, OneOfEach, SteadyLoops
 from pympa.mesh import Mesh, Plan
 from pympa.model import Model
 from pympa.partition import Bounds
@@ -56,7 +56,7 @@ def build_rank(
         else CpuKernels(isa=isa, threads=threads, arena=arena, trace=trace)
     )
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
-    loops = FirstChunk() if dry else Loops()
+    loops = OneOfEach() if dry else Loops()
     return Rank(mesh, kernels, transports, loops, arena, trace, traffic, ExpertLoad())
 
 

@@ -43,12 +43,25 @@ class Loops:
         work()
 
 
-class FirstChunk(Loops):
-    """One chunk stands for all, as where only memory counts; layers have memory of their own."""
+class OneOfEach(Loops):
+    """One pass stands for all, as where only memory counts; layers have memory of their own."""
+
+    def __init__(self) -> None:
+        self._kinds: set[int] = set()
 
     def chunks(self, chunks: Sequence[T], kind: Hashable = None) -> Iterable[T]:
         """Return the first chunk."""
         return chunks[:1]
+
+    def restart(self) -> None:
+        """Forget the micro-batches of the last step."""
+        self._kinds.clear()
+
+    def micro_batch(self, kind: int, work: Callable[[], None]) -> None:
+        """Do the work of the first of a kind."""
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            work()
 
 
 @dataclass
