@@ -20,14 +20,14 @@ def visible_pairs(q: Layout, k: Layout, causal: bool, window: int | None) -> int
     keys = k.spans
     alike = Counter((spans, keys[s]) for s, spans in q.spans.items() if s in keys)
     return sum(
-        count * _visible(a, b, causal, window)
+        count * block_pairs(a, b, causal, window)
         for (of_q, of_k), count in alike.items()
         for a in of_q
         for b in of_k
     )
 
 
-def _visible(q: Span, k: Span, causal: bool, window: int | None) -> int:
+def block_pairs(q: Span, k: Span, causal: bool, window: int | None) -> int:
     """Return the pairs that are not masked of two (start, length) of one sequence."""
     shift, size = q[0] - k[0], (q[1], k[1])
     if causal:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pympa.bench.experiment import Experiment, PlannedRun
-from pympa.bench.predict import fastest, predict
+from pympa.bench.predict import SimulatedRow, fastest, predict
 from pympa.bench.record import Forecast
 from pympa.bench.simulate import simulated_row
 from pympa.cluster import Cluster, load_cluster
@@ -43,19 +44,19 @@ def forecasts(
     """
     if cluster is None:
         return [None for _ in rows]
-    mine = {
-        number: _forecast(*rows[number], cluster, dtype)
-        for number in range(team.rank, len(rows), team.size)
-    }
-    found: dict[int, Forecast | None] = {}
+    wanted = [_row(*row, cluster, dtype) for row in rows]
+    different = [*dict.fromkeys(row for row in wanted if row is not None)]
+    mine = {row: _forecast(*row, cluster) for row in different[team.rank :: team.size]}
+    found: dict[tuple[SimulatedRow, str], Forecast] = {}
     for of_rank in team.world.gather_objects(mine):
         found |= of_rank
-    return [found[number] for number in range(len(rows))]
+    return [None if row is None else found[row] for row in wanted]
 
 
-def _forecast(
+def _row(
     experiment: Experiment, planned: PlannedRun, cluster: Cluster, dtype: str | None
-) -> Forecast | None:
+) -> tuple[SimulatedRow, str] | None:
+    """Return what to predict of a row, without its role and figures: rows may be the same."""
     if "paper" not in experiment.sizes:
         return None
     dtype = dtype or experiment.dtype
@@ -65,6 +66,11 @@ def _forecast(
         return None  # a plan of another number of ranks, or one that this model cannot be cut by
     if planned.plan is not None and row.plan.world != cluster.ranks:
         return None
+    searched = PlannedRun(role="", family=planned.family, plan=planned.plan)
+    return replace(row, planned=searched), dtype
+
+
+def _forecast(row: SimulatedRow, dtype: str, cluster: Cluster) -> Forecast:
     found = fastest(
         lambda plan: predict(row.size, plan, dtype, cluster, stages=row.stages),
         row,

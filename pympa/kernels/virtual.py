@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa import _core
-from pympa.accounting import visible_pairs
+from pympa.accounting import block_pairs
 from pympa.arena import Arena, Array
 from pympa.costs import Costs
 from pympa.kernels.cpu import CpuKernels
@@ -157,7 +157,7 @@ class _TimedCore:
         self._advance(self._costs.memory(_nbytes(*arrays.values())))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 17)  # blocks of a ring of 256 ranks
 def _count_pairs(
     q_ranges: bytes, k_ranges: bytes, causal: bool, window: int
 ) -> tuple[int, int, int]:
@@ -174,8 +174,7 @@ def _count_pairs(
         (spans, k.spans[s]) for s, spans in q.spans.items() if s in k.spans
     ).items():
         for a, b in itertools.product(of_q, of_k):
-            block = Layout((Range(0, *a),)), Layout((Range(0, *b),))
-            visible = visible_pairs(*block, causal, window or None)
+            visible = block_pairs(a, b, causal, window or None)
             if visible == a[1] * b[1]:
                 whole += count * visible
             elif visible:
