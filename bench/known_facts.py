@@ -19,12 +19,12 @@ from pympa.backend import build_virtual_rank
 from pympa.bench.experiment import Size
 from pympa.bench.predict import Prediction, predict
 from pympa.cluster import AttentionRate, Cluster, load_cluster
-from pympa.costs import Costs
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.layout import Balance, Layout, Range, split_tokens
 from pympa.mesh import Plan
 from pympa.parallel.ring import ring_attention
+from pympa.sheet import SheetCosts
 from pympa.spec import LayerSpec, ModelSpec, Rope
 from pympa.virtual import VirtualEndpoint, VirtualWorld
 
@@ -87,7 +87,7 @@ def ring_share(balance: Balance, *, merges: bool = True) -> float:
         merges: each block has an output of its own, merged afterwards, as in that library.
     """
     cluster = h800()
-    costs = Costs(cluster.device, "bfloat16")
+    costs = SheetCosts(cluster.device, "bfloat16")
     whole = Layout((Range(0, 0, RING_RANKS * RING_TOKENS),))
     layouts = split_tokens(whole, RING_RANKS, balance)
     rule = AttentionSpec(

@@ -14,6 +14,7 @@ COMMANDS = {
     "kernels": ("pympa.bench.kernels", "check and time single kernels of one core"),
     "compare": ("pympa.bench.compare", "compare the records of two runs"),
     "footprint": ("pympa.footprint", "say what a plan needs, by rank and by layer, without MPI"),
+    "calibrate": ("pympa.calibrate.__main__", "measure this machine for the virtual backend"),
     "info": ("pympa.info", "say what this machine, its MPI and this installation can do"),
 }
 _SHELLS = ("bash", "zsh", "tcsh")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pympa.arena import Arena
 from pympa.costs import Costs
@@ -68,6 +69,7 @@ def build_virtual_rank(
     isa: str,
     beat: Beat | None = None,
     loads: Sequence[float] | None = None,
+    routing: Sequence[NDArray[np.int64]] | None = None,
 ) -> Rank:
     """Return a rank of shapes on a virtual clock.
 
@@ -78,6 +80,7 @@ def build_virtual_rank(
         isa: whose workspaces the arena counts.
         beat: which passes of loops run; None means all.
         loads: rows of each expert, in any unit; None means even ones.
+        routing: see `VirtualKernels`.
     """
     mesh, arena, traffic = Mesh(plan, endpoint.rank), Arena(dry=True), Traffic()
     trace = Trace(endpoint.clock)
@@ -89,6 +92,7 @@ def build_virtual_rank(
         costs=costs,
         advance=endpoint.advance,
         loads=loads,
+        routing=routing,
     )
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
     loops = (

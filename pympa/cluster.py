@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pympa.curves import Curve
 from pympa.spec import SpecError, convert_toml, parse_toml
+
+LARGE_START_BYTES = 64 << 10
 
 
 class AttentionRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,19 +36,30 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         processors: that take a tile each; the last wave of tiles may leave some idle.
         launch_seconds: shortest time of a kernel.
         attention: rates by head_dim.
+        curves: of its kernels, measured; they stand in the place of the five before them.
+        cache_bytes: of a processor that has curves: weights beyond come from memory.
     """
 
     name: str
     memory_bytes: float
     memory_bytes_per_second: float
     flops_per_second: dict[str, float]
-    watts: float
-    processors: int
-    launch_seconds: float
-    linear_efficiency: float
-    linear_tile: tuple[int, int]
-    memory_efficiency: float
-    attention: tuple[AttentionRate, ...]
+    watts: float = 0.0
+    processors: int = 1
+    launch_seconds: float = 0.0
+    linear_efficiency: float = 1.0
+    linear_tile: tuple[int, int] = (1, 1)
+    memory_efficiency: float = 1.0
+    attention: tuple[AttentionRate, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    cache_bytes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if bool(self.attention) == bool(self.curves):
+            raise SpecError(
+                f"device {self.name}: expected either rates of attention, with the other figures "
+                "of a data sheet, or measured curves"
+            )
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +69,10 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         name: of the product. ranks: neighbours in a group.
         latency_seconds: of a message. bytes_per_second: of a port, each way.
         ranks_at_port: neighbours that share a port.
+        start_seconds, message_seconds: of the rank's own time each time that it posts messages,
+            and for each of them. large_start_seconds: where they have `LARGE_START_BYTES` or more,
+            for kernels that make as much leave caches cold, and ranks apart.
+        shares_memory: ranks read each other's keys and values where they are.
     """
 
     name: str
@@ -61,6 +80,26 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     latency_seconds: float
     bytes_per_second: float
     ranks_at_port: int = 1
+    start_seconds: float = 0.0
+    large_start_seconds: float = 0.0
+    message_seconds: float = 0.0
+    shares_memory: bool = False
+
+
+class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where and when a profile was measured.
+
+    Attributes:
+        host, date: in UTC. isa: of the kernels. mpi: its library. pympa: version.
+        message_error: median relative error of messages by latency and bandwidth.
+    """
+
+    host: str
+    date: str
+    isa: str
+    mpi: str
+    pympa: str
+    message_error: float
 
 
 class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,10 +108,12 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
         title: one line. ranks: devices.
         device: of every rank. links: from the innermost group outwards.
+        measured: by whom, if the device has measured curves.
     """
 
     title: str
     ranks: int
+    measured: Origin | None = None
     device: Device
     links: tuple[Link, ...]
 
@@ -82,6 +123,10 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise SpecError(
                 f"links: expected groups from the smallest to all {self.ranks} ranks; got {sizes}"
             )
+
+    def shares_memory(self, ranks: Sequence[int]) -> bool:
+        """Tell whether all these ranks read each other's memory."""
+        return self.link(min(ranks), max(ranks)).shares_memory
 
     def link(self, a: int, b: int) -> Link:
         """Return what ranks `a` and `b` reach each other by."""

@@ -13,7 +13,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from pympa.command import Parser, number_list, once, start
@@ -87,23 +86,17 @@ def _layout(ranks: list[tuple[str, list[int]]]) -> list[tuple[str, str]]:
 
 
 def _hardware() -> list[tuple[str, str]]:
+    from pympa.bench.machine import processor_name
     from pympa.bench.memory import available_bytes
     from pympa.caches import read_caches
     from pympa.kernels.cpu import supported_isas
 
     return [
-        ("processor", _processor()),
+        ("processor", processor_name()),
         ("instruction sets", ", ".join(supported_isas())),
         ("caches", ", ".join(map(str, read_caches())) or "unknown"),
         ("memory available", f"{available_bytes() / 2**30:.1f} GiB"),
     ]
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _optional_parts() -> list[tuple[str, str]]:

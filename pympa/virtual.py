@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from pympa.arena import Array
-from pympa.cluster import Cluster
+from pympa.cluster import LARGE_START_BYTES, Cluster
 from pympa.transport import Message, Seen, TransportError, raw_bytes
 from pympa.transport.threads import RankThreads
 
@@ -81,7 +81,11 @@ class VirtualWorld(RankThreads):
         self.clocks = [0.0] * size
         self.calls = 0
         self.slow = slow or Slow({}, {})
-        self._cluster = cluster
+        self.cluster = cluster
+        own = (
+            max(k.start_seconds, k.large_start_seconds, k.message_seconds) for k in cluster.links
+        )
+        self._posts_free = not any(own)
         self._able = [(0.0, rank) for rank in range(size)]
         self._waiting: dict[int, tuple[Pending, str]] = {}
         self._sends: defaultdict[tuple[int, int, int], deque[_Post]] = defaultdict(deque)
@@ -133,7 +137,7 @@ class VirtualWorld(RankThreads):
                 f"rank {target} expected {receiver.array.nbytes} bytes from rank {source}; "
                 f"got {size}"
             )
-        way = self._ways.get((source, target)) or self._new_way(source, target)
+        way = self._way(source, target)
         posted, seconds = max(sender.posted_at, receiver.posted_at), size * way.per_byte
         left = self._free[way.way_out] = max(posted, self._free[way.way_out]) + seconds
         came = self._free[way.way_in] = max(posted, self._free[way.way_in]) + seconds
@@ -148,9 +152,21 @@ class VirtualWorld(RankThreads):
                 del self._waiting[rank]
                 heapq.heappush(self._able, (max([self.clocks[rank], *post.pending.done_at]), rank))
 
+    def own_seconds(self, rank: int, messages: Sequence[Message]) -> float:
+        """Return what a rank takes to post messages."""
+        if self._posts_free or not messages:
+            return 0.0
+        links = [self.cluster.link(rank, message.peer) for message in messages]
+        large = sum(message.array.nbytes for message in messages) >= LARGE_START_BYTES
+        starts = (link.large_start_seconds if large else link.start_seconds for link in links)
+        return max(starts) + sum(link.message_seconds for link in links)
+
+    def _way(self, source: int, target: int) -> _Way:
+        return self._ways.get((source, target)) or self._new_way(source, target)
+
     def _new_way(self, source: int, target: int) -> _Way:
-        link = self._cluster.link(source, target)
-        level = self._cluster.links.index(link)
+        link = self.cluster.link(source, target)
+        level = self.cluster.links.index(link)
         factor = self.slow.links.get((min(source, target), max(source, target)), 1.0)
         way = _Way(
             (True, level, source // link.ranks_at_port),
@@ -200,6 +216,7 @@ class VirtualEndpoint:
         """Post messages."""
         world = self._world
         world.calls += 1
+        world.clocks[self.rank] += world.own_seconds(self.rank, [*receives, *sends])
         world.let_others_go(self.rank)
         now = self.clock()
         pending = Pending(len(sends) + len(receives), seen)
@@ -219,8 +236,8 @@ class VirtualEndpoint:
         """Do nothing: messages move by themselves."""
 
     def reaches(self, ranks: Sequence[int]) -> bool:
-        """Say no: GPUs send."""
-        return False
+        """Tell whether these ranks can all read each other's memory; GPUs send."""
+        return self._world.cluster.shares_memory(ranks)
 
     def copy(self, target: Array, source: Array) -> None:
         """Copy between two arrays of this rank, if they have memory."""

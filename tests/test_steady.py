@@ -10,16 +10,16 @@ from pympa.backend import build_virtual_rank
 from pympa.bench.experiment import Size, load_experiment
 from pympa.bench.predict import predict
 from pympa.cluster import load_cluster
-from pympa.costs import Costs
 from pympa.kernels import virtual as virtual_kernels
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
+from pympa.sheet import SheetCosts
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
 from pympa.trace import Flight, Span, Trace
 from pympa.virtual import Slow, VirtualWorld
 
 DGX = load_cluster("dgx-h100x2")
-COSTS = Costs(DGX.device, "bfloat16")
+COSTS = SheetCosts(DGX.device, "bfloat16")
 MOE = ModelSpec(
     d_model=64,
     vocabulary=256,

@@ -10,9 +10,9 @@ from pympa.backend import build_virtual_rank, rehearse
 from pympa.bench.experiment import Size, load_experiment
 from pympa.bench.predict import predict
 from pympa.cluster import load_cluster, packaged_clusters
-from pympa.costs import Costs
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
+from pympa.sheet import SheetCosts
 from pympa.spec import DTYPES, SpecError
 from pympa.transport import TransportError
 from pympa.virtual import Slow, VirtualWorld
@@ -23,7 +23,7 @@ LINK = DGX.links[0]
 
 
 def simulate(spec, plan, lengths=worlds.LENGTHS, dtype="bfloat16", slow=None):
-    costs = Costs(DGX.device, dtype)
+    costs = SheetCosts(DGX.device, dtype)
     ids = [np.broadcast_to(np.int32(0), (n,)) for n in lengths]
 
     def body(endpoint):
@@ -141,7 +141,7 @@ def test_a_slow_rank_holds_up_the_ring():
     even = max(r.trace.last.times().step for r in simulate(worlds.DENSE, Plan(cp=4), lengths))
     slow = simulate(worlds.DENSE, Plan(cp=4), lengths, slow=Slow({2: 3.0}, {}))
     times = [rank.trace.last.times() for rank in slow]
-    assert 2.5 * even < max(t.step for t in times) < 3.5 * even
+    assert 2 * even < max(t.step for t in times) < 3 * even, "messages are no slower"
     assert sum(times[0].waits.values()) > sum(times[2].waits.values())
 
 
@@ -164,7 +164,7 @@ def test_deadlock_is_reported():
 
 
 def test_costs_follow_the_data_sheet():
-    costs, device = Costs(DGX.device, "bfloat16"), DGX.device
+    costs, device = SheetCosts(DGX.device, "bfloat16"), DGX.device
     big = costs.linear(8192, 8192, 8192, 0)
     rate = 2 * 8192**3 / big
     assert 0.6 * 989e12 < rate < device.linear_efficiency * 989e12 * 1.001

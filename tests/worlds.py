@@ -197,6 +197,19 @@ def _options(plan: Plan) -> Iterator[dict[str, Any]]:
         yield {"cp_scheme": scheme, "ulysses": ulysses, "dim_algo": algorithm}
 
 
+def record_routing(rank: Rank) -> list[np.ndarray[Any, Any]]:
+    """Return a list that gets the rows of each expert from every call of `sort_rows`."""
+    found: list[np.ndarray[Any, Any]] = []
+    sort_rows = rank.kernels.sort_rows
+
+    def recording(*arguments: Any) -> np.ndarray[Any, Any]:
+        found.append(sort_rows(*arguments))
+        return found[-1]
+
+    rank.kernels.sort_rows = recording  # type: ignore[method-assign]
+    return found
+
+
 def digest(outputs: Outputs) -> str:
     """Hash every bit of a run."""
     parts = [name.encode() + array.tobytes() for name, array in sorted(outputs.items())]

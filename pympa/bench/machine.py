@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from pympa import _core
 
@@ -26,3 +28,11 @@ def measure_core(dtype: str, isa: str) -> Machine:
     read = (_BANDWIDTH_BYTES, _BANDWIDTH_SECONDS)
     reads = [_core.read_bandwidth(*read) for _ in range(_BANDWIDTH_TRIES)]
     return Machine(max(flops), max(reads))
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself, where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -15,7 +15,7 @@ import numpy as np
 from pympa.backend import Rehearsal, build_virtual_rank
 from pympa.bench.experiment import PlannedRun, Size
 from pympa.cluster import Cluster
-from pympa.costs import Costs
+from pympa.costs import costs_of
 from pympa.kernels.cpu import supported_isas
 from pympa.loops import Beat
 from pympa.mesh import Plan
@@ -181,7 +181,7 @@ def fastest(
 
 def _fits(row: SimulatedRow, plan: Plan, dtype: str, cluster: Cluster) -> bool:
     """Tell whether the first ranks of the first and the last stage have memory enough."""
-    costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
+    costs, isa = costs_of(cluster.device, dtype, plan.world), supported_isas()[0]
     for rank in {0, plan.world - plan.stage_ranks}:
         rehearsal = Rehearsal(
             row.size.model,
@@ -221,7 +221,7 @@ def _simulate(
     beat: Beat,
 ) -> Prediction:
     ids = [np.broadcast_to(np.int32(0), (length,)) for length in size.lengths]
-    costs, isa = Costs(cluster.device, dtype), supported_isas()[0]
+    costs, isa = costs_of(cluster.device, dtype, plan.world), supported_isas()[0]
 
     def body(endpoint: VirtualEndpoint) -> OfRank:
         rank = build_virtual_rank(endpoint, plan, costs, isa=isa, beat=beat, loads=loads)

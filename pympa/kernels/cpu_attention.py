@@ -25,7 +25,7 @@ class AttentionKernels:
         """See `Kernels.start_state`."""
         with self._trace.span("compute", "start_state"):
             for array, value in zip(state, (-np.inf, 0.0, 0.0), strict=True):
-                self._fill(array, value)
+                array.fill(value)
 
     def attend_block(
         self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec
@@ -97,9 +97,6 @@ class AttentionKernels:
         """See `Kernels.finish`."""
         with self._trace.span("compute", "finish"):
             self._core.finish(o=o, lse=lse, **state._asdict(), **self._how)
-
-    def _fill(self, array: Array, value: float) -> None:
-        array.fill(value)
 
     def _attention_workspace(self, dtype: np.dtype[Any], head_dim: int, v_head_dim: int) -> Array:
         size = self._core.attention_workspace_bytes(

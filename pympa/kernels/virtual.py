@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa import _core
-from pympa.accounting import block_pairs
 from pympa.arena import Arena, Array
+from pympa.calls import Attended, Multiplied
 from pympa.costs import Costs
-from pympa.kernels.cpu import CpuKernels
-from pympa.layout import Layout, Range
+from pympa.kernels import State
+from pympa.kernels.cpu import PIECE_FLOPS, CpuKernels
+from pympa.kernels.extents import extent, nbytes
 from pympa.trace import Trace
 
 _DEVICE_ROWS = 65536  # of an MLP, or on their way to experts, at a time: enough to fill a device
@@ -53,7 +53,7 @@ _WORK = (
     "add",
     "sum_partials",
     "copy",
-    "fill",
+    "start_state",
 )
 
 
@@ -82,108 +82,101 @@ _SHAPE_CORE = SimpleNamespace(
 class _TimedCore:
     """Stand-ins that let a clock go on by what a device would take."""
 
-    select_experts = staticmethod(_SHAPE_CORE.select_experts)
-
     def __init__(
-        self, costs: Costs, advance: Callable[[float], None], loads: Sequence[float] | None
+        self,
+        costs: Costs,
+        advance: Callable[[float], None],
+        loads: Sequence[float] | None,
+        routing: Sequence[NDArray[np.int64]] | None,
     ) -> None:
         self._costs = costs
         self._advance = advance
         self._loads = loads
+        self._weight_bytes = 0
+        self._routing = None if routing is None else itertools.cycle(routing)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a size of the CPU's kernels, or a kernel that moves its arrays."""
         if name in _SIZES:
             size: Callable[..., Any] = getattr(_core, name)
             return size
-        return self._move
+        return partial(self._move, name)
 
-    def sort_rows(self, *, experts: Array, counts: NDArray[np.int64], **others: Any) -> None:
-        """Give each expert its share of the rows, as near as whole rows come."""
-        if self._loads is None or len(self._loads) != len(counts):
-            _spread_evenly(experts=experts, counts=counts)
-            return
-        ends = np.cumsum(self._loads) / sum(self._loads) * experts.size
-        counts[:] = np.diff(np.rint(ends).astype(np.int64), prepend=0)
+    def pack_weight(self, *, packed: Array, **_: Any) -> None:
+        """Take note of a weight; loading is no part of a step."""
+        self._weight_bytes += packed.nbytes
 
     def linear(self, *, x: Array, packed: Array, out: Array, **others: Any) -> None:
         """Advance by a product, or one for each group of rows."""
-        self._multiply(x, out, _nbytes(x, packed, out, *others.values()), others, 1)
+        moved = nbytes(x, packed, out, *others.values())
+        self._advance(self._costs.linears(self._call(x, out.shape[1], moved, others)))
 
     def gated_linear(
         self, *, x: Array, packed_gate: Array, packed_up: Array, out: Array, **others: Any
     ) -> None:
         """Advance by two products of the same rows."""
-        moved = _nbytes(x, packed_gate, packed_up, out, *others.values())
-        self._multiply(x, out, moved, others, 2)
+        moved = nbytes(x, packed_gate, packed_up, out, *others.values())
+        call = self._call(x, out.shape[1], moved, others)
+        self._advance(self._costs.linears(call._replace(gated=True)))
+
+    def mlp(self, *, x: Array, out: Array, packed_gate: Any, hidden: int, **others: Any) -> None:
+        """Advance by an MLP in one pass."""
+        moved = nbytes(x, out, packed_gate, *others.values())
+        call = self._call(x, hidden, moved, others)
+        self._advance(self._costs.mlp(call._replace(gated=packed_gate is not None), out.shape[1]))
 
     def attend_block(
         self, *, q: Array, k: Array, v: Array, out: Array, causal: bool, window: int, **others: Any
     ) -> None:
         """Advance by attention over the pairs that the masks let through."""
         ranges = others["q_ranges"].tobytes(), others["k_ranges"].tobytes()
-        whole, cut, pairs = _count_pairs(*ranges, causal, window)
-        moved, heads = _nbytes(q, k, v) + 2 * out.nbytes, (q.shape[1], q.shape[2], v.shape[2])
-        seconds = self._costs.attention(whole, whole, *heads, 0)
-        seconds += self._costs.attention(cut, pairs, *heads, 0)
-        self._advance(max(seconds, self._costs.memory(moved)))
+        heads = q.shape[1], k.shape[1], q.shape[2], v.shape[2]
+        moved = nbytes(q, k, v) + 2 * out.nbytes
+        self._advance(self._costs.attend(Attended(*ranges, causal, window or None, *heads, moved)))
 
-    def merge(self, *, out: Array, **others: Any) -> None:
-        """Advance by reading two states and writing one."""
-        self._move(out=out, again=out, **others)
-
-    def score_tile(self, *, q: Array, k: Array, scores: Array, **others: Any) -> None:
+    def score_tile(self, *, q: Array, k: Array, scores: Array, **_: Any) -> None:
         """Advance by a product of queries and keys."""
         rows, heads, dim = q.shape
-        self._advance(self._costs.linear(rows * heads, len(k), dim, _nbytes(q, k, scores)))
+        self._product(rows * heads, len(k), dim, nbytes(q, k, scores))
 
-    def fold_tile(self, *, scores: Array, v: Array, out: Array, **others: Any) -> None:
+    def fold_tile(self, *, scores: Array, v: Array, out: Array, **_: Any) -> None:
         """Advance by a product of probabilities and values."""
         rows, heads, keys = scores.shape
-        moved = _nbytes(scores, v) + 2 * out.nbytes
-        self._advance(self._costs.linear(rows * heads, v.shape[2], keys, moved))
+        self._product(rows * heads, v.shape[2], keys, nbytes(scores, v) + 2 * out.nbytes)
 
-    def _multiply(
-        self, x: Array, out: Array, moved: int, others: dict[str, Any], products: int
-    ) -> None:
-        groups = others.get("group_rows")
-        rows = [len(x)] if groups is None else [int(count) for count in groups]
-        n, k = products * out.shape[1], x.shape[1]
-        compute = sum(self._costs.linear(m, n, k, 0) for m in rows)
-        self._advance(max(compute, self._costs.memory(moved)))
+    def norm(self, *, kind: str, **arrays: Any) -> None:
+        """Advance by RMSNorm or LayerNorm."""
+        self._advance(self._costs.by_rows(f"norm.{kind}", *extent("norm", arrays)))
 
-    def _move(self, **arrays: Any) -> None:
-        arrays.pop("workspace", None)
-        self._advance(self._costs.memory(_nbytes(*arrays.values())))
+    def select_experts(self, **arrays: Any) -> int:
+        """Advance by a choice of experts, and find all logits finite."""
+        self._move("select_experts", **arrays)
+        return _all_finite()
 
+    def sort_rows(self, **arrays: Any) -> None:
+        """Advance by sorting; give each expert the rows of a run, or its share of them."""
+        self._move("sort_rows", **arrays)
+        experts, counts = arrays["experts"], arrays["counts"]
+        if self._routing is not None:
+            counts[:] = next(self._routing)
+        elif self._loads is None or len(self._loads) != len(counts):
+            _spread_evenly(experts=experts, counts=counts)
+        else:  # as near as whole rows come
+            ends = np.cumsum(self._loads) / sum(self._loads) * experts.size
+            counts[:] = np.diff(np.rint(ends).astype(np.int64), prepend=0)
 
-@lru_cache(maxsize=1 << 17)  # blocks of a ring of 256 ranks
-def _count_pairs(
-    q_ranges: bytes, k_ranges: bytes, causal: bool, window: int
-) -> tuple[int, int, int]:
-    """Return the pairs of query and key in blocks that no mask cuts, and in those that one does.
+    def _call(self, x: Array, n: int, moved: int, others: dict[str, Any]) -> Multiplied:
+        groups = others["group_rows"]
+        rows = (len(x),) if groups is None else tuple(groups.tolist())
+        return Multiplied(
+            rows, n, x.shape[1], others["activation"], False, moved, self._weight_bytes
+        )
 
-    A block is a range of queries and one of keys. Of blocks that are cut, the pairs that the mask
-    lets through and all of them. Layers repeat the same blocks, and the ranks of `tp` have the same
-    ones.
-    """
-    arrays = (np.frombuffer(ranges, np.int64).reshape(-1, 3) for ranges in (q_ranges, k_ranges))
-    q, k = (Layout(tuple(Range(*r) for r in array.tolist())) for array in arrays)
-    whole = cut = pairs = 0
-    for (of_q, of_k), count in Counter(
-        (spans, k.spans[s]) for s, spans in q.spans.items() if s in k.spans
-    ).items():
-        for a, b in itertools.product(of_q, of_k):
-            visible = block_pairs(a, b, causal, window or None)
-            if visible == a[1] * b[1]:
-                whole += count * visible
-            elif visible:
-                cut, pairs = cut + count * visible, pairs + count * a[1] * b[1]
-    return whole, cut, pairs
+    def _product(self, m: int, n: int, k: int, moved: int) -> None:
+        self._advance(self._costs.linears(Multiplied((m,), n, k, "none", False, moved, 0)))
 
-
-def _nbytes(*values: Any) -> int:
-    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+    def _move(self, name: str, **arrays: Any) -> None:
+        self._advance(self._costs.by_rows(name, *extent(name, arrays)))
 
 
 class VirtualKernels(CpuKernels):
@@ -196,6 +189,8 @@ class VirtualKernels(CpuKernels):
         costs: what kernels take; None means no time.
         advance: lets the rank's clock go on.
         loads: rows of each expert, in any unit; None means even ones.
+        routing: rows of each expert in each call of `sort_rows`, as a run had them, over and over;
+            None goes by `loads`.
     """
 
     piece_flops = math.inf  # messages move by themselves, so attention needs no pieces
@@ -210,15 +205,22 @@ class VirtualKernels(CpuKernels):
         costs: Costs | None = None,
         advance: Callable[[float], None] = lambda seconds: None,
         loads: Sequence[float] | None = None,
+        routing: Sequence[NDArray[np.int64]] | None = None,
     ) -> None:
-        core: Any = _SHAPE_CORE if costs is None else _TimedCore(costs, advance, loads)
-        super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=core)
+        core: Any = _SHAPE_CORE
         if costs is not None:
+            core = _TimedCore(costs, advance, loads, routing)
+        super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=core)
+        if costs is not None and costs.takes_large_pieces:
             self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
             self.fuses_mlp = False
+        elif costs is not None:
+            self.piece_flops = PIECE_FLOPS
+
+    def start_state(self, state: State) -> None:
+        """See `Kernels.start_state`."""
+        with self._trace.span("compute", "start_state"):
+            self._core.start_state(out=state.out)
 
     def _copy(self, source: Array, out: Array) -> None:
         self._core.copy(source=source, out=out)
-
-    def _fill(self, array: Array, value: float) -> None:
-        self._core.fill(array=array)

@@ -233,8 +233,12 @@ class Transport:
         self.wait(loan.pending)
         found = []
         for rank, shapes in enumerate(loan.shapes):
-            if rank == self.index or self._arena.dry:
+            if rank == self.index:
                 found.append(loan.arrays)
+                continue
+            if self._arena.dry:
+                both = zip(shapes, loan.arrays, strict=True)
+                found.append([np.broadcast_to(np.zeros((), a.dtype), shape) for shape, a in both])
                 continue
             places = [Place(*map(int, place)) for place in loan.places[rank]]
             dtypes = [array.dtype for array in loan.arrays]

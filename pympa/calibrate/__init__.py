@@ -1,0 +1,1 @@
+"""Measures this machine and writes what a virtual cluster needs: `python -m pympa.calibrate`."""

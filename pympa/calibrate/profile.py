@@ -1,0 +1,69 @@
+"""A profile: a cluster of this machine's cores, with measured curves, as TOML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pympa.calibrate.links import LinkFit
+from pympa.cluster import Cluster
+from pympa.curves import Curve
+
+
+def profile_text(profile: Cluster) -> str:
+    """Return a profile as TOML, which `load_cluster` reads."""
+    fields: dict[str, Any] = msgspec.to_builtins(profile)
+    return "\n".join(_lines(fields, "")) + "\n"
+
+
+def _lines(fields: dict[str, Any], table: str) -> Iterator[str]:
+    """Yield plain values first, as TOML wants it, then tables below `table`."""
+    nested = {}
+    for name, value in fields.items():
+        if isinstance(value, dict) or (
+            isinstance(value, (list, tuple)) and value and isinstance(value[0], dict)
+        ):
+            nested[name] = value
+        elif value is not None:
+            yield f"{name} = {json.dumps(value)}"  # strings, numbers and lists are TOML, too
+    for name, value in nested.items():
+        inner = f"{table}.{name}" if table else name
+        if isinstance(value, dict):
+            yield f"\n[{inner}]"
+            yield from _lines(value, inner)
+            continue
+        for entry in value:
+            yield f"\n[[{inner}]]"
+            yield from _lines(entry, inner)
+
+
+def error_table(curves: tuple[Curve, ...], link: LinkFit | None) -> Table:
+    """Return how well the curves tell points that are left out."""
+    table = Table(
+        title="fit error: of a grid point when it is left out; of a message by latency + bytes / "
+        "bandwidth",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("kernel", no_wrap=True)
+    for heading in ("dtype", "ranks\nat once", "points", "median\nerror", "largest\nerror"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for curve in curves:
+        judged = bool(curve.left_out())
+        table.add_row(
+            curve.kernel,
+            curve.dtype,
+            str(curve.ranks),
+            str(len(curve.seconds)),
+            f"{curve.error:.1%}" if judged else "-",
+            f"{curve.worst:.1%}" if judged else "-",
+        )
+    if link is not None:
+        ranks = str(link.link.ranks)
+        table.add_row("message", "", ranks, "7", f"{link.error:.1%}", f"{link.worst:.1%}")
+    return table

@@ -1,0 +1,113 @@
+"""What a kernel takes by a data sheet: flops over a rate by shape, or bytes over bandwidth.
+
+A kernel takes whichever is longer, and never less than a launch (the roofline of Williams et al.
+2009, with tiles and waves). Linears are padded to whole tiles, and waves of tiles to whole
+processors. Attention counts the pairs that its mask lets through.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from functools import lru_cache
+
+from pympa.accounting import block_pairs
+from pympa.calls import Attended, Multiplied, ranges_of
+from pympa.cluster import Device
+from pympa.layout import Layout
+
+CAUSAL_SHARE = 0.75  # below this part of all pairs the causal rate holds
+
+
+class SheetCosts:
+    """Seconds of kernels by a data sheet.
+
+    Args:
+        device: the hardware.
+        dtype: of weights and activations.
+    """
+
+    takes_large_pieces = True
+
+    def __init__(self, device: Device, dtype: str) -> None:
+        self._device = device
+        self._peak = device.flops_per_second[dtype]
+        self._bandwidth = device.memory_bytes_per_second * device.memory_efficiency
+        self._rates = sorted(device.attention, key=lambda rate: rate.head_dim)
+
+    def linears(self, call: Multiplied) -> float:
+        """See `Costs.linears`."""
+        compute = sum(self.linear(m, call.outputs, call.k, 0) for m in call.rows)
+        return max(compute, self.memory(call.nbytes))
+
+    def mlp(self, call: Multiplied, columns: int) -> float:
+        """See `Costs.mlp`."""
+        down = call._replace(n=columns, k=call.n, gated=False)
+        return self.linears(call) + self.linears(down)
+
+    def attend(self, call: Attended) -> float:
+        """See `Costs.attend`."""
+        whole, cut, pairs = _count_pairs(call.q, call.k, call.causal, call.window)
+        dims = call.heads, call.head_dim, call.v_head_dim
+        seconds = self.attention(whole, whole, *dims, 0) + self.attention(cut, pairs, *dims, 0)
+        return max(seconds, self.memory(call.nbytes))
+
+    def by_rows(self, kernel: str, rows: int, row_bytes: float) -> float:
+        """See `Costs.by_rows`."""
+        return self.memory(rows * row_bytes)
+
+    def memory(self, nbytes: float) -> float:
+        """Return the seconds that a kernel takes which reads and writes so many bytes."""
+        return max(self._device.launch_seconds, nbytes / self._bandwidth)
+
+    def linear(self, m: int, n: int, k: int, nbytes: float) -> float:
+        """Return the seconds of a product `[m, k] x [k, n]` that moves so many bytes."""
+        if min(m, n, k) == 0:
+            return 0.0
+        rows, columns = self._device.linear_tile
+        tiles = math.ceil(m / rows) * math.ceil(n / columns)
+        waves = math.ceil(tiles / self._device.processors)
+        padded = 2 * rows * columns * k * waves * self._device.processors
+        compute = padded / (self._peak * self._device.linear_efficiency)
+        # Less than a wave may be cut along k instead, so that all processors work.
+        least = 2 * tiles * rows * columns * k / (self._peak * self._device.linear_efficiency)
+        return max(min(compute, 2 * least), self.memory(nbytes))
+
+    def attention(
+        self, visible: int, pairs: int, heads: int, head_dim: int, v_head_dim: int, nbytes: float
+    ) -> float:
+        """Return the seconds of attention over `visible` of `pairs` query-key pairs."""
+        if visible == 0:
+            return 0.0
+        widest = max(head_dim, v_head_dim)
+        rate = next((r for r in self._rates if r.head_dim >= widest), self._rates[-1])
+        speed = rate.causal if visible < CAUSAL_SHARE * pairs else rate.full
+        # A narrower head takes the time of the kernel's own width.
+        flops = 2 * visible * heads * (head_dim + v_head_dim)
+        padding = max(1.0, rate.head_dim / widest)
+        return max(flops * padding / speed, self.memory(nbytes))
+
+
+@lru_cache(maxsize=1 << 17)  # blocks of a ring of 256 ranks
+def _count_pairs(
+    q_ranges: bytes, k_ranges: bytes, causal: bool, window: int | None
+) -> tuple[int, int, int]:
+    """Return the pairs of query and key in blocks that no mask cuts, and in those that one does.
+
+    A block is a range of queries and one of keys. Of blocks that are cut, the pairs that the mask
+    lets through and all of them. Layers repeat the same blocks, and the ranks of `tp` have the same
+    ones.
+    """
+    q, k = (Layout(tuple(ranges_of(ranges))) for ranges in (q_ranges, k_ranges))
+    whole = cut = pairs = 0
+    for (of_q, of_k), count in Counter(
+        (spans, k.spans[s]) for s, spans in q.spans.items() if s in k.spans
+    ).items():
+        for a, b in itertools.product(of_q, of_k):
+            visible = block_pairs(a, b, causal, window)
+            if visible == a[1] * b[1]:
+                whole += count * visible
+            elif visible:
+                cut, pairs = cut + count * visible, pairs + count * a[1] * b[1]
+    return whole, cut, pairs
