@@ -17,7 +17,7 @@ constexpr int64_t kColumnBlock = 512;  // x is repacked once for so many columns
 constexpr int64_t kPadding = 16;       // keeps A rows off a power-of-two stride (L1 associativity)
 constexpr int64_t kAStride = kKBlock + kPadding;
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kMostStreamed = 16;  // rows; more are bound by arithmetic, which tiles do best
+constexpr int64_t kMostStreamed = 16;  // rows; more gain little, and sums take scratch
 
 // Whether reading the weight is most of the work. One row reads it best as it comes.
 template <class Math>
