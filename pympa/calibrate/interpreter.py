@@ -18,8 +18,8 @@ from pympa.transport import NullEndpoint
 
 SMALL_BYTES, LARGE_BYTES = 64 << 10, 1 << 20
 """What kernels of the two models move at most, and at least."""
-_SMALL, _LARGE = (16, 64), (2048, 512)  # rows and width
-_SMALL_STEPS, _LARGE_STEPS = 61, 7
+_SMALL, _LARGE = (16, 64), (1024, 512)  # rows and width
+_SMALL_STEPS, _LARGE_STEPS = 61, 5
 _HEAD_DIM = 16
 
 
@@ -41,34 +41,24 @@ def between_kernels(team: Team, dtype: str, *, large: bool) -> float:
     return _typical(team, rank, dtype, rows, width, steps, of_kernel)
 
 
-def around_messages(
-    team: Team, dtype: str, latency: float, bytes_per_second: float, *, large: bool
-) -> float:
-    """Return this rank's seconds for each start of messages, beside their way. Collective.
+def around_messages(team: Team, dtype: str, *, large: bool) -> float:
+    """Return this rank's own seconds for each start of messages. Collective.
 
-    That is what a step of `tp` takes outside of kernels, but for Python between these and for the
-    way of the messages. In a large model waiting counts nothing: it is for a rank whose kernels
-    took longer.
+    That is what a step of `tp` takes outside of kernels and waits, but for Python between kernels.
 
     Args:
         team: runs one model.
         dtype: of the model.
-        latency: seconds of a message.
-        bytes_per_second: of messages.
         large: see `between_kernels`.
     """
     between = between_kernels(team, dtype, large=large)
     rank = team.on(Plan(tp=team.size))
     rows, width = _LARGE if large else _SMALL
     steps = _LARGE_STEPS if large else _SMALL_STEPS
-    message = rows * width * numpy_dtype(dtype).itemsize / team.size
 
     def of_start(step: Step) -> float:
-        waits = [span.stop - span.start for span in step.spans if span.kind == "wait"]
-        own = _outside(step) - between * _kernels(step)
-        if not large:
-            own += sum(waits) - len(waits) * (latency + message / bytes_per_second)
-        return max(0.0, own) / len(waits)
+        starts = sum(span.kind == "wait" for span in step.spans)
+        return max(0.0, _outside(step) - between * _kernels(step)) / starts
 
     return _typical(team, rank, dtype, rows, width, steps, of_start)
 

@@ -47,8 +47,7 @@ def measure_link(team: Team, dtype: str, shares_memory: bool) -> LinkFit:
     latency, by_byte = _fit(_SIZES, seconds)
     posting = 2 * (team.size - 1) * each
     small, large = (
-        _mean(team, around_messages(team, dtype, latency, 1 / by_byte, large=large)) - posting
-        for large in (False, True)
+        _mean(team, around_messages(team, dtype, large=large)) - posting for large in (False, True)
     )
     told = [latency + size * by_byte for size in _SIZES]
     errors = [abs(t - s) / s for t, s in zip(told, seconds, strict=True)]
