@@ -300,7 +300,8 @@ def run_a_tile(kind, *, dry):
 
 def test_methods_and_their_shadows():
     peak, names = run_a_tile(CpuKernels, dry=False)
-    assert names == [("compute", name) for name in ("score_tile", "fold_tile", "copy")]
+    kernels = ("start_state", "score_tile", "fold_tile", "copy")
+    assert names == [("compute", name) for name in kernels]
     assert run_a_tile(VirtualKernels, dry=True) == (peak, names)
 
 
