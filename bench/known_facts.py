@@ -30,6 +30,7 @@ from pympa.virtual import VirtualEndpoint, VirtualWorld
 
 RING_TOKENS, RING_RANKS = 8192, 8
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+RING_CHANNELS = 16  # "16 p2p channels per peer": NCCL's log of 8 H800, NVIDIA/nccl#892
 RING_PUBLISHED = {"contiguous": 0.521, "zigzag": 0.852}
 LLAMA_TOKENS, LLAMA_PUBLISHED_SECONDS = 1_000_000, 77.0
 
@@ -41,10 +42,12 @@ Llama-3.1-8B, 8,192 tokens on each GPU; ideal is its single-GPU kernel on an eig
 591.5, and 35 % of the peak without a mask is from the abstract of FlashAttention-3 (arXiv
 2407.08608). H800: an H100 with 400 GB/s of NVLink; the part of it that messages reach is the
 H100's. That library writes each block's output, reads it as float32 and merges it (its utils.py),
-which is done here, too; pympa's own ring carries the state and merges nothing. Left out: launches
-from Python, and the processors that NCCL's kernels take from the attention beside them. In the
-naive ring the last rank computes without waiting for anybody, so that costs little; in the zigzag
-ring every step ends with all ranks, and the published figure is what hiding nothing would give.
+which is done here, too; pympa's own ring carries the state and merges nothing. NCCL's channels keep
+a multiprocessor each from the attention beside them: 16 of 132 (its log on 8 H800, NVIDIA/nccl#892,
+and #689). That was added after the first comparison had shown 94 % for the zigzag ring, from these
+sources and from nothing measured here. Left out: launches from Python. In the naive ring the last
+rank computes without waiting for anybody, so that costs little; in the zigzag ring every step ends
+with all ranks, and the published figure is about what hiding nothing would give.
 
 1M tokens of Llama-3 405B (arXiv 2411.01783): 128 H100 in 16 nodes, ring of 16 over nodes that
 passes K/V, tp=8 inside, one sequence. Our H100 is the 700 W board of the data sheet. Theirs reach
@@ -73,7 +76,10 @@ def h800() -> Cluster:
     flops = 2 * RING_TOKENS * (RING_TOKENS + 1) / 2 * HEADS * 2 * HEAD_DIM
     rate = AttentionRate(head_dim=HEAD_DIM, full=0.35 * 989e12, causal=591.5 * flops)
     halved = msgspec.structs.replace(
-        nvlink, bytes_per_second=nvlink.bytes_per_second * 400 / 900, ranks=RING_RANKS
+        nvlink,
+        bytes_per_second=nvlink.bytes_per_second * 400 / 900,
+        ranks=RING_RANKS,
+        processors=RING_CHANNELS,
     )
     device = msgspec.structs.replace(base.device, name="H800", attention=(rate,))
     return Cluster(title="8 x H800", ranks=RING_RANKS, device=device, links=(halved,))

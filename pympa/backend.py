@@ -96,7 +96,9 @@ def build_virtual_rank(
     )
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
     loops = (
-        Loops() if beat is None else SteadyLoops(beat, endpoint.rank, trace, traffic, endpoint.skip)
+        Loops()
+        if beat is None
+        else SteadyLoops(beat, endpoint.rank, trace, traffic, endpoint.worked, endpoint.skip)
     )
     return Rank(mesh, kernels, transports, loops, arena, trace, traffic, ExpertLoad())
 

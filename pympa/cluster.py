@@ -73,6 +73,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             and for each of them. large_start_seconds: where they have `LARGE_START_BYTES` or more,
             for kernels that make as much leave caches cold, and ranks apart.
         shares_memory: ranks read each other's keys and values where they are.
+        processors: of a device, that messages keep from kernels while they are under way.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     large_start_seconds: float = 0.0
     message_seconds: float = 0.0
     shares_memory: bool = False
+    processors: int = 0
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -81,9 +81,10 @@ class Beat:
 
 
 class _Mark(NamedTuple):
-    """A rank's clock and bytes at one moment."""
+    """A rank's clock, seconds of its kernels and bytes at one moment."""
 
     seconds: float
+    worked: float
     sent: Counter[tuple[str, int]]
     received: Counter[tuple[str, int]]
 
@@ -95,7 +96,8 @@ class SteadyLoops(Loops):
         beat: of the world.
         rank: which one.
         trace, traffic: its books.
-        advance: lets the rank's clock go on, seconds.
+        worked: tells the seconds that its kernels took so far.
+        advance: lets the rank's clock go on, seconds, and how many of them its kernels took.
     """
 
     def __init__(
@@ -104,11 +106,12 @@ class SteadyLoops(Loops):
         rank: int,
         trace: Trace,
         traffic: Traffic,
-        advance: Callable[[float], None],
+        worked: Callable[[], float],
+        advance: Callable[[float, float], None],
     ) -> None:
         self._beat, self._rank = beat, rank
         self._trace, self._traffic = trace, traffic
-        self._advance = advance
+        self._worked, self._advance = worked, advance
         self._micro_batches: defaultdict[int, list[tuple[_Mark, _Mark]]] = defaultdict(list)
         self._kinds: set[Hashable] = set()
 
@@ -154,8 +157,8 @@ class SteadyLoops(Loops):
         self._repeat(done[-1], len(items) - passes)
 
     def _mark(self) -> _Mark:
-        traffic = self._traffic
-        return _Mark(self._trace.clock(), traffic.sent.copy(), traffic.received.copy())
+        sent, received = self._traffic.sent.copy(), self._traffic.received.copy()
+        return _Mark(self._trace.clock(), self._worked(), sent, received)
 
     def _check(self, passes: Sequence[tuple[_Mark, _Mark]]) -> None:
         """Take down how much two passes differ."""
@@ -174,5 +177,5 @@ class SteadyLoops(Loops):
             for key, count in after.items():
                 counts[key] += times * (count - before[key])
         now = self._trace.clock()
-        self._advance(times * (stop.seconds - start.seconds))
+        self._advance(times * (stop.seconds - start.seconds), times * (stop.worked - start.worked))
         self._trace.repeat((start.seconds, stop.seconds), (now, self._trace.clock()), times)

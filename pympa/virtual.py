@@ -6,12 +6,14 @@ after the other, at their bandwidth; a message has come when both have moved it,
 So flows that share a way share its bandwidth, and one that waits on one side holds up nobody on the
 other. Links of different levels are ways of their own. Whoever would post a message first lets the
 ranks go whose clocks are behind, so ways are taken in order of time and a run is the same every
-time.
+time. While a device's messages are under way its kernels have fewer processors; what that takes
+shows as waiting for them.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -27,12 +29,37 @@ _SAME_SECONDS = 1e-9  # clocks that are so near are equal but for rounding: no r
 
 
 class Pending:
-    """Messages of one `start`: how many have no other side yet, and when the last one is done."""
+    """Messages of one `start`.
 
-    def __init__(self, messages: int, seen: Seen) -> None:
+    Args:
+        messages: how many. seen: see `Endpoint.start`.
+        worked: seconds that the rank's kernels took before.
+
+    Attributes:
+        unmatched: messages that have no other side yet. done_at: when each is done, seconds.
+        begun_at: when the first had both sides. share: of the processors that messages keep.
+    """
+
+    def __init__(self, messages: int, seen: Seen, worked: float) -> None:
         self.unmatched = messages
         self.seen = seen
+        self.worked = worked
         self.done_at = [0.0] * messages
+        self.begun_at = math.inf
+        self.share = 0.0
+
+    def held_up(self, now: float, worked: float) -> float:
+        """Return how much longer kernels took beside the messages, given what they took alone.
+
+        Args:
+            now: clock without it.
+            worked: seconds of the rank's kernels until then.
+        """
+        beside = min(worked - self.worked, now - self.begun_at)
+        if self.share == 0 or beside <= 0:
+            return 0.0
+        under_way = max(self.done_at) - self.begun_at
+        return min(beside * self.share / (1 - self.share), under_way * self.share)
 
 
 class _Post(NamedTuple):
@@ -43,12 +70,16 @@ class _Post(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """From one rank to another: the two ports, seconds of latency and of each byte."""
+    """From one rank to another: the two ports, seconds of latency and of each byte.
+
+    share: of a device's processors that messages keep.
+    """
 
     way_out: tuple[bool, int, int]
     way_in: tuple[bool, int, int]
     latency: float
     per_byte: float
+    share: float
 
 
 class Slow(NamedTuple):
@@ -79,6 +110,7 @@ class VirtualWorld(RankThreads):
             )
         super().__init__(size)
         self.clocks = [0.0] * size
+        self.worked = [0.0] * size
         self.calls = 0
         self.slow = slow or Slow({}, {})
         self.cluster = cluster
@@ -125,6 +157,7 @@ class VirtualWorld(RankThreads):
             self._waiting[rank] = pending, what
             self.yield_turn(rank)
         now = self.clocks[rank]
+        now += pending.held_up(now, self.worked[rank])
         for index, done_at in enumerate(pending.done_at):
             self.clocks[rank] = done_at  # when it was done, whenever that is looked at
             pending.seen(index)
@@ -147,6 +180,8 @@ class VirtualWorld(RankThreads):
         for rank, post in ((source, sender), (target, receiver)):
             post.pending.unmatched -= 1
             post.pending.done_at[post.number] = done_at
+            post.pending.begun_at = min(post.pending.begun_at, posted)
+            post.pending.share = max(post.pending.share, way.share)
             waiting = self._waiting.get(rank)
             if waiting is not None and waiting[0] is post.pending and not post.pending.unmatched:
                 del self._waiting[rank]
@@ -173,6 +208,7 @@ class VirtualWorld(RankThreads):
             (False, level, target // link.ranks_at_port),
             link.latency_seconds,
             factor / link.bytes_per_second,
+            link.processors / max(self.cluster.device.processors, 1),
         )
         self._ways[source, target] = way
         return way
@@ -206,11 +242,18 @@ class VirtualEndpoint:
 
     def advance(self, seconds: float) -> None:
         """Let time pass in a kernel."""
-        self._world.clocks[self.rank] += seconds * self._world.slow.ranks.get(self.rank, 1.0)
-
-    def skip(self, seconds: float) -> None:
-        """Let time pass in what is like something before it."""
+        seconds *= self._world.slow.ranks.get(self.rank, 1.0)
         self._world.clocks[self.rank] += seconds
+        self._world.worked[self.rank] += seconds
+
+    def worked(self) -> float:
+        """Return the seconds that the rank's kernels took so far."""
+        return self._world.worked[self.rank]
+
+    def skip(self, seconds: float, worked: float) -> None:
+        """Let time pass in what is like something before it, some of it in kernels."""
+        self._world.clocks[self.rank] += seconds
+        self._world.worked[self.rank] += worked
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> Pending:
         """Post messages."""
@@ -219,7 +262,7 @@ class VirtualEndpoint:
         world.clocks[self.rank] += world.own_seconds(self.rank, [*receives, *sends])
         world.let_others_go(self.rank)
         now = self.clock()
-        pending = Pending(len(sends) + len(receives), seen)
+        pending = Pending(len(sends) + len(receives), seen, world.worked[self.rank])
         for index, message in enumerate(receives):
             key = (message.peer, self.rank, message.channel)
             world.post(key, _Post(message.array, now, pending, index), sends=False)

@@ -21,9 +21,9 @@ def test_naive_ring(known):
     assert known.ring_share("contiguous") == pytest.approx(0.521, abs=0.08)
 
 
-def test_zigzag_ring_hides_more_here_than_the_library_did(known):
-    """Within 8 points of the published 85.2 % only if no message is hidden; see NOTES."""
-    assert 0.852 < known.ring_share("zigzag") < 0.95
+def test_zigzag_ring(known):
+    """It hides messages here, which the library seems not to have done; see NOTES."""
+    assert known.ring_share("zigzag") == pytest.approx(0.852, abs=0.08)
     assert known.unhidden_share() == pytest.approx(0.852, abs=0.08)
 
 

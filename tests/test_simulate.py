@@ -5,9 +5,11 @@ import json
 import pytest
 
 import conftest
+from pympa.bench.forecast import forecast_cluster
 from pympa.bench.record import RecordFile
 from pympa.bench.slow import parse_slow
 from pympa.cluster import load_cluster
+from pympa.errors import RefusedError
 
 COMMAND = ["-m", "pympa.bench", "ring-dense-fp16", "--backend", "virtual"]
 PAPER = [*COMMAND, "--cluster", "dgx-h100x2", "--size", "paper"]
@@ -150,3 +152,10 @@ def test_experts_take_the_loads_of_a_measured_run(tmp_path):
     refused = conftest.run_job(1, *PAPER[:2], "experts", *virtual, "--routing-from", str(output))
     assert refused.status == 2
     assert "expected a measured record of experts" in refused.err
+
+
+def test_a_measured_run_waits_for_no_thousand_ranks():
+    assert forecast_cluster("none") is None
+    assert forecast_cluster(None).ranks == 16
+    with pytest.raises(RefusedError, match=r"at most 64 ranks .* it has 1,024; .*virtual"):
+        forecast_cluster("dgx-h100x128")

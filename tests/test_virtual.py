@@ -20,6 +20,7 @@ from pympa.volume import bytes_sent
 
 DGX = load_cluster("dgx-h100x2")
 LINK = DGX.links[0]
+SHARE = LINK.processors / DGX.device.processors
 
 
 def simulate(spec, plan, lengths=worlds.LENGTHS, dtype="bfloat16", slow=None):
@@ -121,19 +122,27 @@ def test_a_slow_link_slows_what_goes_over_it():
     assert step(Slow({}, {(0, 2): 1e6})) == step(None), "no ring goes from 0 to 2"
 
 
-def test_waiting_is_hidden_behind_kernels():
-    """A message as long as the kernel beside it costs nothing more."""
+@pytest.mark.parametrize(
+    ("kernel", "costs"),
+    [(1.0, 1 + SHARE), (2.0, 2 + SHARE), (0.5, 1.0), (0.9, 0.9 + SHARE), (0.0, 1.0)],
+    ids=["as long", "longer", "much shorter", "shorter", "none"],
+)
+def test_messages_beside_kernels(kernel, costs):
+    """They are hidden, but keep processors from kernels as long as they are under way."""
     seconds = LINK.latency_seconds + 1e9 / LINK.bytes_per_second
 
     def body(endpoint):
         group = checks.transport(endpoint)
         array = np.broadcast_to(np.uint8(0), (10**9,))
         pending = group.start([(array, 1 - group.index)], [(array, 1 - group.index)])
-        endpoint.advance(seconds)
+        endpoint.advance(kernel * seconds)
         group.wait(pending)
         return endpoint.clock()
 
-    assert VirtualWorld(2, DGX).run(body) == pytest.approx([seconds] * 2)
+    assert VirtualWorld(2, DGX).run(body) == pytest.approx([costs * seconds] * 2)
+    link = msgspec.structs.replace(LINK, processors=0)
+    free = msgspec.structs.replace(DGX, links=(link, *DGX.links[1:]))
+    assert VirtualWorld(2, free).run(body) == pytest.approx([max(kernel, 1.0) * seconds] * 2)
 
 
 def test_a_slow_rank_holds_up_the_ring():

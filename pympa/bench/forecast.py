@@ -10,10 +10,12 @@ from pympa.bench.predict import SimulatedRow, fastest, predict
 from pympa.bench.record import Forecast
 from pympa.bench.simulate import simulated_row
 from pympa.cluster import Cluster, load_cluster
+from pympa.errors import RefusedError
 from pympa.team import Team
 
 DEFAULT_CLUSTER = "dgx-h100x2"
 NO_CLUSTER = "none"
+_MOST_RANKS = 64  # that a rank simulates in seconds, while the others wait
 
 Planned = tuple[Experiment, PlannedRun]
 
@@ -23,8 +25,17 @@ def forecast_cluster(name: str | None) -> Cluster | None:
 
     Raises:
         SpecError: there is none of that name.
+        RefusedError: it is too large to be simulated beside a measurement.
     """
-    return None if name == NO_CLUSTER else load_cluster(name or DEFAULT_CLUSTER)
+    if name == NO_CLUSTER:
+        return None
+    cluster = load_cluster(name or DEFAULT_CLUSTER)
+    if cluster.ranks > _MOST_RANKS:
+        raise RefusedError(
+            f"--cluster {name}: expected at most {_MOST_RANKS} ranks beside a measured run; it has "
+            f"{cluster.ranks:,}; predict it with --backend virtual"
+        )
+    return cluster
 
 
 def forecasts(
