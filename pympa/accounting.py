@@ -9,19 +9,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pympa.layout import Layout, Span, split, split_batch
 from pympa.mesh import Plan
 from pympa.spec import LayerSpec, ModelSpec
 
+Alike = tuple[tuple[tuple[tuple[Span, ...], tuple[Span, ...]], int], ...]
+"""(start, length) of the queries and of the keys of one sequence, and how many have the same."""
+
+
+@lru_cache(maxsize=1 << 17)  # the blocks of a ring of 256 ranks, which every layer meets again
+def alike_sequences(q: Layout, k: Layout) -> Alike:
+    """Return the sequences that are both in q and k, counting those of the same positions once."""
+    keys = k.spans
+    return tuple(Counter((spans, keys[s]) for s, spans in q.spans.items() if s in keys).items())
+
 
 def visible_pairs(q: Layout, k: Layout, causal: bool, window: int | None) -> int:
     """Return the number of (query, key) pairs that are not masked."""
-    keys = k.spans
-    alike = Counter((spans, keys[s]) for s, spans in q.spans.items() if s in keys)
     return sum(
         count * block_pairs(a, b, causal, window)
-        for (of_q, of_k), count in alike.items()
+        for (of_q, of_k), count in alike_sequences(q, k)
         for a in of_q
         for b in of_k
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 SYSFS = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -43,6 +44,7 @@ def read_caches(folder: Path = SYSFS) -> list[Cache]:
     return found
 
 
+@lru_cache
 def cache_of_rank(threads: int, folder: Path = SYSFS) -> int | None:
     """Return the bytes of cache that a rank may call its own, or None where sysfs does not tell.
 

@@ -34,6 +34,14 @@ class Layout:
 
     ranges: tuple[Range, ...]
 
+    def __hash__(self) -> int:
+        """Return a hash that is computed once: layouts of many ranges are looked up often."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.ranges)
+
     @cached_property
     def rows(self) -> int:
         """Rows of an activation with this layout."""
@@ -71,6 +79,8 @@ class Layout:
 
     def slice(self, start: int, stop: int) -> Layout:
         """Return the layout of rows `start:stop`."""
+        if start <= 0 and stop >= self.rows:
+            return self
         kept, at = [], 0
         for r in self.ranges:
             low, high = max(start - at, 0), min(stop - at, r.length)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from functools import lru_cache
 
-from pympa.accounting import block_pairs
+from pympa.accounting import alike_sequences, block_pairs
 from pympa.calls import Attended, Multiplied, ranges_of
 from pympa.cluster import Device
 from pympa.layout import Layout
@@ -99,11 +98,9 @@ def _count_pairs(
     lets through and all of them. Layers repeat the same blocks, and the ranks of `tp` have the same
     ones.
     """
-    q, k = (Layout(tuple(ranges_of(ranges))) for ranges in (q_ranges, k_ranges))
+    q, k = _layout(q_ranges), _layout(k_ranges)
     whole = cut = pairs = 0
-    for (of_q, of_k), count in Counter(
-        (spans, k.spans[s]) for s, spans in q.spans.items() if s in k.spans
-    ).items():
+    for (of_q, of_k), count in alike_sequences(q, k):
         for a, b in itertools.product(of_q, of_k):
             visible = block_pairs(a, b, causal, window)
             if visible == a[1] * b[1]:
@@ -111,3 +108,9 @@ def _count_pairs(
             elif visible:
                 cut, pairs = cut + count * visible, pairs + count * a[1] * b[1]
     return whole, cut, pairs
+
+
+@lru_cache(maxsize=1 << 10)
+def _layout(ranges: bytes) -> Layout:
+    """Return the layout of ranges, and with it what it finds out about itself once."""
+    return Layout(tuple(ranges_of(ranges)))
