@@ -1,15 +1,19 @@
-"""CPU kernels of pympa (C++, pybind11).
+"""Kernels of pympa (C++ and CUDA, pybind11).
 
 Rules that hold for every function:
 
-- Arrays are NumPy arrays of float32, float16 or `ml_dtypes.bfloat16` ("dtype" below) unless a
+- `pympa._core` has them for CPUs, `pympa._cuda` for GPUs, with the same arguments. Arrays are NumPy
+  arrays in the one and CuPy arrays in the other, but ranges, head maps, counts and `group_rows`
+  are NumPy arrays in both. GPU kernels run later, in the order of their stream; those that return
+  a value or fill in counts wait for it.
+- Arrays are of float32, float16 or `ml_dtypes.bfloat16` ("dtype" below) unless a
   type is given. Sums are float32; results are rounded to nearest, ties to even.
 - Shapes are written `[rows, columns]`. The last dimension is contiguous; outer ones may be
   strided unless said otherwise.
 - Outputs and workspaces belong to the caller; a kernel allocates nothing. Workspaces are flat
   uint8 arrays, at least as long as the `*_workspace_bytes` function says, contents arbitrary.
-- `isa` is one of `supported_isas()`. Bits are the same on every call with the same `isa`; they do
-  not depend on `threads`, which is the number of OpenMP threads (1: no parallel region).
+- `on` says what a call runs on. Bits are the same on every call with the same `isa` of it; they do
+  not depend on its `threads`, the number of OpenMP threads (1: no parallel region).
 - The GIL is released while a kernel runs.
 - A wrong shape, dtype, name, workspace or ISA raises ValueError with argument, expected, got.
 """
@@ -26,24 +30,33 @@ Int32: TypeAlias = NDArray[np.int32]
 Int64: TypeAlias = NDArray[np.int64]
 
 def supported_isas() -> list[str]:
-    """Name what this CPU runs, best first: avx512_bf16, avx512, avx2, portable."""
+    """Name what this machine runs, best first: avx512_bf16, avx512, avx2, portable; or cuda."""
 
-def packed_weight_bytes(n: int, k: int, dtype: str, isa: str) -> int:
+class Execution:
+    """What kernels run on.
+
+    Args:
+        isa: one of `supported_isas()`.
+        threads: OpenMP threads of a call on a CPU.
+        stream: `cudaStream_t` of a GPU, as a number; 0 is its default stream.
+    """
+
+    def __init__(self, isa: str, *, threads: int = 1, stream: int = 0) -> None: ...
+
+def packed_weight_bytes(n: int, k: int, dtype: str, on: Execution) -> int:
     """Return the bytes of a packed `[n, k]` weight."""
 
-def pack_weight(weight: Array, packed: Bytes, isa: str) -> None:
+def pack_weight(weight: Array, packed: Bytes, on: Execution) -> None:
     """Copy a weight into the panels that `linear` reads; the dtype stays.
 
     Args:
         weight: `[n, k]`, row-major.
-        packed: at least `packed_weight_bytes(n, k, dtype, isa)` bytes; good for this `isa` only;
+        packed: at least `packed_weight_bytes(n, k, dtype, on)` bytes; good for this ISA only;
             fastest if aligned to 64 bytes.
-        isa: instruction set.
+        on: what it runs on.
     """
 
-def linear_workspace_bytes(
-    m: int, n: int, k: int, dtype: str, gated: bool, threads: int, isa: str
-) -> int:
+def linear_workspace_bytes(m: int, n: int, k: int, dtype: str, gated: bool, on: Execution) -> int:
     """Return the workspace bytes of `linear`, or of `gated_linear` if `gated`."""
 
 def linear(
@@ -56,13 +69,12 @@ def linear(
     branch: Array | None,
     group_rows: Int64 | None,
     workspace: Bytes,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Compute y = act(x W^T + bias), b = round(y), out = round(residual + b), or b.
 
     Each element is the ascending sum of zero-started float32 partials over k-blocks of 512: its
-    bits depend on its row of x, its row of W and `isa` alone.
+    bits depend on its row of x, its row of W and the ISA alone.
 
     Args:
         x: `[m, k]`.
@@ -75,8 +87,7 @@ def linear(
         group_rows: `[groups]`, adding up to m, or None: consecutive rows that have a weight and a
             bias of their own.
         workspace: see `linear_workspace_bytes`.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
 def gated_linear(
@@ -89,14 +100,11 @@ def gated_linear(
     activation: str,
     group_rows: Int64 | None,
     workspace: Bytes,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Compute out = round(act(x Wg^T + bg) * (x Wu^T + bu)); arguments as for `linear`."""
 
-def attention_workspace_bytes(
-    head_dim: int, v_head_dim: int, dtype: str, threads: int, isa: str
-) -> int:
+def attention_workspace_bytes(head_dim: int, v_head_dim: int, dtype: str, on: Execution) -> int:
     """Return the workspace bytes of `attend_block`: fixed, whatever the number of tokens.
 
     Also those of `score_tile`, with a v_head_dim of 0, and of `fold_tile`, with a head_dim of 0.
@@ -117,8 +125,7 @@ def attend_block(
     window: int,
     softcap: float,
     workspace: Bytes,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Fold a block of keys into the running softmax state of each query row, in place.
 
@@ -144,8 +151,7 @@ def attend_block(
         window: 0 for none; else only if i - j < window and j - i < window.
         softcap: 0 for none; else scores become softcap * tanh(score / softcap).
         workspace: see `attention_workspace_bytes`.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
 def score_tile(
@@ -154,8 +160,7 @@ def score_tile(
     kv_head_of_q: Int32,
     scores: Float32,
     workspace: Bytes,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Compute scores = q k^T, neither scaled nor masked: the first half of `attend_block`.
 
@@ -167,8 +172,7 @@ def score_tile(
         kv_head_of_q: `[heads]`, the K/V head of each query head.
         scores: `[rows, heads, keys]`.
         workspace: see `attention_workspace_bytes`.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
 def fold_tile(
@@ -185,8 +189,7 @@ def fold_tile(
     window: int,
     softcap: float,
     workspace: Bytes,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Fold scores into the running softmax state, in place: the second half of `attend_block`.
 
@@ -208,9 +211,11 @@ def fold_tile(
         window: 0 for none.
         softcap: 0 for none.
         workspace: see `attention_workspace_bytes`.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
+
+def start_state(row_max: Float32, row_sum: Float32, out: Float32, on: Execution) -> None:
+    """Make a state that has seen no key: row_max = -inf, the rest 0; contiguous arrays."""
 
 def merge(
     row_max: Float32,
@@ -219,8 +224,7 @@ def merge(
     other_row_max: Float32,
     other_row_sum: Float32,
     other_out: Float32,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Fold another state of the same rows into the first; contiguous arrays, -inf safe."""
 
@@ -230,8 +234,7 @@ def finish(
     out: Float32,
     o: Array,
     lse: Float32,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Compute o = round(out / row_sum) and lse = row_max + ln(row_sum); contiguous arrays.
 
@@ -241,11 +244,10 @@ def finish(
         out: `[rows, heads, v_head_dim]`.
         o: `[rows, heads, v_head_dim]` of any dtype; 0 for rows that saw no key.
         lse: `[rows, heads]`; -inf for rows that saw no key.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
-def rope(x: Array, cos: Float32, sin: Float32, index: Int32, threads: int, isa: str) -> None:
+def rope(x: Array, cos: Float32, sin: Float32, index: Int32, on: Execution) -> None:
     """Rotate pairs (i, i + half) of the first 2 * half dims in place; rounds once.
 
     Args:
@@ -253,8 +255,7 @@ def rope(x: Array, cos: Float32, sin: Float32, index: Int32, threads: int, isa: 
         cos: `[positions, half]`.
         sin: `[positions, half]`.
         index: `[rows]`, the row of the tables for each row of x.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
 def norm(
@@ -264,8 +265,7 @@ def norm(
     eps: float,
     kind: str,
     out: Array,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Normalise the rows of x `[rows, columns]`: "rms" or "layer" (two passes); rounds once.
 
@@ -276,13 +276,10 @@ def norm(
         eps: added to the mean square.
         kind: "rms" or "layer".
         out: `[rows, columns]`; may be `x`.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
-def gather_rows(
-    source: Array, index: Int32, out: Array, first_row: int, threads: int, isa: str
-) -> None:
+def gather_rows(source: Array, index: Int32, out: Array, first_row: int, on: Execution) -> None:
     """Copy out[r] = source[index[r] - first_row]; zeros where that is no row of the source.
 
     Args:
@@ -290,12 +287,11 @@ def gather_rows(
         index: `[rows]`.
         out: `[rows, columns]`.
         first_row: index of the source's first row.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
 def select_experts(
-    logits: Float32, experts: Int32, weights: Float32, renormalize: bool, threads: int, isa: str
+    logits: Float32, experts: Int32, weights: Float32, renormalize: bool, on: Execution
 ) -> int:
     """Choose the experts of each row: softmax, then its largest entries, ties to the lower id.
 
@@ -304,15 +300,14 @@ def select_experts(
         experts: `[rows, choices]`; receives the chosen ids, ascending.
         weights: `[rows, choices]`; receives their probabilities.
         renormalize: divide the probabilities by their sum over the row's choices.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
 
     Returns:
         The first row with a logit that is not finite, or -1. Such rows get the first ids, and
         weights of 0.
     """
 
-def sort_rows(experts: Int32, counts: Int64, sources: Int32, places: Int32) -> None:
+def sort_rows(experts: Int32, counts: Int64, sources: Int32, places: Int32, on: Execution) -> None:
     """Sort all pairs (row, choice) by expert, stably.
 
     Args:
@@ -321,18 +316,22 @@ def sort_rows(experts: Int32, counts: Int64, sources: Int32, places: Int32) -> N
         sources: `[rows * choices]`; receives the row of each pair in the new order, and nothing
             after the last.
         places: `[rows, choices]`; receives each pair's index in the new order, or -1.
+        on: what it runs on.
     """
 
-def count_experts(experts: Int32, segment_rows: Int64, counts: Int64) -> None:
+def count_experts(experts: Int32, segment_rows: Int64, counts: Int64, on: Execution) -> None:
     """Count the pairs (row, choice) of each expert in each segment of consecutive rows.
 
     Args:
         experts: `[rows, choices]`; -1 counts nowhere.
         segment_rows: `[segments]`, adding up to `rows`.
         counts: `[segments, experts]`; receives the counts.
+        on: what it runs on.
     """
 
-def drop_overflow(experts: Int32, segment_rows: Int64, used: Int64, capacity: Int64) -> None:
+def drop_overflow(
+    experts: Int32, segment_rows: Int64, used: Int64, capacity: Int64, on: Execution
+) -> None:
     """Drop (-1) each pair (row, choice), row by row, whose expert is full in its segment.
 
     Args:
@@ -340,6 +339,7 @@ def drop_overflow(experts: Int32, segment_rows: Int64, used: Int64, capacity: In
         segment_rows: `[segments]`, adding up to `rows`.
         used: `[segments, experts]`, in place: room taken so far.
         capacity: `[segments]`: room of each expert.
+        on: what it runs on.
     """
 
 def combine_rows(
@@ -348,12 +348,11 @@ def combine_rows(
     weights: Float32,
     base: Array | None,
     out: Array,
-    threads: int,
-    isa: str,
+    on: Execution,
 ) -> None:
     """Compute out[r] = round(sum over c of weights[r, c] * rows[places[r, c]], + base[r]).
 
-    The sum is float32, from zero, by ascending c, fused where `isa` can.
+    The sum is float32, from zero, by ascending c, fused where the ISA can.
 
     Args:
         rows: `[sorted_rows, columns]`.
@@ -361,22 +360,20 @@ def combine_rows(
         weights: `[rows, choices]`.
         base: `[rows, columns]`.
         out: `[rows, columns]`; may be `base`.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
-def add(a: Array, b: Array, out: Array, threads: int, isa: str) -> None:
+def add(a: Array, b: Array, out: Array, on: Execution) -> None:
     """Compute out = round(a + b), all `[rows, columns]`; out may be a or b."""
 
-def sum_partials(parts: Array, bias: Array | None, out: Array, threads: int, isa: str) -> None:
+def sum_partials(parts: Array, bias: Array | None, out: Array, on: Execution) -> None:
     """Compute out = round(parts[0] + parts[1] + ... + bias) in float32, in that order.
 
     Args:
         parts: `[parts, rows, columns]`.
         bias: `[columns]`.
         out: `[rows, columns]`; may be one of the parts.
-        threads: OpenMP threads.
-        isa: instruction set.
+        on: what it runs on.
     """
 
 def fma_peak(dtype: str, isa: str, seconds: float) -> float:

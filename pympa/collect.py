@@ -43,10 +43,10 @@ def collect(
     def probe(name: str, array: Array, layout: Layout) -> None:
         if model.mesh.coordinate("columns") == 0 or name.endswith(ROUTING):
             for first, last, kept in _rows_of(layout, only):
-                seen.append((name, array[first:last].copy(), kept))
+                seen.append((name, model.read(array[first:last]), kept))
 
     logits = model.forward(prepared, probe)
-    parts = world.gather_objects((seen, [_copied(part) for part in logits]), root=0)
+    parts = world.gather_objects((seen, [_copied(model, part) for part in logits]), root=0)
     if world.index != 0:
         return None
     return assemble(
@@ -93,8 +93,8 @@ def assemble(
     return outputs
 
 
-def _copied(part: Logits) -> Logits:
-    return Logits(part.sequences, part.vocabulary, part.values.copy())
+def _copied(model: Model, part: Logits) -> Logits:
+    return Logits(part.sequences, part.vocabulary, model.read(part.values))
 
 
 def _rows_of(layout: Layout, only: int | None) -> list[tuple[int, int, Layout]]:

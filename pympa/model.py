@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,10 @@ class Model:
             self._rank.transports["ring"].settle()
         return prepared.logits
 
+    def read(self, array: Array) -> NDArray[Any]:
+        """Return a copy on the host of an array that a probe sees, or of logits."""
+        return self._kernels.read(array)
+
     def _block(
         self,
         index: int,
@@ -221,8 +226,13 @@ class Model:
         half = layer.rotated_dim // 2
         cos = self._arena.empty((len(positions), half), np.float32)
         sin = self._arena.empty((len(positions), half), np.float32)
-        if layer.rope is not None and not self._arena.dry:
-            frequency = layer.rope.theta ** (-np.arange(half) / half)
-            angle = (positions / layer.rope.scaling_factor)[:, None] * frequency
-            cos[:], sin[:] = np.cos(angle), np.sin(angle)
+        rope = layer.rope
+        if rope is not None:
+            frequency = rope.theta ** (-np.arange(half) / half)
+
+            def write(out: Array, function: np.ufunc) -> None:
+                out[:] = function((positions / rope.scaling_factor)[:, None] * frequency)
+
+            self._kernels.fill(cos, partial(write, function=np.cos))
+            self._kernels.fill(sin, partial(write, function=np.sin))
         return cos, sin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,17 +149,15 @@ class Shards:
                 )
                 continue
             biases = arena.empty((len(mine), *shape), self._dtype, "weights")
-            if not arena.dry:
-                for number in range(len(mine)):
-                    fill(number, biases[number])
+            for number in range(len(mine)):
+                self._rank.kernels.fill(biases[number], partial(fill, number))
             self.vectors[prefix + kind] = biases
 
     def _keep(self, name: str, rows: Part) -> None:
         spec = self._specs[name]
         shape = _shape(spec.shape, rows, None)
         out = self._rank.arena.empty(shape, self._dtype, "weights")
-        if not self._rank.arena.dry:
-            self._source.fill(spec, out, rows)
+        self._rank.kernels.fill(out, lambda host: self._source.fill(spec, host, rows))
         self.vectors[name] = out
 
     def _pack(self, name: str, rows: Part, cols: Part) -> PackedWeight:

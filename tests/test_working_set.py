@@ -14,7 +14,7 @@ from pympa import _core
 from pympa.backend import Rehearsal
 from pympa.caches import Cache, cache_of_rank, read_caches
 from pympa.kernels.cpu import CpuKernels
-from pympa.kernels.cpu_linear import BLOCK
+from pympa.kernels.core_linear import BLOCK
 from pympa.layout import split_batch, split_micro_batches
 from pympa.mesh import Plan
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
@@ -47,21 +47,23 @@ def test_by_hand(rows, monkeypatch):
     assert set(found) == {0, 1}
     assert found[0] == found[1]
     at_once = min(rows, CpuKernels.row_chunk)
-    tile = _core.packed_weight_bytes(n=512, k=768 + 768, dtype="bfloat16", isa=worlds.ISA)
+    tile = _core.packed_weight_bytes(
+        n=512, k=768 + 768, dtype="bfloat16", on=_core.Execution(worlds.ISA)
+    )
     works = [
         _core.linear_workspace_bytes(
-            m=at_once, n=n, k=k, dtype="bfloat16", gated=False, threads=1, isa=worlds.ISA
+            m=at_once, n=n, k=k, dtype="bfloat16", gated=False, on=_core.Execution(worlds.ISA)
         )
         for n, k in ((128, 768), (768, 128))
     ]
     works.append(
         _core.mlp_workspace_bytes(
-            item_rows=at_once, hidden=1536, n=768, gated=False, threads=1, isa=worlds.ISA
+            item_rows=at_once, hidden=1536, n=768, gated=False, on=_core.Execution(worlds.ISA)
         )
     )
     works.append(
         _core.attention_workspace_bytes(
-            head_dim=64, v_head_dim=64, dtype="bfloat16", threads=1, isa=worlds.ISA
+            head_dim=64, v_head_dim=64, dtype="bfloat16", on=_core.Execution(worlds.ISA)
         )
     )
     state = padded(4 * rows * 2 * 64) + 2 * padded(4 * rows * 2)

@@ -2,6 +2,8 @@
 
 #include <pybind11/gil_safe_call_once.h>
 
+#include <vector>
+
 #include "core/check.hpp"
 
 namespace pympa::bindings {
@@ -27,24 +29,23 @@ DType dtype_of(const char* op, const char* name, const py::dtype& dtype) {
   fail(op, name, "dtype float32, float16, bfloat16, int32, int64 or uint8", py::str(dtype));
 }
 
-}  // namespace
-
-TensorView input(const char* op, const char* name, const py::array& array) {
+// Fills in what is alike for all kinds of arrays, whose strides are in bytes.
+TensorView strided_view(const char* op, const char* name, void* data, const py::dtype& dtype,
+                        std::size_t rank, const py::ssize_t* shape, const py::ssize_t* bytes) {
   TensorView view;
   view.name = name;
-  view.data = const_cast<void*>(array.data());
-  view.dtype = dtype_of(op, name, array.dtype());
-  view.rank = static_cast<int>(array.ndim());
-  if (view.rank > kMaxRank) {
-    fail(op, name, "at most " + std::to_string(kMaxRank) + " dimensions",
-         std::to_string(view.rank));
+  view.data = data;
+  view.dtype = dtype_of(op, name, dtype);
+  if (rank > kMaxRank) {
+    fail(op, name, "at most " + std::to_string(kMaxRank) + " dimensions", std::to_string(rank));
   }
+  view.rank = static_cast<int>(rank);
+  const py::ssize_t itemsize = dtype.itemsize();
   for (int axis = 0; axis < view.rank; ++axis) {
-    const py::ssize_t bytes = array.strides(axis);
-    view.shape[axis] = array.shape(axis);
-    view.stride[axis] = bytes / array.itemsize();
-    if (bytes % array.itemsize() != 0 && view.shape[axis] > 1) {
-      fail(op, name, "strides in whole elements", std::to_string(bytes) + " bytes");
+    view.shape[axis] = shape[axis];
+    view.stride[axis] = bytes[axis] / itemsize;
+    if (bytes[axis] % itemsize != 0 && view.shape[axis] > 1) {
+      fail(op, name, "strides in whole elements", std::to_string(bytes[axis]) + " bytes");
     }
   }
   const int last = view.rank - 1;
@@ -56,14 +57,63 @@ TensorView input(const char* op, const char* name, const py::array& array) {
   return view;
 }
 
-TensorView output(const char* op, const char* name, const py::array& array) {
+}  // namespace
+
+TensorView host_input(const char* op, const char* name, const py::array& array) {
+  return strided_view(op, name, const_cast<void*>(array.data()), array.dtype(),
+                      static_cast<std::size_t>(array.ndim()), array.shape(), array.strides());
+}
+
+TensorView host_output(const char* op, const char* name, const py::array& array) {
   if (!array.writeable()) fail(op, name, "a writeable array", "a read-only one");
+  return host_input(op, name, array);
+}
+
+#if defined(PYMPA_CUDA_KERNELS) && !defined(PYMPA_CUDA_EMULATED)
+
+TensorView input(const char* op, const char* name, const Array& array) {
+  // CuPy's arrays by their attributes: the array interface has no bfloat16.
+  const py::object data = py::getattr(array, "data", py::none());
+  if (!py::hasattr(data, "ptr")) {
+    fail(op, name, "a CuPy array", py::str(py::type::of(array).attr("__name__")));
+  }
+  const auto shape = array.attr("shape").cast<std::vector<py::ssize_t>>();
+  const auto strides = array.attr("strides").cast<std::vector<py::ssize_t>>();
+  void* pointer = reinterpret_cast<void*>(data.attr("ptr").cast<std::uintptr_t>());
+  return strided_view(op, name, pointer, py::dtype::from_args(array.attr("dtype")), shape.size(),
+                      shape.data(), strides.data());
+}
+
+TensorView output(const char* op, const char* name, const Array& array) {
   return input(op, name, array);
 }
 
-OptionalView::OptionalView(const char* op, const char* name, const std::optional<py::array>& array,
-                           bool writeable) {
-  if (array) view_ = writeable ? output(op, name, *array) : input(op, name, *array);
+#else
+
+TensorView input(const char* op, const char* name, const Array& array) {
+  return host_input(op, name, array);
+}
+
+TensorView output(const char* op, const char* name, const Array& array) {
+  return host_output(op, name, array);
+}
+
+#endif
+
+OptionalView::OptionalView(const char* op, const char* name, const Optional& array) {
+  if (array) view_ = input(op, name, *array);
+}
+
+OptionalView OptionalView::writeable(const char* op, const char* name, const Optional& array) {
+  OptionalView made;
+  if (array) made.view_ = output(op, name, *array);
+  return made;
+}
+
+OptionalView OptionalView::host(const char* op, const char* name, const HostOptional& array) {
+  OptionalView made;
+  if (array) made.view_ = host_input(op, name, *array);
+  return made;
 }
 
 }  // namespace pympa::bindings

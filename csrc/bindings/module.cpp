@@ -1,9 +1,10 @@
 #include "bindings/register.hpp"
 
-PYBIND11_MODULE(_core, module) {
-  module.doc() = "CPU kernels of pympa; pympa/_core.pyi documents each function.";
+// Compiled once for each module: _core with the CPU's kernels, _cuda with the GPU's.
+PYBIND11_MODULE(PYMPA_MODULE, module) {
+  module.doc() = "Kernels of pympa; pympa/_core.pyi documents each function.";
   using namespace pympa::bindings;
-  register_isa(module);
+  register_execution(module);
   register_linear(module);
   register_attention(module);
   register_norm(module);
@@ -11,5 +12,9 @@ PYBIND11_MODULE(_core, module) {
   register_gather(module);
   register_experts(module);
   register_elementwise(module);
-  register_peak(module);
+#if defined(PYMPA_CUDA_KERNELS)
+  register_cuda(module);
+#else
+  register_cpu(module);
+#endif
 }

@@ -5,7 +5,7 @@
 
 namespace pympa::bindings {
 
-void register_isa(pybind11::module_& module);
+void register_execution(pybind11::module_& module);
 void register_linear(pybind11::module_& module);
 void register_attention(pybind11::module_& module);
 void register_norm(pybind11::module_& module);
@@ -13,6 +13,7 @@ void register_rope(pybind11::module_& module);
 void register_gather(pybind11::module_& module);
 void register_experts(pybind11::module_& module);
 void register_elementwise(pybind11::module_& module);
-void register_peak(pybind11::module_& module);
+void register_cpu(pybind11::module_& module);
+void register_cuda(pybind11::module_& module);
 
 }  // namespace pympa::bindings

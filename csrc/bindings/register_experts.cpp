@@ -1,5 +1,3 @@
-#include <pybind11/stl.h>
-
 #include "bindings/array.hpp"
 #include "bindings/register.hpp"
 #include "ops/experts.hpp"
@@ -8,78 +6,73 @@ namespace pympa::bindings {
 
 namespace {
 
-std::int64_t bind_select_experts(const py::array& logits, const py::array& experts,
-                                 const py::array& weights, bool renormalize, int threads,
-                                 const std::string& isa) {
+std::int64_t bind_select_experts(const Array& logits, const Array& experts, const Array& weights,
+                                 bool renormalize, const Execution& on) {
   const char* op = "select_experts";
   const TensorView logits_view = input(op, "logits", logits);
   const TensorView experts_view = output(op, "experts", experts);
   const TensorView weights_view = output(op, "weights", weights);
-  const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
-  return select_experts(logits_view, experts_view, weights_view, renormalize, threads, chosen);
+  return select_experts(logits_view, experts_view, weights_view, renormalize, on);
 }
 
-void bind_sort_rows(const py::array& experts, const py::array& counts, const py::array& sources,
-                    const py::array& places) {
+void bind_sort_rows(const Array& experts, const py::array& counts, const Array& sources,
+                    const Array& places, const Execution& on) {
   const char* op = "sort_rows";
   const TensorView experts_view = input(op, "experts", experts);
-  const TensorView counts_view = output(op, "counts", counts);
+  const TensorView counts_view = host_output(op, "counts", counts);
   const TensorView sources_view = output(op, "sources", sources);
   const TensorView places_view = output(op, "places", places);
   py::gil_scoped_release release;
-  sort_rows(experts_view, counts_view, sources_view, places_view);
+  sort_rows(experts_view, counts_view, sources_view, places_view, on);
 }
 
-void bind_count_experts(const py::array& experts, const py::array& segment_rows,
-                        const py::array& counts) {
+void bind_count_experts(const Array& experts, const py::array& segment_rows,
+                        const py::array& counts, const Execution& on) {
   const char* op = "count_experts";
   const TensorView experts_view = input(op, "experts", experts);
-  const TensorView segment_rows_view = input(op, "segment_rows", segment_rows);
-  const TensorView counts_view = output(op, "counts", counts);
+  const TensorView segment_rows_view = host_input(op, "segment_rows", segment_rows);
+  const TensorView counts_view = host_output(op, "counts", counts);
   py::gil_scoped_release release;
-  count_experts(experts_view, segment_rows_view, counts_view);
+  count_experts(experts_view, segment_rows_view, counts_view, on);
 }
 
-void bind_drop_overflow(const py::array& experts, const py::array& segment_rows,
-                        const py::array& used, const py::array& capacity) {
+void bind_drop_overflow(const Array& experts, const py::array& segment_rows, const py::array& used,
+                        const py::array& capacity, const Execution& on) {
   const char* op = "drop_overflow";
   const TensorView experts_view = output(op, "experts", experts);
-  const TensorView segment_rows_view = input(op, "segment_rows", segment_rows);
-  const TensorView used_view = output(op, "used", used);
-  const TensorView capacity_view = input(op, "capacity", capacity);
+  const TensorView segment_rows_view = host_input(op, "segment_rows", segment_rows);
+  const TensorView used_view = host_output(op, "used", used);
+  const TensorView capacity_view = host_input(op, "capacity", capacity);
   py::gil_scoped_release release;
-  drop_overflow(experts_view, segment_rows_view, used_view, capacity_view);
+  drop_overflow(experts_view, segment_rows_view, used_view, capacity_view, on);
 }
 
-void bind_combine_rows(const py::array& rows, const py::array& places, const py::array& weights,
-                       const std::optional<py::array>& base, const py::array& out, int threads,
-                       const std::string& isa) {
+void bind_combine_rows(const Array& rows, const Array& places, const Array& weights,
+                       const Optional& base, const Array& out, const Execution& on) {
   const char* op = "combine_rows";
   const TensorView rows_view = input(op, "rows", rows);
   const TensorView places_view = input(op, "places", places);
   const TensorView weights_view = input(op, "weights", weights);
   const OptionalView base_view(op, "base", base);
   const TensorView out_view = output(op, "out", out);
-  const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
-  combine_rows(rows_view, places_view, weights_view, base_view.get(), out_view, threads, chosen);
+  combine_rows(rows_view, places_view, weights_view, base_view.get(), out_view, on);
 }
 
 }  // namespace
 
 void register_experts(py::module_& module) {
   module.def("select_experts", &bind_select_experts, py::arg("logits"), py::arg("experts"),
-             py::arg("weights"), py::arg("renormalize"), py::arg("threads"), py::arg("isa"));
+             py::arg("weights"), py::arg("renormalize"), py::arg("on"));
   module.def("sort_rows", &bind_sort_rows, py::arg("experts"), py::arg("counts"),
-             py::arg("sources"), py::arg("places"));
+             py::arg("sources"), py::arg("places"), py::arg("on"));
   module.def("count_experts", &bind_count_experts, py::arg("experts"), py::arg("segment_rows"),
-             py::arg("counts"));
+             py::arg("counts"), py::arg("on"));
   module.def("drop_overflow", &bind_drop_overflow, py::arg("experts"), py::arg("segment_rows"),
-             py::arg("used"), py::arg("capacity"));
+             py::arg("used"), py::arg("capacity"), py::arg("on"));
   module.def("combine_rows", &bind_combine_rows, py::arg("rows"), py::arg("places"),
-             py::arg("weights"), py::arg("base").none(true), py::arg("out"), py::arg("threads"),
-             py::arg("isa"));
+             py::arg("weights"), py::arg("base").none(true), py::arg("out"), py::arg("on"));
 }
 
 }  // namespace pympa::bindings

@@ -1,5 +1,3 @@
-#include <pybind11/stl.h>
-
 #include "bindings/array.hpp"
 #include "bindings/register.hpp"
 #include "core/check.hpp"
@@ -15,25 +13,23 @@ NormKind parse_kind(const char* op, const std::string& name) {
   fail(op, "kind", "rms or layer", "'" + name + "'");
 }
 
-void bind_norm(const py::array& x, const py::array& weight, const std::optional<py::array>& bias,
-               float eps, const std::string& kind, const py::array& out, int threads,
-               const std::string& isa) {
+void bind_norm(const Array& x, const Array& weight, const Optional& bias, float eps,
+               const std::string& kind, const Array& out, const Execution& on) {
   const char* op = "norm";
   const TensorView x_view = input(op, "x", x);
   const TensorView weight_view = input(op, "weight", weight);
   const OptionalView bias_view(op, "bias", bias);
   const TensorView out_view = output(op, "out", out);
   const NormKind chosen_kind = parse_kind(op, kind);
-  const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
-  norm(x_view, weight_view, bias_view.get(), eps, chosen_kind, out_view, threads, chosen);
+  norm(x_view, weight_view, bias_view.get(), eps, chosen_kind, out_view, on);
 }
 
 }  // namespace
 
 void register_norm(py::module_& module) {
   module.def("norm", &bind_norm, py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
-             py::arg("eps"), py::arg("kind"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+             py::arg("eps"), py::arg("kind"), py::arg("out"), py::arg("on"));
 }
 
 }  // namespace pympa::bindings

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "core/dispatch.hpp"
+
 namespace pympa {
 
 namespace {
@@ -58,6 +60,23 @@ void check_shape(const char* op, const TensorView& view,
 
 void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least) {
   if (value < least) fail(op, argument, "at least " + std::to_string(least), std::to_string(value));
+}
+
+void check_entries(const char* op, const TensorView& view, std::int64_t least, std::int64_t limit) {
+  check_dtype(op, view, DType::kInt32);
+  if (!kReadsKernelArrays) return;
+  const std::int64_t columns = view.rank == 1 ? 1 : view.shape[1];
+  for (std::int64_t row = 0; row < view.shape[0]; ++row) {
+    const std::int32_t* entries =
+        static_cast<const std::int32_t*>(view.data) + row * view.stride[0];
+    for (std::int64_t i = 0; i < columns; ++i) {
+      if (entries[i] < least || entries[i] >= limit) {
+        fail(op, view.name,
+             "entries in [" + std::to_string(least) + ", " + std::to_string(limit) + ")",
+             std::to_string(entries[i]) + " in row " + std::to_string(row));
+      }
+    }
+  }
 }
 
 void check_row_counts(const char* op, const TensorView& counts, std::int64_t rows) {

@@ -25,6 +25,9 @@ void check_shape(const char* op, const TensorView& view,
 
 void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least);
 
+// int32 [any] or [any, any], entries in [least, limit) where the host can read them.
+void check_entries(const char* op, const TensorView& view, std::int64_t least, std::int64_t limit);
+
 // int64 [any], none negative, adding up to `rows`.
 void check_row_counts(const char* op, const TensorView& counts, std::int64_t rows);
 

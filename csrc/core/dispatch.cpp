@@ -11,13 +11,19 @@ struct NamedIsa {
   Isa isa;
 };
 
+#if defined(PYMPA_CUDA_KERNELS)
+constexpr NamedIsa kIsas[] = {{"cuda", Isa::kCuda}};
+#else
 constexpr NamedIsa kIsas[] = {{"avx512_bf16", Isa::kAvx512Bf16},
                               {"avx512", Isa::kAvx512},
                               {"avx2", Isa::kAvx2},
                               {"portable", Isa::kPortable}};
+#endif
 
 bool runs_here(Isa isa) {
-#if defined(__x86_64__)
+#if defined(PYMPA_CUDA_KERNELS)
+  return isa == Isa::kCuda;
+#elif defined(__x86_64__)
   // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -34,6 +40,8 @@ bool runs_here(Isa isa) {
       return avx2;
     case Isa::kPortable:
       return true;
+    case Isa::kCuda:
+      return false;
   }
   return false;
 #else
@@ -58,7 +66,7 @@ Isa parse_isa(const char* op, const std::string& name) {
   std::string supported;
   for (const std::string& one : supported_isas())
     supported += (supported.empty() ? "" : ", ") + one;
-  fail(op, "isa", "one this CPU supports (" + supported + ")", "'" + name + "'");
+  fail(op, "isa", "one this machine supports (" + supported + ")", "'" + name + "'");
 }
 
 }  // namespace pympa

@@ -1,7 +1,8 @@
-// Instruction-set dispatch. Every kernel file is compiled once for each ISA into its own namespace
-// and exports one constant table of function pointers; an op picks the table of the Isa it is
-// given. The Isa is always an argument: all ranks of a job agree on one, so that results agree bit
-// for bit.
+// Dispatch to instruction sets and devices. Every CPU kernel file is compiled once for each ISA
+// into its own namespace and exports one constant table of function pointers; an op picks the table
+// of the Isa it is given. The Isa is always an argument: all ranks of a job agree on one, so that
+// results agree bit for bit. With PYMPA_CUDA_KERNELS the same ops make a module of their own whose
+// only tables are those of the CUDA kernels.
 #pragma once
 
 #include <string>
@@ -11,13 +12,35 @@
 
 namespace pympa {
 
-// Names of the instruction sets this CPU runs, best first.
+// What a call of an op runs on.
+struct Execution {
+  Isa isa = Isa::kPortable;
+  int threads = 1;         // of a CPU
+  void* stream = nullptr;  // cudaStream_t of a GPU
+};
+
+// Names of the instruction sets that this machine runs, best first.
 std::vector<std::string> supported_isas();
 
 // Throws std::invalid_argument naming the supported ones if `name` is unknown or not supported.
 Isa parse_isa(const char* op, const std::string& name);
 
-#if defined(__x86_64__)
+#if defined(PYMPA_CUDA_KERNELS)
+
+// Kernels run later and in another memory: an op checks shapes and host arrays, not the values of
+// device arrays.
+constexpr bool kReadsKernelArrays = false;
+
+#define PYMPA_DECLARE_KERNELS(Table, name) \
+  namespace cuda {                         \
+  extern const Table name;                 \
+  }
+
+#define PYMPA_SELECT_KERNELS(isa, name) (static_cast<void>(isa), ::pympa::cuda::name)
+
+#elif defined(__x86_64__)
+
+constexpr bool kReadsKernelArrays = true;
 
 #define PYMPA_DECLARE_KERNELS(Table, name) \
   namespace avx512_bf16 {                  \
@@ -40,6 +63,8 @@ Isa parse_isa(const char* op, const std::string& name);
                                       : ::pympa::portable::name)
 
 #else
+
+constexpr bool kReadsKernelArrays = true;
 
 #define PYMPA_DECLARE_KERNELS(Table, name) \
   namespace portable {                     \

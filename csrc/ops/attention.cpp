@@ -83,19 +83,18 @@ HeadRows<Data> head_rows(const TensorView& view) {
 }  // namespace
 
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
-                                       int threads, Isa isa) {
+                                       const Execution& on) {
   const char* op = "attention_workspace_bytes";
   check_at_least(op, "head_dim", head_dim, 0);
   check_at_least(op, "v_head_dim", v_head_dim, 0);
-  check_at_least(op, "threads", threads, 1);
-  return PYMPA_SELECT_KERNELS(isa, attention_kernels)
-      .workspace_bytes(head_dim, v_head_dim, dtype, threads);
+  return PYMPA_SELECT_KERNELS(on.isa, attention_kernels)
+      .workspace_bytes(head_dim, v_head_dim, dtype, on);
 }
 
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                   const TensorView& q_ranges, const TensorView& k_ranges, const TensorView& row_max,
                   const TensorView& row_sum, const TensorView& out, const TensorView& kv_head_of_q,
-                  const AttentionRule& rule, const TensorView& workspace, int threads, Isa isa) {
+                  const AttentionRule& rule, const TensorView& workspace, const Execution& on) {
   const char* op = "attend_block";
   check_float_dtype(op, q);
   check_dtype(op, k, q.dtype);
@@ -113,8 +112,7 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
   check_rule(op, rule);
-  check_buffer(op, workspace,
-               attention_workspace_bytes(head_dim, v_head_dim, q.dtype, threads, isa));
+  check_buffer(op, workspace, attention_workspace_bytes(head_dim, v_head_dim, q.dtype, on));
   if (rows == 0 || keys == 0) return;
   const AttendArgs args{.makes_scores = true,
                         .folds_scores = true,
@@ -136,12 +134,12 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                         .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
                         .rule = rule,
                         .workspace = workspace.data,
-                        .threads = threads};
-  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend(args);
+                        .on = on};
+  PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);
 }
 
 void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,
-                const TensorView& scores, const TensorView& workspace, int threads, Isa isa) {
+                const TensorView& scores, const TensorView& workspace, const Execution& on) {
   const char* op = "score_tile";
   check_float_dtype(op, q);
   check_dtype(op, k, q.dtype);
@@ -153,7 +151,7 @@ void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_h
   check_tile(op, 0, keys);
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_scores(op, scores, rows, heads, keys);
-  check_buffer(op, workspace, attention_workspace_bytes(head_dim, 0, q.dtype, threads, isa));
+  check_buffer(op, workspace, attention_workspace_bytes(head_dim, 0, q.dtype, on));
   if (rows == 0 || keys == 0) return;
   const TokenRange q_range{0, 0, rows}, k_range{0, 0, keys};
   const AttendArgs args{.makes_scores = true,
@@ -170,14 +168,14 @@ void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_h
                         .k_range_count = 1,
                         .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
                         .workspace = workspace.data,
-                        .threads = threads};
-  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend(args);
+                        .on = on};
+  PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);
 }
 
 void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& kv_head_of_q,
                std::int64_t q_start, std::int64_t k_start, const TensorView& row_max,
                const TensorView& row_sum, const TensorView& out, const AttentionRule& rule,
-               const TensorView& workspace, int threads, Isa isa) {
+               const TensorView& workspace, const Execution& on) {
   const char* op = "fold_tile";
   check_float_dtype(op, v);
   check_shape(op, v, {-1, -1, -1});
@@ -191,7 +189,7 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
   check_rule(op, rule);
-  check_buffer(op, workspace, attention_workspace_bytes(0, v_head_dim, v.dtype, threads, isa));
+  check_buffer(op, workspace, attention_workspace_bytes(0, v_head_dim, v.dtype, on));
   if (rows == 0 || keys == 0) return;
   const TokenRange q_range{0, q_start, rows}, k_range{0, k_start, keys};
   const AttendArgs args{.folds_scores = true,
@@ -211,8 +209,8 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
                         .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
                         .rule = rule,
                         .workspace = workspace.data,
-                        .threads = threads};
-  PYMPA_SELECT_KERNELS(isa, attention_kernels).attend(args);
+                        .on = on};
+  PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);
 }
 
 }  // namespace pympa

@@ -44,7 +44,7 @@ struct AttendArgs {
   const std::int32_t* kv_head_of_q = nullptr;
   AttentionRule rule{};
   void* workspace = nullptr;
-  int threads = 1;
+  Execution on;
 };
 
 // A state (row_max, row_sum [rows, heads], out [rows, heads, v_head_dim]), contiguous.
@@ -52,10 +52,16 @@ struct AttentionState {
   float *row_max, *row_sum, *out;
 };
 
-struct MergeArgs {
+struct StartArgs {
   std::int64_t rows, v_head_dim;  // rows counts (row, head) pairs
+  AttentionState state;
+  Execution on;
+};
+
+struct MergeArgs {
+  std::int64_t rows, v_head_dim;
   AttentionState into, other;
-  int threads;
+  Execution on;
 };
 
 struct FinishArgs {
@@ -64,16 +70,17 @@ struct FinishArgs {
   DType dtype;
   void* o;
   float* lse;
-  int threads;
+  Execution on;
 };
 
 struct AttentionKernels {
   std::int64_t (*workspace_bytes)(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
-                                  int threads);
+                                  const Execution& on);
   void (*attend)(const AttendArgs& args);
 };
 
 struct AttentionStateKernels {
+  void (*start)(const StartArgs& args);
   void (*merge)(const MergeArgs& args);
   void (*finish)(const FinishArgs& args);
 };
@@ -83,29 +90,33 @@ PYMPA_DECLARE_KERNELS(AttentionStateKernels, attention_state_kernels)
 
 // A head_dim of 0 is for `fold_tile`, a v_head_dim of 0 for `score_tile`.
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
-                                       int threads, Isa isa);
+                                       const Execution& on);
 
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                   const TensorView& q_ranges, const TensorView& k_ranges, const TensorView& row_max,
                   const TensorView& row_sum, const TensorView& out, const TensorView& kv_head_of_q,
-                  const AttentionRule& rule, const TensorView& workspace, int threads, Isa isa);
+                  const AttentionRule& rule, const TensorView& workspace, const Execution& on);
 
 // The two halves of `attend_block` on one key tile: q k^T, and what becomes of it.
 void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,
-                const TensorView& scores, const TensorView& workspace, int threads, Isa isa);
+                const TensorView& scores, const TensorView& workspace, const Execution& on);
 
 void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& kv_head_of_q,
                std::int64_t q_start, std::int64_t k_start, const TensorView& row_max,
                const TensorView& row_sum, const TensorView& out, const AttentionRule& rule,
-               const TensorView& workspace, int threads, Isa isa);
+               const TensorView& workspace, const Execution& on);
+
+// A state that has seen no key: row_max = -inf, the rest 0.
+void start_state(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
+                 const Execution& on);
 
 // Folds `other` into the first state.
 void merge(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
            const TensorView& other_row_max, const TensorView& other_row_sum,
-           const TensorView& other_out, int threads, Isa isa);
+           const TensorView& other_out, const Execution& on);
 
 // o = round(out / row_sum), lse = row_max + ln(row_sum); fully masked rows give 0 and -inf.
 void finish(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-            const TensorView& o, const TensorView& lse, int threads, Isa isa);
+            const TensorView& o, const TensorView& lse, const Execution& on);
 
 }  // namespace pympa

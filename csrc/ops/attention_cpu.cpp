@@ -11,10 +11,10 @@ namespace {
 constexpr int64_t kLeastChunk = 512;  // query rows of an item: they repay packing K and V
 constexpr int64_t kItemsPerThread = 4;
 
-int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, int threads) {
+int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, const Execution& on) {
   int64_t bytes = 0;
   with_type(dtype, [&]<class T>() { bytes = Layout<T>(head_dim, v_head_dim).bytes(); });
-  return threads * bytes + kAlignment;
+  return on.threads * bytes + kAlignment;
 }
 
 // Query rows up to which a range is streamed: all that share a K/V head count.
@@ -38,10 +38,10 @@ struct Items {
 
   Items(const AttendArgs& args, int64_t streamed_rows)
       : few(streamed_rows), chunk(INT64_MAX), count(0) {
-    if (args.threads > 1) {
+    if (args.on.threads > 1) {
       int64_t rows = 0;
       for (int64_t i = 0; i < args.q_range_count; ++i) rows += args.q_ranges[i].length;
-      chunk = max_of(rows * args.kv_heads / (args.threads * kItemsPerThread), kLeastChunk);
+      chunk = max_of(rows * args.kv_heads / (args.on.threads * kItemsPerThread), kLeastChunk);
     }
     for (int64_t i = 0; i < args.q_range_count; ++i) count += chunks_of(args.q_ranges[i]);
   }
@@ -85,7 +85,7 @@ template <class T>
 void attend_together(const AttendArgs& args, const TokenRange& range, int64_t row) {
   int tiles = 0;
   for_each_tile(args, range, 0, range.length, [&](const KeyTile&) { ++tiles; });
-  const int threads = static_cast<int>(min_of(args.threads, tiles));
+  const int threads = static_cast<int>(min_of(args.on.threads, tiles));
   if (threads <= 1) return StreamedAttention<T>(args, 0, 1, 0).attend_rows(range, row);
   with_team(threads, [&](int member, int team) {
     StreamedAttention<T>(args, member, team, member).attend_rows(range, row);
@@ -97,7 +97,7 @@ template <class T>
 void attend_few(const AttendArgs& args, int64_t few) {
   int64_t count = 0;
   for (int64_t i = 0; i < args.q_range_count; ++i) count += args.q_ranges[i].length <= few;
-  const bool whole = args.threads == 1 || count >= 2 * args.threads;
+  const bool whole = args.on.threads == 1 || count >= 2 * args.on.threads;
   const auto run = [&](int64_t i, int thread) {
     int64_t row = 0;
     for (int64_t before = 0; before < i; ++before) row += args.q_ranges[before].length;
@@ -109,14 +109,14 @@ void attend_few(const AttendArgs& args, int64_t few) {
       attend_together<T>(args, range, row);
     }
   };
-  for_each_item(whole ? args.threads : 1, args.q_range_count, run);
+  for_each_item(whole ? args.on.threads : 1, args.q_range_count, run);
 }
 
 void attend_cpu(const AttendArgs& args) {
   with_type(args.dtype, [&]<class T>() {
     const int64_t few = few_rows<T>(args);
     const Items items(args, few);
-    for_each_item(args.threads, args.kv_heads * items.count,
+    for_each_item(args.on.threads, args.kv_heads * items.count,
                   [&](int64_t item, int thread) { attend_item<T>(args, items, item, thread); });
     attend_few<T>(args, few);
   });

@@ -32,22 +32,29 @@ AttentionState contiguous_state(const char* op, const TensorView& row_max,
 
 }  // namespace
 
+void start_state(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
+                 const Execution& on) {
+  const char* op = "start_state";
+  check_shape(op, out, {-1, -1, -1});
+  const StartArgs args{out.shape[0] * out.shape[1], out.shape[2],
+                       contiguous_state(op, row_max, row_sum, out, out), on};
+  PYMPA_SELECT_KERNELS(on.isa, attention_state_kernels).start(args);
+}
+
 void merge(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
            const TensorView& other_row_max, const TensorView& other_row_sum,
-           const TensorView& other_out, int threads, Isa isa) {
+           const TensorView& other_out, const Execution& on) {
   const char* op = "merge";
-  check_at_least(op, "threads", threads, 1);
   check_shape(op, out, {-1, -1, -1});
   const MergeArgs args{out.shape[0] * out.shape[1], out.shape[2],
                        contiguous_state(op, row_max, row_sum, out, out),
-                       contiguous_state(op, other_row_max, other_row_sum, other_out, out), threads};
-  PYMPA_SELECT_KERNELS(isa, attention_state_kernels).merge(args);
+                       contiguous_state(op, other_row_max, other_row_sum, other_out, out), on};
+  PYMPA_SELECT_KERNELS(on.isa, attention_state_kernels).merge(args);
 }
 
 void finish(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-            const TensorView& o, const TensorView& lse, int threads, Isa isa) {
+            const TensorView& o, const TensorView& lse, const Execution& on) {
   const char* op = "finish";
-  check_at_least(op, "threads", threads, 1);
   check_shape(op, out, {-1, -1, -1});
   check_float_dtype(op, o);
   check_shape(op, o, {out.shape[0], out.shape[1], out.shape[2]});
@@ -61,8 +68,8 @@ void finish(const TensorView& row_max, const TensorView& row_sum, const TensorVi
                         o.dtype,
                         o.data,
                         static_cast<float*>(lse.data),
-                        threads};
-  PYMPA_SELECT_KERNELS(isa, attention_state_kernels).finish(args);
+                        on};
+  PYMPA_SELECT_KERNELS(on.isa, attention_state_kernels).finish(args);
 }
 
 }  // namespace pympa

@@ -1,7 +1,7 @@
-// The ends of an attention: merging two running states, and normalising one.
+// The ends of an attention: starting a running state, merging two, and normalising one.
 //
-//   m = max(m_a, m_b); sum = sum_a e^(m_a - m) + sum_b e^(m_b - m); out likewise   [rows,
-//   v_head_dim] o = out / sum; lse = m + ln(sum)
+//   m = max(m_a, m_b); sum = sum_a e^(m_a - m) + sum_b e^(m_b - m); out [rows, v_head_dim] likewise
+//   o = out / sum; lse = m + ln(sum)
 
 #include "cpu/convert.hpp"
 #include "cpu/math.hpp"
@@ -12,8 +12,19 @@ namespace pympa::PYMPA_ISA {
 
 namespace {
 
+void start_cpu(const StartArgs& args) {
+  for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      args.state.row_max[row] = -kInfinity;
+      args.state.row_sum[row] = 0.0f;
+    }
+    float* out = args.state.out;
+    for (int64_t i = first * args.v_head_dim; i < last * args.v_head_dim; ++i) out[i] = 0.0f;
+  });
+}
+
 void merge_cpu(const MergeArgs& args) {
-  for_row_pieces(args.threads, args.rows, [&](int64_t first, int64_t last) {
+  for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const float a = args.into.row_max[row], b = args.other.row_max[row];
       // b is kept where it is NaN, so that a broken state cannot hide.
@@ -52,13 +63,13 @@ void finish_rows(const FinishArgs& args, int64_t first, int64_t last) {
 
 void finish_cpu(const FinishArgs& args) {
   with_type(args.dtype, [&]<class T>() {
-    for_row_pieces(args.threads, args.rows,
+    for_row_pieces(args.on.threads, args.rows,
                    [&](int64_t first, int64_t last) { finish_rows<T>(args, first, last); });
   });
 }
 
 }  // namespace
 
-const AttentionStateKernels attention_state_kernels = {merge_cpu, finish_cpu};
+const AttentionStateKernels attention_state_kernels = {start_cpu, merge_cpu, finish_cpu};
 
 }  // namespace pympa::PYMPA_ISA

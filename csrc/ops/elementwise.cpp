@@ -4,7 +4,7 @@
 
 namespace pympa {
 
-void add(const TensorView& a, const TensorView& b, const TensorView& out, int threads, Isa isa) {
+void add(const TensorView& a, const TensorView& b, const TensorView& out, const Execution& on) {
   const char* op = "add";
   check_float_dtype(op, a);
   check_shape(op, a, {-1, -1});
@@ -12,14 +12,13 @@ void add(const TensorView& a, const TensorView& b, const TensorView& out, int th
     check_dtype(op, *view, a.dtype);
     check_shape(op, *view, {a.shape[0], a.shape[1]});
   }
-  check_at_least(op, "threads", threads, 1);
   const AddArgs args{a.shape[0],  a.shape[1],  a.dtype,  a.data,        b.data,
-                     a.stride[0], b.stride[0], out.data, out.stride[0], threads};
-  PYMPA_SELECT_KERNELS(isa, elementwise_kernels).add(args);
+                     a.stride[0], b.stride[0], out.data, out.stride[0], on};
+  PYMPA_SELECT_KERNELS(on.isa, elementwise_kernels).add(args);
 }
 
 void sum_partials(const TensorView& parts, const TensorView* bias, const TensorView& out,
-                  int threads, Isa isa) {
+                  const Execution& on) {
   const char* op = "sum_partials";
   check_float_dtype(op, parts);
   check_shape(op, parts, {-1, -1, -1});
@@ -29,11 +28,18 @@ void sum_partials(const TensorView& parts, const TensorView* bias, const TensorV
     check_dtype(op, *bias, parts.dtype);
     check_shape(op, *bias, {parts.shape[2]});
   }
-  check_at_least(op, "threads", threads, 1);
-  const SumArgs args{parts.shape[0], parts.shape[1],  parts.shape[2],  parts.dtype,
-                     parts.data,     parts.stride[0], parts.stride[1], bias ? bias->data : nullptr,
-                     out.data,       out.stride[0],   threads};
-  PYMPA_SELECT_KERNELS(isa, elementwise_kernels).sum_partials(args);
+  const SumArgs args{parts.shape[0],
+                     parts.shape[1],
+                     parts.shape[2],
+                     parts.dtype,
+                     parts.data,
+                     parts.stride[0],
+                     parts.stride[1],
+                     bias ? bias->data : nullptr,
+                     out.data,
+                     out.stride[0],
+                     on};
+  PYMPA_SELECT_KERNELS(on.isa, elementwise_kernels).sum_partials(args);
 }
 
 }  // namespace pympa

@@ -17,7 +17,7 @@ struct SumArgs {
   const void* bias;  // null if none
   void* out;
   std::int64_t out_stride;
-  int threads;
+  Execution on;
 };
 
 struct AddArgs {
@@ -27,7 +27,7 @@ struct AddArgs {
   std::int64_t a_stride, b_stride;
   void* out;
   std::int64_t out_stride;
-  int threads;
+  Execution on;
 };
 
 struct ElementwiseKernels {
@@ -38,10 +38,10 @@ struct ElementwiseKernels {
 PYMPA_DECLARE_KERNELS(ElementwiseKernels, elementwise_kernels)
 
 // out = round(a + b) on [rows, columns]; out may be a or b.
-void add(const TensorView& a, const TensorView& b, const TensorView& out, int threads, Isa isa);
+void add(const TensorView& a, const TensorView& b, const TensorView& out, const Execution& on);
 
 // out = round(parts[0] + parts[1] + ... + bias), float32, in that order.
 void sum_partials(const TensorView& parts, const TensorView* bias, const TensorView& out,
-                  int threads, Isa isa);
+                  const Execution& on);
 
 }  // namespace pympa

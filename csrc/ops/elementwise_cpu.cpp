@@ -41,14 +41,14 @@ void sum_rows(const SumArgs& args, int64_t first, int64_t last) {
 
 void add_cpu(const AddArgs& args) {
   with_type(args.dtype, [&]<class T>() {
-    for_row_pieces(args.threads, args.rows,
+    for_row_pieces(args.on.threads, args.rows,
                    [&](int64_t first, int64_t last) { add_rows<T>(args, first, last); });
   });
 }
 
 void sum_partials_cpu(const SumArgs& args) {
   with_type(args.dtype, [&]<class T>() {
-    for_row_pieces(args.threads, args.rows,
+    for_row_pieces(args.on.threads, args.rows,
                    [&](int64_t first, int64_t last) { sum_rows<T>(args, first, last); });
   });
 }

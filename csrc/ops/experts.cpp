@@ -1,9 +1,6 @@
 #include "ops/experts.hpp"
 
-#include <algorithm>
 #include <limits>
-#include <numeric>
-#include <utility>
 
 #include "core/check.hpp"
 
@@ -11,56 +8,31 @@ namespace pympa {
 
 namespace {
 
-using Count = std::int64_t;
-
-template <class T>
-T* row_of(const TensorView& view, std::int64_t row) {
-  return static_cast<T*>(view.data) + row * view.stride[0];
-}
-
-// int32 [rows, choices], entries in [-1, limit).
-void check_entries(const char* op, const TensorView& view, std::int64_t limit) {
-  check_dtype(op, view, DType::kInt32);
-  check_shape(op, view, {-1, -1});
-  for (std::int64_t row = 0; row < view.shape[0]; ++row) {
-    const std::int32_t* entries = row_of<std::int32_t>(view, row);
-    for (std::int64_t i = 0; i < view.shape[1]; ++i) {
-      if (entries[i] < -1 || entries[i] >= limit) {
-        fail(op, view.name, "entries in [-1, " + std::to_string(limit) + ")",
-             std::to_string(entries[i]) + " in row " + std::to_string(row));
-      }
-    }
-  }
-}
-
-// int64 [segments, experts] beside the experts of the segments' rows.
-void check_segments(const char* op, const TensorView& experts, const TensorView& segment_rows,
-                    const TensorView& counts) {
+// Checks choices [rows, chosen] beside counts [segments, experts], and fills in what they tell.
+SegmentArgs segment_args(const char* op, const TensorView& experts, const TensorView& segment_rows,
+                         const TensorView& counts, const Execution& on) {
   check_dtype(op, counts, DType::kInt64);
   check_shape(op, counts, {segment_rows.shape[0], -1});
-  check_entries(op, experts, counts.shape[1]);
+  check_shape(op, experts, {-1, -1});
+  check_entries(op, experts, -1, counts.shape[1]);
   check_row_counts(op, segment_rows, experts.shape[0]);
-}
-
-// Calls visit(segment, id) for each choice that is not dropped, row by row.
-template <class Visit>
-void for_each_choice(const TensorView& experts, const TensorView& segment_rows, Visit&& visit) {
-  const Count* lengths = static_cast<const Count*>(segment_rows.data);
-  std::int64_t row = 0;
-  for (std::int64_t segment = 0; segment < segment_rows.shape[0]; ++segment) {
-    for (const std::int64_t last = row + lengths[segment]; row < last; ++row) {
-      std::int32_t* ids = row_of<std::int32_t>(experts, row);
-      for (std::int64_t i = 0; i < experts.shape[1]; ++i) {
-        if (ids[i] >= 0) visit(segment, ids[i]);
-      }
-    }
-  }
+  return {experts.shape[0],
+          experts.shape[1],
+          counts.shape[1],
+          counts.shape[0],
+          static_cast<std::int32_t*>(experts.data),
+          experts.stride[0],
+          static_cast<const std::int64_t*>(segment_rows.data),
+          static_cast<std::int64_t*>(counts.data),
+          counts.stride[0],
+          nullptr,
+          on};
 }
 
 }  // namespace
 
 std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
-                            const TensorView& weights, bool renormalize, int threads, Isa isa) {
+                            const TensorView& weights, bool renormalize, const Execution& on) {
   const char* op = "select_experts";
   check_dtype(op, logits, DType::kFloat32);
   check_shape(op, logits, {-1, -1});
@@ -73,7 +45,6 @@ std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
   }
   check_dtype(op, weights, DType::kFloat32);
   check_shape(op, weights, {logits.shape[0], chosen});
-  check_at_least(op, "threads", threads, 1);
   const SelectArgs args{logits.shape[0],
                         logits.shape[1],
                         chosen,
@@ -84,82 +55,61 @@ std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
                         static_cast<float*>(weights.data),
                         weights.stride[0],
                         renormalize,
-                        threads};
-  return PYMPA_SELECT_KERNELS(isa, expert_kernels).select_experts(args);
+                        on};
+  return PYMPA_SELECT_KERNELS(on.isa, expert_kernels).select_experts(args);
 }
 
 void sort_rows(const TensorView& experts, const TensorView& counts, const TensorView& sources,
-               const TensorView& places) {
+               const TensorView& places, const Execution& on) {
   const char* op = "sort_rows";
   check_dtype(op, counts, DType::kInt64);
   check_shape(op, counts, {-1});
-  check_entries(op, experts, counts.shape[0]);
-  const std::int64_t rows = experts.shape[0], choices = experts.shape[1], pairs = experts.size();
+  check_shape(op, experts, {-1, -1});
+  check_entries(op, experts, -1, counts.shape[0]);
+  const std::int64_t rows = experts.shape[0], chosen = experts.shape[1], pairs = experts.size();
   if (pairs > std::numeric_limits<std::int32_t>::max()) {
     fail(op, experts.name, "fewer than 2^31 entries", std::to_string(pairs));
   }
   check_dtype(op, sources, DType::kInt32);
   check_shape(op, sources, {pairs});
   check_dtype(op, places, DType::kInt32);
-  check_shape(op, places, {rows, choices});
-
-  Count* next = static_cast<Count*>(counts.data);
-  std::fill_n(next, counts.shape[0], 0);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int32_t* ids = row_of<std::int32_t>(experts, row);
-    for (std::int64_t i = 0; i < choices; ++i) {
-      if (ids[i] >= 0) ++next[ids[i]];
-    }
-  }
-  // From here on, the place of each expert's next row.
-  Count start = 0;
-  for (std::int64_t e = 0; e < counts.shape[0]; ++e) start += std::exchange(next[e], start);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int32_t* ids = row_of<std::int32_t>(experts, row);
-    std::int32_t* row_places = row_of<std::int32_t>(places, row);
-    for (std::int64_t i = 0; i < choices; ++i) {
-      row_places[i] = ids[i] < 0 ? -1 : static_cast<std::int32_t>(next[ids[i]]++);
-      if (ids[i] >= 0) static_cast<std::int32_t*>(sources.data)[row_places[i]] = row;
-    }
-  }
-  // Each expert's rows now end where those of the next one start.
-  std::adjacent_difference(next, next + counts.shape[0], next);
+  check_shape(op, places, {rows, chosen});
+  const SortArgs args{rows,
+                      chosen,
+                      counts.shape[0],
+                      static_cast<const std::int32_t*>(experts.data),
+                      experts.stride[0],
+                      static_cast<std::int64_t*>(counts.data),
+                      static_cast<std::int32_t*>(sources.data),
+                      static_cast<std::int32_t*>(places.data),
+                      places.stride[0],
+                      on};
+  PYMPA_SELECT_KERNELS(on.isa, routing_kernels).sort_rows(args);
 }
 
 void count_experts(const TensorView& experts, const TensorView& segment_rows,
-                   const TensorView& counts) {
-  check_segments("count_experts", experts, segment_rows, counts);
-  for (std::int64_t segment = 0; segment < counts.shape[0]; ++segment) {
-    std::fill_n(row_of<Count>(counts, segment), counts.shape[1], 0);
-  }
-  for_each_choice(experts, segment_rows, [&](std::int64_t segment, std::int32_t& id) {
-    ++row_of<Count>(counts, segment)[id];
-  });
+                   const TensorView& counts, const Execution& on) {
+  const SegmentArgs args = segment_args("count_experts", experts, segment_rows, counts, on);
+  PYMPA_SELECT_KERNELS(on.isa, routing_kernels).count_experts(args);
 }
 
 void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
-                   const TensorView& used, const TensorView& capacity) {
+                   const TensorView& used, const TensorView& capacity, const Execution& on) {
   const char* op = "drop_overflow";
-  check_segments(op, experts, segment_rows, used);
+  SegmentArgs args = segment_args(op, experts, segment_rows, used, on);
   check_dtype(op, capacity, DType::kInt64);
   check_shape(op, capacity, {segment_rows.shape[0]});
-  const Count* capacities = static_cast<const Count*>(capacity.data);
-  for_each_choice(experts, segment_rows, [&](std::int64_t segment, std::int32_t& id) {
-    Count& taken = row_of<Count>(used, segment)[id];
-    if (taken < capacities[segment]) {
-      ++taken;
-    } else {
-      id = -1;
-    }
-  });
+  args.capacity = static_cast<const std::int64_t*>(capacity.data);
+  PYMPA_SELECT_KERNELS(on.isa, routing_kernels).drop_overflow(args);
 }
 
 void combine_rows(const TensorView& rows, const TensorView& places, const TensorView& weights,
-                  const TensorView* base, const TensorView& out, int threads, Isa isa) {
+                  const TensorView* base, const TensorView& out, const Execution& on) {
   const char* op = "combine_rows";
   check_float_dtype(op, rows);
   check_shape(op, rows, {-1, -1});
-  check_entries(op, places, rows.shape[0]);
+  check_shape(op, places, {-1, -1});
+  check_entries(op, places, -1, rows.shape[0]);
   check_dtype(op, weights, DType::kFloat32);
   check_shape(op, weights, {places.shape[0], places.shape[1]});
   for (const TensorView* view : {base, &out}) {
@@ -167,7 +117,6 @@ void combine_rows(const TensorView& rows, const TensorView& places, const Tensor
     check_dtype(op, *view, rows.dtype);
     check_shape(op, *view, {places.shape[0], rows.shape[1]});
   }
-  check_at_least(op, "threads", threads, 1);
   const CombineArgs args{places.shape[0],
                          rows.shape[1],
                          places.shape[1],
@@ -182,8 +131,8 @@ void combine_rows(const TensorView& rows, const TensorView& places, const Tensor
                          base ? base->stride[0] : 0,
                          out.data,
                          out.stride[0],
-                         threads};
-  PYMPA_SELECT_KERNELS(isa, expert_kernels).combine_rows(args);
+                         on};
+  PYMPA_SELECT_KERNELS(on.isa, expert_kernels).combine_rows(args);
 }
 
 }  // namespace pympa

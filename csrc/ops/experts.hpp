@@ -18,7 +18,7 @@ struct SelectArgs {
   float* weights;
   std::int64_t weights_stride;
   bool renormalize;
-  int threads;
+  Execution on;
 };
 
 struct CombineArgs {
@@ -34,7 +34,31 @@ struct CombineArgs {
   std::int64_t base_stride;
   void* out;
   std::int64_t out_stride;
-  int threads;
+  Execution on;
+};
+
+// Choices of experts, int32 [rows, chosen]; an expert of -1 has dropped the row.
+struct SortArgs {
+  std::int64_t rows, chosen, experts;
+  const std::int32_t* ids;
+  std::int64_t ids_stride;
+  std::int64_t* counts;   // on the host
+  std::int32_t* sources;  // [rows * chosen]
+  std::int32_t* places;
+  std::int64_t places_stride;
+  Execution on;
+};
+
+struct SegmentArgs {
+  std::int64_t rows, chosen, experts, segments;
+  std::int32_t* ids;
+  std::int64_t ids_stride;
+  // On the host: how many consecutive rows each segment has, and for each of its experts a count.
+  const std::int64_t* segment_rows;
+  std::int64_t* counts;
+  std::int64_t counts_stride;
+  const std::int64_t* capacity;  // of each segment's experts; null where nothing is dropped
+  Execution on;
 };
 
 struct ExpertKernels {
@@ -42,29 +66,36 @@ struct ExpertKernels {
   void (*combine_rows)(const CombineArgs& args);
 };
 
+struct RoutingKernels {
+  void (*sort_rows)(const SortArgs& args);
+  void (*count_experts)(const SegmentArgs& args);
+  void (*drop_overflow)(const SegmentArgs& args);
+};
+
 PYMPA_DECLARE_KERNELS(ExpertKernels, expert_kernels)
+PYMPA_DECLARE_KERNELS(RoutingKernels, routing_kernels)
 
 // Softmax of the logits, its largest entries, ties to the lower id, by ascending id. Returns the
 // first row with a logit that is not finite, or -1.
 std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
-                            const TensorView& weights, bool renormalize, int threads, Isa isa);
+                            const TensorView& weights, bool renormalize, const Execution& on);
 
 // Below, an expert of -1 has dropped the row, and a segment is a number of consecutive rows.
 
 // Stable counting sort of all (row, choice) pairs by expert.
 void sort_rows(const TensorView& experts, const TensorView& counts, const TensorView& sources,
-               const TensorView& places);
+               const TensorView& places, const Execution& on);
 
 // Pairs of each segment that go to each expert.
 void count_experts(const TensorView& experts, const TensorView& segment_rows,
-                   const TensorView& counts);
+                   const TensorView& counts, const Execution& on);
 
 // Drops, in row order, what a segment sends to an expert beyond the segment's capacity.
 void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
-                   const TensorView& used, const TensorView& capacity);
+                   const TensorView& used, const TensorView& capacity, const Execution& on);
 
 // out[r] = round(sum of weights[r, c] * rows[places[r, c]] over ascending c, + base[r]).
 void combine_rows(const TensorView& rows, const TensorView& places, const TensorView& weights,
-                  const TensorView* base, const TensorView& out, int threads, Isa isa);
+                  const TensorView* base, const TensorView& out, const Execution& on);
 
 }  // namespace pympa

@@ -96,7 +96,7 @@ int64_t select_rows(const SelectArgs& args, int64_t first, int64_t last) {
 int64_t select_experts_cpu(const SelectArgs& args) {
   int64_t broken = -1;
   std::mutex guard;
-  for_row_pieces(args.threads, args.rows, [&](int64_t first, int64_t last) {
+  for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
     const int64_t found = select_rows(args, first, last);
     if (found < 0) return;
     const std::lock_guard<std::mutex> hold(guard);
@@ -128,7 +128,7 @@ void combine_rows_of(const CombineArgs& args, int64_t first, int64_t last) {
 
 void combine_rows_cpu(const CombineArgs& args) {
   with_type(args.dtype, [&]<class T>() {
-    for_row_pieces(args.threads, args.rows,
+    for_row_pieces(args.on.threads, args.rows,
                    [&](int64_t first, int64_t last) { combine_rows_of<T>(args, first, last); });
   });
 }

@@ -16,7 +16,7 @@ struct GatherArgs {
   const std::int32_t* index;
   void* out;
   std::int64_t out_stride_bytes;
-  int threads;
+  Execution on;
 };
 
 struct GatherKernels {
@@ -27,6 +27,6 @@ PYMPA_DECLARE_KERNELS(GatherKernels, gather_kernels)
 
 // out[r] = source[index[r] - first_row], zeros where that is no row of the source.
 void gather_rows(const TensorView& source, const TensorView& index, const TensorView& out,
-                 std::int64_t first_row, int threads, Isa isa);
+                 std::int64_t first_row, const Execution& on);
 
 }  // namespace pympa

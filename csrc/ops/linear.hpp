@@ -31,7 +31,7 @@ struct LinearArgs {
   void* out;
   std::int64_t out_stride;
   void* workspace;
-  int threads;
+  Execution on;
 };
 
 struct MlpArgs {
@@ -46,48 +46,48 @@ struct PackWeightArgs {
   const void* weight;
   std::int64_t weight_stride;
   void* packed;
-  int threads;
+  Execution on;
 };
 
 struct LinearKernels {
   std::int64_t (*packed_bytes)(std::int64_t n, std::int64_t k, DType dtype);
-  std::int64_t (*workspace_bytes)(std::int64_t m, std::int64_t n, bool gated, int threads);
+  std::int64_t (*workspace_bytes)(std::int64_t m, std::int64_t n, bool gated, const Execution& on);
   void (*pack_weight)(const PackWeightArgs& args);
   void (*linear)(const LinearArgs& args);
 };
 
 struct MlpKernels {
   std::int64_t (*workspace_bytes)(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
-                                  bool gated, int threads);
+                                  bool gated, const Execution& on);
   void (*mlp)(const MlpArgs& args);
 };
 
 PYMPA_DECLARE_KERNELS(LinearKernels, linear_kernels)
 PYMPA_DECLARE_KERNELS(MlpKernels, mlp_kernels)
 
-std::int64_t packed_weight_bytes(std::int64_t n, std::int64_t k, DType dtype, Isa isa);
+std::int64_t packed_weight_bytes(std::int64_t n, std::int64_t k, DType dtype, const Execution& on);
 
 // Each thread writes panels in a row of their own, so that its memory node gets them.
-void pack_weight(const TensorView& weight, const TensorView& packed, int threads, Isa isa);
+void pack_weight(const TensorView& weight, const TensorView& packed, const Execution& on);
 
 std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k, DType dtype,
-                                    bool gated, int threads, Isa isa);
+                                    bool gated, const Execution& on);
 
 // branch = round(act(x W^T + bias)); out = round(residual + branch). With group_rows each group of
 // consecutive rows has its own weight [groups, bytes] and bias [groups, n].
 void linear(const TensorView& x, const TensorView& packed, const TensorView& out,
             const TensorView* bias, Activation activation, const TensorView* residual,
             const TensorView* branch, const TensorView* group_rows, const TensorView& workspace,
-            int threads, Isa isa);
+            const Execution& on);
 
 // out = round(act(x Wg^T + bg) * (x Wu^T + bu)).
 void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
                   Activation activation, const TensorView* group_rows, const TensorView& workspace,
-                  int threads, Isa isa);
+                  const Execution& on);
 
 std::int64_t mlp_workspace_bytes(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
-                                 bool gated, int threads, Isa isa);
+                                 bool gated, const Execution& on);
 
 // Packed weights and biases (null if none) of an MLP with `hidden` columns between.
 struct MlpWeights {
@@ -101,6 +101,6 @@ struct MlpWeights {
 // exists in parts of item_rows x 512 only. Changing item_rows changes memory and speed.
 void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
          const TensorView* residual, const TensorView* branch, const TensorView* group_rows,
-         std::int64_t item_rows, const TensorView& workspace, int threads, Isa isa);
+         std::int64_t item_rows, const TensorView& workspace, const Execution& on);
 
 }  // namespace pympa

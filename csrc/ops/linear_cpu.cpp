@@ -21,8 +21,8 @@ int64_t thread_bytes(int64_t m, int64_t n, bool gated) {
   return round_up(floats * static_cast<int64_t>(sizeof(float)), kAlignment);
 }
 
-int64_t workspace_bytes(int64_t m, int64_t n, bool gated, int threads) {
-  return threads * thread_bytes(m, n, gated) + kAlignment;
+int64_t workspace_bytes(int64_t m, int64_t n, bool gated, const Execution& on) {
+  return on.threads * thread_bytes(m, n, gated) + kAlignment;
 }
 
 int64_t packed_bytes(int64_t n, int64_t k, DType dtype) {
@@ -40,13 +40,14 @@ void pack_weight(const PackWeightArgs& args) {
     using Math = typename MathOf<T>::Linear;
     const T* weight = static_cast<const T*>(args.weight);
     auto* panels = static_cast<typename Math::Stored*>(args.packed);
-    for_row_pieces(args.threads, (args.n + kPanel - 1) / kPanel, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t column = i * kPanel;
-        pack_transposed<Math>(weight + column * args.weight_stride, args.weight_stride, 0,
-                              args.n - column, args.k, panels + i * panel_size<Math>(args.k));
-      }
-    });
+    for_row_pieces(
+        args.on.threads, (args.n + kPanel - 1) / kPanel, [&](int64_t first, int64_t last) {
+          for (int64_t i = first; i < last; ++i) {
+            const int64_t column = i * kPanel;
+            pack_transposed<Math>(weight + column * args.weight_stride, args.weight_stride, 0,
+                                  args.n - column, args.k, panels + i * panel_size<Math>(args.k));
+          }
+        });
   });
 }
 
@@ -82,7 +83,7 @@ void linear_typed(const LinearArgs& args) {
   const bool gated = args.packed[1] != nullptr;
   const int64_t bytes = thread_bytes(args.m, args.n, gated);
   const auto base = round_up(reinterpret_cast<int64_t>(args.workspace), kAlignment);
-  for_each_item(args.threads, count_items(args), [&](int64_t item, int thread) {
+  for_each_item(args.on.threads, count_items(args), [&](int64_t item, int thread) {
     const Block block = block_of(args, item);
     const int64_t rows = min_of(kRowBlock, args.m);
     auto* a = reinterpret_cast<LinearGroup<T>*>(base + thread * bytes);

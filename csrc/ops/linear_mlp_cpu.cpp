@@ -25,8 +25,9 @@ int64_t thread_bytes(int64_t item_rows, int64_t hidden, int64_t n, bool gated) {
   return round_up(floats * static_cast<int64_t>(sizeof(float)), kAlignment);
 }
 
-int64_t workspace_bytes(int64_t item_rows, int64_t hidden, int64_t n, bool gated, int threads) {
-  return threads * thread_bytes(item_rows, hidden, n, gated) + kAlignment;
+int64_t workspace_bytes(int64_t item_rows, int64_t hidden, int64_t n, bool gated,
+                        const Execution& on) {
+  return on.threads * thread_bytes(item_rows, hidden, n, gated) + kAlignment;
 }
 
 template <class T>
@@ -100,7 +101,7 @@ void mlp_typed(const MlpArgs& args) {
   };
   int64_t items = 0;
   for (int64_t group = 0; group < args.up.groups; ++group) items += items_of(group);
-  for_each_item(args.up.threads, items, [&](int64_t item, int thread) {
+  for_each_item(args.up.on.threads, items, [&](int64_t item, int thread) {
     int64_t group = 0, first = 0;
     for (; item >= items_of(group); ++group) {
       item -= items_of(group);

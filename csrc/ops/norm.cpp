@@ -5,7 +5,7 @@
 namespace pympa {
 
 void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, float eps,
-          NormKind kind, const TensorView& out, int threads, Isa isa) {
+          NormKind kind, const TensorView& out, const Execution& on) {
   const char* op = "norm";
   check_float_dtype(op, x);
   check_shape(op, x, {-1, -1});
@@ -18,7 +18,6 @@ void norm(const TensorView& x, const TensorView& weight, const TensorView* bias,
     check_shape(op, *bias, {x.shape[1]});
   }
   if (!(eps >= 0.0F)) fail(op, "eps", "a number >= 0", std::to_string(eps));
-  check_at_least(op, "threads", threads, 1);
   const NormArgs args{x.shape[0],
                       x.shape[1],
                       x.dtype,
@@ -30,8 +29,8 @@ void norm(const TensorView& x, const TensorView& weight, const TensorView* bias,
                       kind,
                       out.data,
                       out.stride[0],
-                      threads};
-  PYMPA_SELECT_KERNELS(isa, norm_kernels).norm(args);
+                      on};
+  PYMPA_SELECT_KERNELS(on.isa, norm_kernels).norm(args);
 }
 
 }  // namespace pympa

@@ -21,7 +21,7 @@ struct NormArgs {
   NormKind kind;
   void* out;
   std::int64_t out_stride;
-  int threads;
+  Execution on;
 };
 
 struct NormKernels {
@@ -31,6 +31,6 @@ struct NormKernels {
 PYMPA_DECLARE_KERNELS(NormKernels, norm_kernels)
 
 void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, float eps,
-          NormKind kind, const TensorView& out, int threads, Isa isa);
+          NormKind kind, const TensorView& out, const Execution& on);
 
 }  // namespace pympa

@@ -51,7 +51,7 @@ void norm_rows(const NormArgs& args, int64_t first, int64_t last) {
 
 void norm_cpu(const NormArgs& args) {
   with_type(args.dtype, [&]<class T>() {
-    for_row_pieces(args.threads, args.rows,
+    for_row_pieces(args.on.threads, args.rows,
                    [&](int64_t first, int64_t last) { norm_rows<T>(args, first, last); });
   });
 }

@@ -5,7 +5,7 @@
 namespace pympa {
 
 void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
-          const TensorView& index, int threads, Isa isa) {
+          const TensorView& index, const Execution& on) {
   const char* op = "rope";
   check_float_dtype(op, x);
   check_shape(op, x, {-1, -1, -1});
@@ -17,16 +17,8 @@ void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
     fail(op, cos.name, "at most " + std::to_string(x.shape[2] / 2) + " columns (head_dim / 2)",
          std::to_string(cos.shape[1]));
   }
-  check_dtype(op, index, DType::kInt32);
   check_shape(op, index, {x.shape[0]});
-  check_at_least(op, "threads", threads, 1);
-  const std::int32_t* rows = static_cast<const std::int32_t*>(index.data);
-  for (std::int64_t row = 0; row < x.shape[0]; ++row) {
-    if (rows[row] < 0 || rows[row] >= cos.shape[0]) {
-      fail(op, index.name, "entries in [0, " + std::to_string(cos.shape[0]) + ")",
-           std::to_string(rows[row]) + " for row " + std::to_string(row));
-    }
-  }
+  check_entries(op, index, 0, cos.shape[0]);
   const RopeArgs args{x.shape[0],
                       x.shape[1],
                       cos.shape[1],
@@ -38,9 +30,9 @@ void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
                       static_cast<const float*>(sin.data),
                       cos.stride[0],
                       sin.stride[0],
-                      rows,
-                      threads};
-  PYMPA_SELECT_KERNELS(isa, rope_kernels).rope(args);
+                      static_cast<const std::int32_t*>(index.data),
+                      on};
+  PYMPA_SELECT_KERNELS(on.isa, rope_kernels).rope(args);
 }
 
 }  // namespace pympa

@@ -17,7 +17,7 @@ struct RopeArgs {
   const float *cos, *sin;
   std::int64_t cos_stride, sin_stride;
   const std::int32_t* index;
-  int threads;
+  Execution on;
 };
 
 struct RopeKernels {
@@ -27,6 +27,6 @@ struct RopeKernels {
 PYMPA_DECLARE_KERNELS(RopeKernels, rope_kernels)
 
 void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
-          const TensorView& index, int threads, Isa isa);
+          const TensorView& index, const Execution& on);
 
 }  // namespace pympa

@@ -31,7 +31,7 @@ void rope_rows(const RopeArgs& args, int64_t first, int64_t last) {
 
 void rope_cpu(const RopeArgs& args) {
   with_type(args.dtype, [&]<class T>() {
-    for_row_pieces(args.threads, args.rows,
+    for_row_pieces(args.on.threads, args.rows,
                    [&](int64_t first, int64_t last) { rope_rows<T>(args, first, last); });
   });
 }

@@ -100,6 +100,12 @@ class Kernels(Protocol):
     dispatch_rows: int
     """Rows that should travel to experts together; more would overlap less."""
 
+    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
+        """Let `write` fill in an array of the host that becomes `out`."""
+
+    def read(self, array: Array) -> NDArray[Any]:
+        """Return a copy on the host of an array that kernels may still be at work on."""
+
     def pack(
         self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
     ) -> PackedWeight:
@@ -201,7 +207,7 @@ class Kernels(Protocol):
         """Normalise rows `[rows, d]`: RMSNorm ("rms") or LayerNorm ("layer")."""
 
     def gather_rows(
-        self, source: Array, index: NDArray[np.int32], out: Array, *, first_row: int = 0
+        self, source: Array, index: Array | NDArray[np.int32], out: Array, *, first_row: int = 0
     ) -> None:
         """Copy rows index - first_row of the source `[n, d]`; others than these give zeros.
 

@@ -18,7 +18,7 @@ def extent(kernel: str, arrays: dict[str, Any]) -> Extent:
     """Return the extent of a call.
 
     Args:
-        kernel: its name in `pympa._core`, or "copy" or "start_state".
+        kernel: its name in `pympa._core`, or "copy".
         arrays: its arguments; what is no array does not count.
     """
     special = _SPECIAL.get(kernel)
@@ -40,7 +40,7 @@ def _all(arrays: dict[str, Any]) -> Extent:
 
 
 _SPECIAL: dict[str, Callable[..., Extent]] = {
-    "start_state": lambda out: _all({"out": out}),
+    "start_state": lambda out, **_: _all({"out": out}),
     "finish": lambda o, out, **_: _all({"o": o, "out": out}),
     "merge": lambda out, other_out, **_: _all({"out": out, "again": out, "other": other_out}),
     "norm": lambda x, out, **_: _all({"x": x, "out": out}),

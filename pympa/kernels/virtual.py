@@ -21,7 +21,6 @@ from pympa import _core
 from pympa.arena import Arena, Array
 from pympa.calls import Attended, Multiplied
 from pympa.costs import Costs
-from pympa.kernels import State
 from pympa.kernels.cpu import PIECE_FLOPS, CpuKernels
 from pympa.kernels.extents import extent, nbytes
 from pympa.trace import Trace
@@ -217,10 +216,8 @@ class VirtualKernels(CpuKernels):
         elif costs is not None:
             self.piece_flops = PIECE_FLOPS
 
-    def start_state(self, state: State) -> None:
-        """See `Kernels.start_state`."""
-        with self._trace.span("compute", "start_state"):
-            self._core.start_state(out=state.out)
+    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
+        """Leave the array as it is: it has no memory."""
 
     def _copy(self, source: Array, out: Array) -> None:
         self._core.copy(source=source, out=out)

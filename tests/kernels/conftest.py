@@ -11,19 +11,22 @@ from pympa.verify import TOLERANCE
 
 
 class Kernels:
-    """The functions of `pympa._core` for one ISA, with outputs and workspaces made on the spot."""
+    """The functions of a core for one ISA, with outputs and workspaces made on the spot."""
 
-    def __init__(self, isa: str):
-        self.isa = isa
+    def __init__(self, core, isa):
+        self.core, self.isa = core, isa
+
+    def on(self, threads=1):
+        return self.core.Execution(self.isa, threads=threads)
 
     def pack(self, weight):
         """Pack a weight `[n, k]`, or those of a group `[groups, n, k]`."""
         if weight.ndim == 3:
             return np.stack([self.pack(one) for one in weight])
         n, k = weight.shape
-        size = _core.packed_weight_bytes(n, k, weight.dtype.name, self.isa)
+        size = self.core.packed_weight_bytes(n, k, weight.dtype.name, self.on())
         packed = np.full(size, 0xA5, np.uint8)
-        _core.pack_weight(weight, packed, 1, self.isa)
+        self.core.pack_weight(weight, packed, self.on())
         return packed
 
     def linear(
@@ -42,7 +45,7 @@ class Kernels:
     ):
         if out is None:
             out = np.full((len(x), weight.shape[-2]), np.nan, out_dtype or x.dtype)
-        _core.linear(
+        self.core.linear(
             x,
             self.pack(weight),
             out,
@@ -52,8 +55,7 @@ class Kernels:
             branch,
             None if group_rows is None else np.array(group_rows, np.int64),
             self._workspace(x, weight, False, threads),
-            threads,
-            self.isa,
+            self.on(threads),
         )
         return out
 
@@ -70,7 +72,7 @@ class Kernels:
         threads=1,
     ):
         out = np.full((len(x), gate.shape[-2]), np.nan, x.dtype)
-        _core.gated_linear(
+        self.core.gated_linear(
             x,
             self.pack(gate),
             self.pack(up),
@@ -80,8 +82,7 @@ class Kernels:
             activation,
             None if group_rows is None else np.array(group_rows, np.int64),
             self._workspace(x, gate, True, threads),
-            threads,
-            self.isa,
+            self.on(threads),
         )
         return out
 
@@ -107,8 +108,10 @@ class Kernels:
         n, hidden = down.shape[-2:]
         if out is None:
             out = np.full((len(x), n), np.nan, out_dtype or x.dtype)
-        size = _core.mlp_workspace_bytes(item_rows, hidden, n, gate is not None, threads, self.isa)
-        _core.mlp(
+        size = self.core.mlp_workspace_bytes(
+            item_rows, hidden, n, gate is not None, self.on(threads)
+        )
+        self.core.mlp(
             x,
             None if gate is None else self.pack(gate),
             self.pack(up),
@@ -124,14 +127,13 @@ class Kernels:
             None if group_rows is None else np.array(group_rows, np.int64),
             item_rows,
             np.full(size, 0xFF, np.uint8),
-            threads,
-            self.isa,
+            self.on(threads),
         )
         return out
 
     def _workspace(self, x, weight, gated, threads):
         n, k = weight.shape[-2:]
-        size = _core.linear_workspace_bytes(len(x), n, k, x.dtype.name, gated, threads, self.isa)
+        size = self.core.linear_workspace_bytes(len(x), n, k, x.dtype.name, gated, self.on(threads))
         return np.full(size, 0xFF, np.uint8)
 
     def new_state(self, rows, heads, v_head_dim):
@@ -161,10 +163,10 @@ class Kernels:
         heads, head_dim = q.shape[1:]
         if kv_head_of_q is None:
             kv_head_of_q = np.arange(heads) * k.shape[1] // heads
-        size = _core.attention_workspace_bytes(
-            head_dim, v.shape[2], q.dtype.name, threads, self.isa
+        size = self.core.attention_workspace_bytes(
+            head_dim, v.shape[2], q.dtype.name, self.on(threads)
         )
-        _core.attend_block(
+        self.core.attend_block(
             q,
             k,
             v,
@@ -177,17 +179,16 @@ class Kernels:
             window,
             softcap,
             np.full(size, 0xFF, np.uint8),
-            threads,
-            self.isa,
+            self.on(threads),
         )
 
     def score_tile(self, q, k, kv_head_of_q, *, out=None, threads=1):
         if out is None:
             out = np.full((len(q), q.shape[1], len(k)), np.nan, np.float32)
-        size = _core.attention_workspace_bytes(q.shape[2], 0, q.dtype.name, threads, self.isa)
+        size = self.core.attention_workspace_bytes(q.shape[2], 0, q.dtype.name, self.on(threads))
         workspace = np.full(size, 0xFF, np.uint8)
         kv_head_of_q = np.array(kv_head_of_q, np.int32)
-        _core.score_tile(q, k, kv_head_of_q, out, workspace, threads, self.isa)
+        self.core.score_tile(q, k, kv_head_of_q, out, workspace, self.on(threads))
         return out
 
     def fold_tile(
@@ -206,8 +207,8 @@ class Kernels:
         threads=1,
     ):
         """Fold scores into `state` in place."""
-        size = _core.attention_workspace_bytes(0, v.shape[2], v.dtype.name, threads, self.isa)
-        _core.fold_tile(
+        size = self.core.attention_workspace_bytes(0, v.shape[2], v.dtype.name, self.on(threads))
+        self.core.fold_tile(
             scores,
             v,
             np.array(kv_head_of_q, np.int32),
@@ -219,15 +220,14 @@ class Kernels:
             window,
             softcap,
             np.full(size, 0xFF, np.uint8),
-            threads,
-            self.isa,
+            self.on(threads),
         )
 
     def finish(self, state, dtype, threads=1):
         row_max, _, out = state
         o = np.full(out.shape, np.nan, dtype)
         lse = np.full(row_max.shape, np.nan, np.float32)
-        _core.finish(*state, o, lse, threads, self.isa)
+        self.core.finish(*state, o, lse, self.on(threads))
         return o, lse
 
     def attention(self, q, k, v, **options):
@@ -241,12 +241,12 @@ class Kernels:
 
 @pytest.fixture(params=_core.supported_isas(), scope="session")
 def kernels(request):
-    return Kernels(request.param)
+    return Kernels(_core, request.param)
 
 
 @pytest.fixture(scope="session")
 def best_kernels():
-    return Kernels(_core.supported_isas()[0])
+    return Kernels(_core, _core.supported_isas()[0])
 
 
 @pytest.fixture(params=list(DTYPES), scope="session")

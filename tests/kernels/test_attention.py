@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pympa import _core, reference
+from pympa import reference
 
 
 def wide(x):
@@ -194,7 +194,7 @@ def test_carried_state_and_merge(kernels, dtype, rng, normal, check):
         kernels.attend(q, k[first:last], v[first:last], carried, **options)
         alone = kernels.new_state(60, 2, 20)
         kernels.attend(q, k[first:last], v[first:last], alone, **options)
-        _core.merge(*merged, *alone, 2, kernels.isa)
+        kernels.core.merge(*merged, *alone, kernels.on(2))
     want, _ = oracle(q, k, v, q_start=840)
     check(kernels.finish(carried, dtype)[0], want, dtype)
     check(kernels.finish(merged, dtype, threads=3)[0], want, dtype)
@@ -202,12 +202,12 @@ def test_carried_state_and_merge(kernels, dtype, rng, normal, check):
 
 def test_merge_of_nothing(kernels):
     empty, other = kernels.new_state(2, 1, 3), kernels.new_state(2, 1, 3)
-    _core.merge(*empty, *other, 1, kernels.isa)
+    kernels.core.merge(*empty, *other, kernels.on(1))
     o, lse = kernels.finish(empty, np.float32)
     assert (o == 0).all()
     assert (lse == -np.inf).all()
     other[0][:], other[1][:], other[2][:] = 3.0, 2.0, 4.0
-    _core.merge(*empty, *other, 1, kernels.isa)
+    kernels.core.merge(*empty, *other, kernels.on(1))
     o, lse = kernels.finish(empty, np.float32)
     assert (o == 2).all()
     np.testing.assert_allclose(lse, 3 + np.log(2), rtol=1e-6)
@@ -254,7 +254,7 @@ def test_nan_survives_a_merge(kernels):
     good, bad = kernels.new_state(1, 1, 4), kernels.new_state(1, 1, 4)
     good[0][:], good[1][:], good[2][:] = 1.0, 1.0, 1.0
     bad[1][:], bad[2][:] = np.nan, np.nan
-    _core.merge(*good, *bad, 1, kernels.isa)
+    kernels.core.merge(*good, *bad, kernels.on(1))
     o, lse = kernels.finish(good, np.float32)
     assert np.isnan(o).all()
     assert np.isnan(lse).all()

@@ -114,17 +114,17 @@ import re
 from pathlib import Path
 import ml_dtypes, numpy as np
 from pympa import _core
-isa = _core.supported_isas()[0]
+on = _core.Execution(_core.supported_isas()[0])
 tokens, dim, dtype = 65536, 128, ml_dtypes.bfloat16
 q, k, v = (np.full((tokens, 1, dim), 0.5, dtype) for _ in range(3))
 state = (np.full((tokens, 1), -np.inf, np.float32), np.zeros((tokens, 1), np.float32),
          np.zeros((tokens, 1, dim), np.float32))
-workspace = np.zeros(_core.attention_workspace_bytes(dim, dim, "bfloat16", 1, isa), np.uint8)
+workspace = np.zeros(_core.attention_workspace_bytes(dim, dim, "bfloat16", on), np.uint8)
 ranges = np.array([[0, 0, tokens]], np.int64)
 _core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 0, 0.0,
-                   workspace, 1, isa)
+                   workspace, on)
 o = np.empty(q.shape, dtype)
-_core.finish(*state, o, np.empty((tokens, 1), np.float32), 1, isa)
+_core.finish(*state, o, np.empty((tokens, 1), np.float32), on)
 assert (o == 0.5).all()
 # Not ru_maxrss: that one starts from the parent's size.
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

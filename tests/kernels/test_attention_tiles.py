@@ -15,6 +15,7 @@ from pympa.kernels.virtual import VirtualKernels
 from pympa.trace import Trace
 
 ISA = _core.supported_isas()[0]
+ON = _core.Execution(ISA)
 F32 = np.float32
 MAP = [1, 0, 1]  # uneven, and out of order
 
@@ -188,9 +189,8 @@ def score_arguments():
         "k": np.ones((7, 1, 8), F32),
         "kv_head_of_q": np.zeros(2, np.int32),
         "scores": np.empty((5, 2, 7), F32),
-        "workspace": np.empty(_core.attention_workspace_bytes(8, 0, "float32", 1, ISA), np.uint8),
-        "threads": 1,
-        "isa": ISA,
+        "workspace": np.empty(_core.attention_workspace_bytes(8, 0, "float32", ON), np.uint8),
+        "on": ON,
     }
 
 
@@ -205,7 +205,6 @@ def score_arguments():
         ("scores", np.ones((5, 2, 7), np.float16), r"scores: expected dtype float32, got float16"),
         ("kv_head_of_q", np.ones(2, np.int32), r"kv_head_of_q: .*\[0, 1\), got 1 for head 0"),
         ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
-        ("threads", 0, r"threads: expected at least 1, got 0"),
     ],
 )
 def test_errors_of_score_tile(argument, value, message):
@@ -234,9 +233,8 @@ def fold_arguments():
         "causal": False,
         "window": 0,
         "softcap": 0.0,
-        "workspace": np.empty(_core.attention_workspace_bytes(0, 6, "float16", 1, ISA), np.uint8),
-        "threads": 1,
-        "isa": ISA,
+        "workspace": np.empty(_core.attention_workspace_bytes(0, 6, "float16", ON), np.uint8),
+        "on": ON,
     }
 
 
@@ -256,7 +254,6 @@ def fold_arguments():
         ("softcap", -1.0, r"softcap: expected 0 \(none\) or a positive number, got -1"),
         ("scale", float("inf"), r"scale: expected a finite number, got inf"),
         ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
-        ("threads", 0, r"threads: expected at least 1, got 0"),
     ],
 )
 def test_errors_of_fold_tile(argument, value, message):

@@ -6,14 +6,15 @@ import pytest
 from pympa import _core
 
 ISA = _core.supported_isas()[0]
+ON = _core.Execution(ISA)
 F32 = np.float32
 
 
 def linear_arguments():
     weight = np.ones((6, 4), F32)
-    packed = np.empty(_core.packed_weight_bytes(6, 4, "float32", ISA), np.uint8)
-    _core.pack_weight(weight, packed, 1, ISA)
-    workspace = _core.linear_workspace_bytes(3, 6, 4, "float32", False, 1, ISA)
+    packed = np.empty(_core.packed_weight_bytes(6, 4, "float32", ON), np.uint8)
+    _core.pack_weight(weight, packed, ON)
+    workspace = _core.linear_workspace_bytes(3, 6, 4, "float32", False, ON)
     return {
         "x": np.ones((3, 4), F32),
         "packed": packed,
@@ -24,8 +25,7 @@ def linear_arguments():
         "branch": None,
         "group_rows": None,
         "workspace": np.empty(workspace, np.uint8),
-        "threads": 1,
-        "isa": ISA,
+        "on": ON,
     }
 
 
@@ -35,7 +35,7 @@ def grouped_arguments():
 
 
 def attend_arguments():
-    workspace = _core.attention_workspace_bytes(8, 6, "float32", 1, ISA)
+    workspace = _core.attention_workspace_bytes(8, 6, "float32", ON)
     return {
         "q": np.ones((5, 2, 8), F32),
         "k": np.ones((7, 1, 8), F32),
@@ -51,8 +51,7 @@ def attend_arguments():
         "window": 0,
         "softcap": 0.0,
         "workspace": np.empty(workspace, np.uint8),
-        "threads": 1,
-        "isa": ISA,
+        "on": ON,
     }
 
 
@@ -80,8 +79,6 @@ def read_only(shape):
         ("packed", np.ones(8, np.uint8), r"packed: expected at least \d+ bytes, got 8 bytes"),
         ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
         ("workspace", np.ones(8, np.int32), r"workspace: expected dtype uint8, got int32"),
-        ("threads", 0, r"threads: expected at least 1, got 0"),
-        ("isa", "sse9", r"isa: expected one this CPU supports \(.*portable\), got 'sse9'"),
     ],
 )
 def test_linear(argument, value, message):
@@ -116,8 +113,8 @@ def test_linear_of_groups(argument, value, message):
 def mlp_arguments():
     arguments = linear_arguments()
     down = np.zeros((5, 6), np.float32)
-    packed = np.zeros(_core.packed_weight_bytes(5, 6, "float32", ISA), np.uint8)
-    _core.pack_weight(down, packed, 1, ISA)
+    packed = np.zeros(_core.packed_weight_bytes(5, 6, "float32", ON), np.uint8)
+    _core.pack_weight(down, packed, ON)
     for name in ("bias", "residual", "branch"):
         arguments[name] = None
     return (
@@ -125,7 +122,7 @@ def mlp_arguments():
         | {"packed_gate": None, "packed_up": arguments["packed"], "packed_down": packed}
         | {"bias_gate": None, "bias_up": None, "activation": "silu", "hidden": 6, "item_rows": 2}
         | {"out": np.zeros((3, 5), np.float32)}
-        | {"workspace": np.zeros(_core.mlp_workspace_bytes(2, 6, 5, False, 1, ISA), np.uint8)}
+        | {"workspace": np.zeros(_core.mlp_workspace_bytes(2, 6, 5, False, ON), np.uint8)}
     )
 
 
@@ -143,7 +140,6 @@ def mlp_arguments():
         ("bias", np.zeros(6, np.float32), "bias: expected"),
         ("residual", np.zeros((3, 6), np.float32), "residual: expected"),
         ("group_rows", np.array([1, 1]), "group_rows: expected"),
-        ("threads", 0, "threads: expected at least 1, got 0"),
         ("activation", "tanh", "activation: expected none, gelu, gelu_tanh or silu, got 'tanh'"),
     ],
 )
@@ -175,7 +171,6 @@ def test_mlp(argument, value, message):
         ("softcap", -1.0, r"softcap: expected 0 \(none\) or a positive number, got -1"),
         ("scale", float("nan"), r"scale: expected a finite number, got nan"),
         ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
-        ("threads", 0, r"threads: expected at least 1, got 0"),
     ],
 )
 def test_attend_block(argument, value, message):
@@ -186,30 +181,30 @@ def test_attend_block(argument, value, message):
 
 def test_rope():
     x, cos = np.ones((2, 1, 8), F32), np.ones((4, 4), F32)
-    with pytest.raises(ValueError, match=r"index: expected entries in \[0, 4\), got 4 for row 1"):
-        _core.rope(x, cos, cos, np.array([0, 4], np.int32), 1, ISA)
+    with pytest.raises(ValueError, match=r"index: expected entries in \[0, 4\), got 4 in row 1"):
+        _core.rope(x, cos, cos, np.array([0, 4], np.int32), ON)
     wide = np.ones((4, 5), F32)
     with pytest.raises(ValueError, match=r"cos: expected at most 4 columns .*, got 5"):
-        _core.rope(x, wide, wide, np.zeros(2, np.int32), 1, ISA)
+        _core.rope(x, wide, wide, np.zeros(2, np.int32), ON)
 
 
 def test_rows():
     x, ones = np.ones((2, 3), F32), np.ones(3, F32)
     with pytest.raises(ValueError, match=r"norm: kind: expected rms or layer, got 'batch'"):
-        _core.norm(x, ones, None, 1e-5, "batch", x, 1, ISA)
+        _core.norm(x, ones, None, 1e-5, "batch", x, ON)
     with pytest.raises(ValueError, match=r"norm: eps: expected a number >= 0"):
-        _core.norm(x, ones, None, -1.0, "rms", x, 1, ISA)
+        _core.norm(x, ones, None, -1.0, "rms", x, ON)
     with pytest.raises(ValueError, match=r"add: b: expected shape \[2, 3\], got \[2, 2\]"):
-        _core.add(x, np.ones((2, 2), F32), x, 1, ISA)
+        _core.add(x, np.ones((2, 2), F32), x, ON)
     with pytest.raises(ValueError, match=r"sum_partials: out: expected shape \[2, 3\]"):
-        _core.sum_partials(np.ones((4, 2, 3), F32), None, np.ones((3, 3), F32), 1, ISA)
+        _core.sum_partials(np.ones((4, 2, 3), F32), None, np.ones((3, 3), F32), ON)
     with pytest.raises(ValueError, match=r"gather_rows: index: expected dtype int32, got int64"):
-        _core.gather_rows(x, np.zeros(2, np.int64), x, 0, 1, ISA)
+        _core.gather_rows(x, np.zeros(2, np.int64), x, 0, ON)
     with pytest.raises(ValueError, match=r"gather_rows: first_row: expected at least 0, got -1"):
-        _core.gather_rows(x, np.zeros(2, np.int32), x, -1, 1, ISA)
+        _core.gather_rows(x, np.zeros(2, np.int32), x, -1, ON)
     state = np.ones((2, 1), F32), np.ones((2, 1), F32), np.ones((2, 1, 3), F32)
     with pytest.raises(ValueError, match=r"finish: o: expected a contiguous array"):
-        _core.finish(*state, np.ones((4, 1, 3), F32)[::2], np.ones((2, 1), F32), 1, ISA)
+        _core.finish(*state, np.ones((4, 1, 3), F32)[::2], np.ones((2, 1), F32), ON)
 
 
 def ids(*rows):
@@ -233,25 +228,25 @@ def counts(*values):
 )
 def test_select_experts(logits, experts, message):
     with pytest.raises(ValueError, match="select_experts: " + message):
-        _core.select_experts(logits, experts, np.ones((3, 1), F32), True, 1, ISA)
+        _core.select_experts(logits, experts, np.ones((3, 1), F32), True, ON)
 
 
 def test_routing():
     pair, three = ids([0, 2], [1, -1]), counts(0, 0, 0)
     with pytest.raises(ValueError, match=r"sort_rows: experts: .* in \[-1, 2\), got 2 in row 0"):
-        _core.sort_rows(pair, counts(0, 0), ids(0, 0, 0, 0), pair.copy())
+        _core.sort_rows(pair, counts(0, 0), ids(0, 0, 0, 0), pair.copy(), ON)
     with pytest.raises(ValueError, match=r"experts: expected entries .*, got -2 in row 1"):
-        _core.sort_rows(ids([0], [-2]), three, ids(0, 0), ids([0], [0]))
+        _core.sort_rows(ids([0], [-2]), three, ids(0, 0), ids([0], [0]), ON)
     with pytest.raises(ValueError, match=r"sort_rows: sources: expected shape \[4\], got \[3\]"):
-        _core.sort_rows(pair, three, ids(0, 0, 0), pair.copy())
+        _core.sort_rows(pair, three, ids(0, 0, 0), pair.copy(), ON)
     with pytest.raises(ValueError, match=r"count_experts: segment_rows: .* 2 rows, got 1 too few"):
-        _core.count_experts(pair, counts(1), three[None])
+        _core.count_experts(pair, counts(1), three[None], ON)
     with pytest.raises(ValueError, match=r"count_experts: counts: expected shape \[2, any\]"):
-        _core.count_experts(pair, counts(1, 1), three[None])
+        _core.count_experts(pair, counts(1, 1), three[None], ON)
     with pytest.raises(ValueError, match=r"drop_overflow: capacity: expected shape \[1\]"):
-        _core.drop_overflow(pair, counts(2), three[None], counts(1, 1))
+        _core.drop_overflow(pair, counts(2), three[None], counts(1, 1), ON)
     with pytest.raises(ValueError, match=r"drop_overflow: used: expected a writeable array"):
-        _core.drop_overflow(pair, counts(2), np.broadcast_to(three, (1, 3)), counts(1))
+        _core.drop_overflow(pair, counts(2), np.broadcast_to(three, (1, 3)), counts(1), ON)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +258,6 @@ def test_routing():
         ("weights", np.ones((2, 2), np.float16), r"weights: expected dtype float32, got float16"),
         ("base", np.ones((2, 5), F32), r"base: expected shape \[2, 4\], got \[2, 5\]"),
         ("out", np.ones((2, 4), np.float16), r"out: expected dtype float32, got float16"),
-        ("threads", 0, r"threads: expected at least 1, got 0"),
     ],
 )
 def test_combine_rows(argument, value, message):
@@ -273,8 +267,7 @@ def test_combine_rows(argument, value, message):
         "weights": np.ones((2, 2), F32),
         "base": None,
         "out": np.ones((2, 4), F32),
-        "threads": 1,
-        "isa": ISA,
+        "on": ON,
     }
     _core.combine_rows(**arguments)
     with pytest.raises(ValueError, match="combine_rows: " + message):
@@ -283,9 +276,9 @@ def test_combine_rows(argument, value, message):
 
 def test_names_and_sizes():
     with pytest.raises(ValueError, match=r"dtype: expected float32, float16 or bfloat16, got 'f'"):
-        _core.packed_weight_bytes(1, 1, "f", ISA)
+        _core.packed_weight_bytes(1, 1, "f", ON)
     with pytest.raises(ValueError, match=r"bytes: head_dim: expected at least 0, got -1"):
-        _core.attention_workspace_bytes(-1, 1, "float32", 1, ISA)
+        _core.attention_workspace_bytes(-1, 1, "float32", ON)
     with pytest.raises(ValueError, match=r"seconds: expected a number in \(0, 60\]"):
         _core.fma_peak("float32", ISA, 0.0)
     with pytest.raises(ValueError, match=r"bytes: expected at least 4096, got 1"):
@@ -296,3 +289,15 @@ def test_peaks_are_plausible(kernels):
     for dtype in ("float32", "float16", "bfloat16"):
         assert 1e8 < _core.fma_peak(dtype, kernels.isa, 0.01) < 1e14
     assert 1e7 < _core.read_bandwidth(1 << 20, 0.01) < 1e13
+
+
+@pytest.mark.parametrize(
+    ("isa", "threads", "message"),
+    [
+        (ISA, 0, "Execution: threads: expected at least 1, got 0"),
+        ("sse9", 1, r"isa: expected one this machine supports \(.*portable\), got 'sse9'"),
+    ],
+)
+def test_execution(isa, threads, message):
+    with pytest.raises(ValueError, match=message):
+        _core.Execution(isa, threads=threads)

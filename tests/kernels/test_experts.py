@@ -13,6 +13,7 @@ from pympa.kernels.virtual import VirtualKernels
 from pympa.trace import Trace
 
 ISA = _core.supported_isas()[0]
+ON = _core.Execution(ISA)
 examples = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -25,7 +26,7 @@ def wide(x):
 def select(kernels, logits, choices, *, renormalize=False, threads=1):
     experts = np.full((len(logits), choices), -7, np.int32)
     weights = np.full((len(logits), choices), np.nan, np.float32)
-    broken = _core.select_experts(logits, experts, weights, renormalize, threads, kernels.isa)
+    broken = kernels.core.select_experts(logits, experts, weights, renormalize, kernels.on(threads))
     return experts, weights, broken
 
 
@@ -122,7 +123,7 @@ def test_sorting_loses_nothing(routing):
     counts = np.full(count, -7, np.int64)
     sources = np.full(experts.size, -7, np.int32)
     places = np.full(experts.shape, -7, np.int32)
-    _core.sort_rows(experts, counts, sources, places)
+    _core.sort_rows(experts, counts, sources, places, ON)
     flat = experts.ravel()
     kept = np.flatnonzero(flat >= 0)
     order = kept[np.argsort(flat[kept], kind="stable")]
@@ -140,7 +141,7 @@ def test_sorting_of_strided_choices():
     parts = np.zeros((3, 5), np.int32)
     parts[:, 1:3] = experts
     sources, places = np.zeros(6, np.int32), np.zeros((3, 4), np.int32)
-    _core.sort_rows(parts[:, 1:3], counts, sources, places[:, 1:3])
+    _core.sort_rows(parts[:, 1:3], counts, sources, places[:, 1:3], ON)
     np.testing.assert_array_equal(counts, [2, 3, 1])
     np.testing.assert_array_equal(sources, [0, 1, 0, 2, 2, 1])
     np.testing.assert_array_equal(places, [[0, 2, 0, 0], [0, 1, 5, 0], [0, 3, 4, 0]])
@@ -160,7 +161,7 @@ def test_counting_and_dropping_by_segment(routing, data):
     segment_rows = data.draw(segments(len(experts)))
     shape = (len(segment_rows), count)
     counts = np.full(shape, -7, np.int64)
-    _core.count_experts(experts, segment_rows, counts)
+    _core.count_experts(experts, segment_rows, counts, ON)
     parts = np.split(experts, np.cumsum(segment_rows)[:-1])
     want = [np.bincount(part[part >= 0], minlength=count) for part in parts]
     np.testing.assert_array_equal(counts, np.reshape(want, shape))
@@ -177,14 +178,14 @@ def test_counting_and_dropping_by_segment(routing, data):
             want_used[segment, e] += fits
             want_experts.append(e if fits else -1)
     dropped = experts.copy()
-    _core.drop_overflow(dropped, segment_rows, used, capacity)
+    _core.drop_overflow(dropped, segment_rows, used, capacity, ON)
     np.testing.assert_array_equal(dropped.ravel(), want_experts)
     np.testing.assert_array_equal(used, want_used)
 
 
 def combine(kernels, rows, places, weights, base=None, threads=1):
     out = np.full((len(places), rows.shape[1]), np.nan, rows.dtype)
-    _core.combine_rows(rows, places, weights, base, out, threads, kernels.isa)
+    kernels.core.combine_rows(rows, places, weights, base, out, kernels.on(threads))
     return out
 
 
@@ -203,7 +204,7 @@ def test_combine(kernels, dtype, rng, normal, check, m, n, choices, columns, wit
     want = np.einsum("nc,ncd->nd", wide(weights), padded[places])
     check(out, want + wide(base) if with_base else want, dtype)
     if with_base:
-        _core.combine_rows(rows, places, weights, base, base, 1, kernels.isa)
+        kernels.core.combine_rows(rows, places, weights, base, base, kernels.on(1))
         assert base.tobytes() == out.tobytes()
 
 

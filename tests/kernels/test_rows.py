@@ -4,16 +4,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pympa import _core, reference
+from pympa import reference
 
 
 def wide(x):
     return x.astype(np.float64)
 
 
-def run_norm(isa, x, weight, bias, kind, threads=1):
+def run_norm(kernels, x, weight, bias, kind, threads=1):
     out = np.full(x.shape, np.nan, x.dtype)
-    _core.norm(x, weight, bias, 1e-5, kind, out, threads, isa)
+    kernels.core.norm(x, weight, bias, 1e-5, kind, out, kernels.on(threads))
     return out
 
 
@@ -24,17 +24,17 @@ def test_norm(kernels, dtype, rng, normal, check, kind, rows, columns, biased):
     x = normal(rng, (rows, columns), dtype, 3.0)
     weight = normal(rng, columns, dtype)
     bias = normal(rng, columns, dtype) if biased else None
-    out = run_norm(kernels.isa, x, weight, bias, kind)
+    out = run_norm(kernels, x, weight, bias, kind)
     want = reference.norm(wide(x), wide(weight), wide(bias) if biased else None, 1e-5, kind)
     check(out, want, dtype)
-    assert run_norm(kernels.isa, x, weight, bias, kind, 3).tobytes() == out.tobytes()
+    assert run_norm(kernels, x, weight, bias, kind, 3).tobytes() == out.tobytes()
 
 
 def test_layer_norm_far_from_zero(kernels, rng, check):
     # One pass (E[x^2] - E[x]^2) would lose every digit here.
     x = (1000 + rng.standard_normal((4, 500))).astype(np.float32)
     one, zero = np.ones(500, np.float32), np.zeros(500, np.float32)
-    got = run_norm(kernels.isa, x, one, zero, "layer")
+    got = run_norm(kernels, x, one, zero, "layer")
     want = reference.norm(wide(x), wide(one), wide(zero), 1e-5, "layer")
     np.testing.assert_allclose(got, want, atol=2e-4)  # the mean itself carries 1000 * 2^-24
 
@@ -42,8 +42,8 @@ def test_layer_norm_far_from_zero(kernels, rng, check):
 def test_norm_of_a_strided_view(kernels, dtype, rng, normal):
     x = normal(rng, (10, 60), dtype)
     weight = normal(rng, 33, dtype)
-    strided = run_norm(kernels.isa, x[1::2, 9:42], weight, None, "rms")
-    plain = run_norm(kernels.isa, np.ascontiguousarray(x[1::2, 9:42]), weight, None, "rms")
+    strided = run_norm(kernels, x[1::2, 9:42], weight, None, "rms")
+    plain = run_norm(kernels, np.ascontiguousarray(x[1::2, 9:42]), weight, None, "rms")
     assert strided.tobytes() == plain.tobytes()
 
 
@@ -51,7 +51,7 @@ def test_norm_shows_nan(kernels, dtype, rng, normal):
     x = normal(rng, (3, 40), dtype)
     x[1, 39] = np.nan
     for kind in ("rms", "layer"):
-        broken = np.isnan(wide(run_norm(kernels.isa, x, np.ones(40, dtype), None, kind)))
+        broken = np.isnan(wide(run_norm(kernels, x, np.ones(40, dtype), None, kind)))
         assert broken[1].all()
         assert not broken[[0, 2]].any()
 
@@ -61,9 +61,9 @@ def test_norm_against_torch(kernels, dtype, rng, normal, check):
     x, weight, bias = (normal(rng, s, dtype) for s in ((9, 70), 70, 70))
     t_x, t_weight, t_bias = (torch.tensor(wide(a)) for a in (x, weight, bias))
     layer = torch.nn.functional.layer_norm(t_x, (70,), t_weight, t_bias, 1e-5)
-    check(run_norm(kernels.isa, x, weight, bias, "layer"), layer.numpy(), dtype)
+    check(run_norm(kernels, x, weight, bias, "layer"), layer.numpy(), dtype)
     rms = torch.nn.functional.rms_norm(t_x, (70,), t_weight, 1e-5)
-    check(run_norm(kernels.isa, x, weight, None, "rms"), rms.numpy(), dtype)
+    check(run_norm(kernels, x, weight, None, "rms"), rms.numpy(), dtype)
 
 
 def tables(half, positions=64):
@@ -82,11 +82,11 @@ def test_rope(kernels, dtype, rng, normal, check, head_dim, half):
     want[..., :half] = first * c - second * s
     want[..., half : 2 * half] = second * c + first * s
     rotated = x.copy()
-    _core.rope(rotated, cos, sin, index, 1, kernels.isa)
+    kernels.core.rope(rotated, cos, sin, index, kernels.on(1))
     check(rotated, want, dtype)
     assert rotated[..., 2 * half :].tobytes() == x[..., 2 * half :].tobytes()
     threaded = x.copy()
-    _core.rope(threaded, cos, sin, index, 3, kernels.isa)
+    kernels.core.rope(threaded, cos, sin, index, kernels.on(3))
     assert threaded.tobytes() == rotated.tobytes()
 
 
@@ -96,8 +96,8 @@ def test_rope_on_a_slice(kernels, dtype, rng, normal):
     cos, sin = tables(16)
     index = np.arange(12, dtype=np.int32)
     plain = np.ascontiguousarray(fused[:, 2:5])
-    _core.rope(plain, cos, sin, index, 1, kernels.isa)
-    _core.rope(fused[:, 2:5], cos, sin, index, 1, kernels.isa)
+    kernels.core.rope(plain, cos, sin, index, kernels.on(1))
+    kernels.core.rope(fused[:, 2:5], cos, sin, index, kernels.on(1))
     assert fused[:, 2:5].tobytes() == plain.tobytes()
     assert fused[:, :2].tobytes() == before[:, :2].tobytes()
     assert fused[:, 5:].tobytes() == before[:, 5:].tobytes()
@@ -108,7 +108,7 @@ def test_gather_rows(kernels, dtype, rng, normal):
     index = np.array([5, 14, 4, 15, 9, 0, -3], np.int32)
     out = np.full((7, 23), np.nan, dtype)
     for threads in (1, 3):
-        _core.gather_rows(source, index, out, 5, threads, kernels.isa)
+        kernels.core.gather_rows(source, index, out, 5, kernels.on(threads))
         want = np.zeros((7, 23), dtype)
         want[0], want[1], want[4] = source[0], source[9], source[4]
         assert out.tobytes() == want.tobytes()
@@ -119,9 +119,9 @@ def test_add_rounds_once(kernels, dtype, rng, normal, columns):
     a, b = normal(rng, (13, columns), dtype), normal(rng, (13, columns), dtype)
     want = (a.astype(np.float32) + b.astype(np.float32)).astype(dtype)
     out = np.empty_like(a)
-    _core.add(a, b, out, 2, kernels.isa)
+    kernels.core.add(a, b, out, kernels.on(2))
     assert out.tobytes() == want.tobytes()
-    _core.add(a, b, a, 1, kernels.isa)
+    kernels.core.add(a, b, a, kernels.on(1))
     assert a.tobytes() == want.tobytes()
 
 
@@ -136,7 +136,7 @@ def test_sum_partials_in_order(kernels, dtype, rng, normal, parts, biased):
     if bias is not None:
         total += bias.astype(np.float32)
     out = np.empty((9, 35), dtype)
-    _core.sum_partials(x, bias, out, 2, kernels.isa)
+    kernels.core.sum_partials(x, bias, out, kernels.on(2))
     assert out.tobytes() == total.astype(dtype).tobytes()
 
 
@@ -145,7 +145,7 @@ def test_every_16_bit_value_survives(kernels, name):
     dtype = np.dtype(np.float16 if name == "float16" else ml_dtypes.bfloat16)
     values = np.arange(1 << 16, dtype=np.uint16).view(dtype).reshape(256, 256)
     out = np.empty_like(values)
-    _core.add(values, np.zeros_like(values), out, 1, kernels.isa)
+    kernels.core.add(values, np.zeros_like(values), out, kernels.on(1))
     finite = ~np.isnan(values.astype(np.float32))
     assert (np.isnan(out.astype(np.float32)) == ~finite).all()
     assert (out[finite] == values[finite]).all()
@@ -163,7 +163,7 @@ def test_rounding_of_every_exponent(kernels, name, rng):
     # The state of attention is float32, so `finish` with row_sum = 1 shows the rounding alone.
     out = np.empty((200, 1, 200), dtype)
     one = np.ones((200, 1), np.float32)
-    _core.finish(one, one, x.reshape(200, 1, 200), out, np.empty_like(one), 1, kernels.isa)
+    kernels.core.finish(one, one, x.reshape(200, 1, 200), out, np.empty_like(one), kernels.on(1))
     nan = np.isnan(x)
     assert (np.isnan(out[:, 0].astype(np.float32)) == nan).all()
     assert (out[:, 0][~nan] == want[~nan]).all()

@@ -1,4 +1,4 @@
-"""Attention on the CPU: the part of `CpuKernels` that works on a running softmax state."""
+"""Attention: the part of `CoreKernels` that works on a running softmax state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pympa.trace import Trace
 
 
 class AttentionKernels:
-    """See `Kernels`; a base of `CpuKernels`, which sets the attributes."""
+    """See `Kernels`; a base of `CoreKernels`, which sets the attributes."""
 
     _arena: Arena
     _trace: Trace
@@ -24,8 +24,7 @@ class AttentionKernels:
     def start_state(self, state: State) -> None:
         """See `Kernels.start_state`."""
         with self._trace.span("compute", "start_state"):
-            for array, value in zip(state, (-np.inf, 0.0, 0.0), strict=True):
-                array.fill(value)
+            self._core.start_state(**state._asdict(), **self._how)
 
     def attend_block(
         self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec

@@ -1,8 +1,10 @@
-"""Linear layers and MLPs on the CPU: the part of `CpuKernels` that multiplies by weights."""
+"""Linear layers and MLPs: the part of `CoreKernels` that multiplies by weights."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,9 @@ BLOCK = 512
 _ROW_BLOCK = 96  # kRowBlock there: fewer rows leave a core's rate unused
 
 
-class LinearKernels:
-    """See `Kernels`; a base of `CpuKernels`, which sets the attributes."""
+class LinearKernels(ABC):
+    """See `Kernels`; a base of `CoreKernels`, which sets the attributes."""
 
-    isa: str
     threads: int
     cache_bytes: int
     """Of all threads: what they keep there while rows go through an MLP."""
@@ -32,6 +33,10 @@ class LinearKernels:
     _trace: Trace
     _core: Core
     _how: dict[str, Any]
+
+    @abstractmethod
+    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
+        """See `Kernels.fill`."""
 
     def pack(
         self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
@@ -49,13 +54,12 @@ class LinearKernels:
     ) -> PackedWeight:
         """See `Kernels.pack_group`."""
         n, k = shape
-        size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), isa=self.isa)
+        size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), **self._how)
         data = self._arena.empty((count, size), np.uint8, "weights")
         with self._arena.scope():
             weight = self._arena.empty(shape, dtype, "loading")
             for index, packed in enumerate(data):
-                if not self._arena.dry:
-                    fill(index, weight)
+                self.fill(weight, partial(fill, index))
                 self._core.pack_weight(weight=weight, packed=packed, **self._how)
         return PackedWeight(data, n, k)
 
@@ -185,6 +189,6 @@ class LinearKernels:
         """
         if self._arena.ledger is not None and len(x):
             size = self._core.packed_weight_bytes(
-                n=columns, k=length, dtype=str(x.dtype), isa=self.isa
+                n=columns, k=length, dtype=str(x.dtype), **self._how
             )
             self._arena.ledger.read(size)

@@ -1,4 +1,4 @@
-"""Routing on the CPU: the part of `CpuKernels` that takes rows to experts and back."""
+"""Routing: the part of `CoreKernels` that takes rows to experts and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pympa.trace import Trace
 
 
 class RoutingKernels:
-    """See `Kernels`; a base of `CpuKernels`, which sets the attributes."""
+    """See `Kernels`; a base of `CoreKernels`, which sets the attributes."""
 
     _trace: Trace
     _core: Core
@@ -39,7 +39,9 @@ class RoutingKernels:
         """See `Kernels.sort_rows`."""
         counts = np.zeros(count, np.int64)
         with self._trace.span("compute", "sort_rows"):
-            self._core.sort_rows(experts=experts, counts=counts, sources=sources, places=places)
+            self._core.sort_rows(
+                experts=experts, counts=counts, sources=sources, places=places, **self._how
+            )
         return counts
 
     def count_experts(
@@ -48,7 +50,9 @@ class RoutingKernels:
         """See `Kernels.count_experts`."""
         counts = np.zeros((len(segment_rows), count), np.int64)
         with self._trace.span("compute", "count_experts"):
-            self._core.count_experts(experts=experts, segment_rows=segment_rows, counts=counts)
+            self._core.count_experts(
+                experts=experts, segment_rows=segment_rows, counts=counts, **self._how
+            )
         return counts
 
     def drop_overflow(
@@ -61,7 +65,11 @@ class RoutingKernels:
         """See `Kernels.drop_overflow`."""
         with self._trace.span("compute", "drop_overflow"):
             self._core.drop_overflow(
-                experts=experts, segment_rows=segment_rows, used=used, capacity=capacity
+                experts=experts,
+                segment_rows=segment_rows,
+                used=used,
+                capacity=capacity,
+                **self._how,
             )
 
     def combine_rows(

@@ -1,0 +1,53 @@
+# The modules of CUDA kernels: `_cuda`, compiled by nvcc, and `_cuda_emulated`, the same sources
+# compiled for an interpreter of CUDA on the CPU.
+
+set(PYMPA_CUDA_SOURCES
+    csrc/ops/attention_cuda.cu
+    csrc/ops/attention_state_cuda.cu
+    csrc/ops/elementwise_cuda.cu
+    csrc/ops/experts_cuda.cu
+    csrc/ops/gather_cuda.cu
+    csrc/ops/linear_cuda.cu
+    csrc/ops/norm_cuda.cu
+    csrc/ops/rope_cuda.cu)
+
+if(PYMPA_CUDA STREQUAL AUTO)
+  include(CheckLanguage)
+  check_language(CUDA)
+  set(build_cuda ${CMAKE_CUDA_COMPILER})
+else()
+  set(build_cuda ${PYMPA_CUDA})
+endif()
+
+if(build_cuda)
+  # Ampere and Hopper, and code for later GPUs that the driver compiles.
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a-real CACHE STRING "GPUs that CUDA kernels are compiled for")
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  enable_language(CUDA)
+  pympa_add_module(_cuda ${PYMPA_CUDA_SOURCES} csrc/cuda/cublaslt.cpp csrc/cuda/gemm_cublaslt.cpp
+                   csrc/bindings/register_cuda.cpp)
+  target_compile_definitions(_cuda PRIVATE PYMPA_CUDA_KERNELS)
+  # cuBLASLt is loaded at the first product, so that importing needs no GPU library.
+  target_link_libraries(_cuda PRIVATE ${CMAKE_DL_LIBS})
+  target_compile_options(
+    _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo
+                  -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter>)
+  if(PYMPA_WERROR)
+    target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xptxas=-v>)
+  endif()
+endif()
+
+if(PYMPA_CUDA_EMULATED)
+  set(emulated_sources)
+  foreach(source ${PYMPA_CUDA_SOURCES})
+    cmake_path(GET source STEM stem)
+    set(wrapper ${CMAKE_CURRENT_BINARY_DIR}/emulated/${stem}.cpp)
+    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"@source@\"\n" @ONLY)
+    list(APPEND emulated_sources ${wrapper})
+  endforeach()
+  pympa_add_module(_cuda_emulated ${emulated_sources} csrc/cuda/emulated/gemm.cpp
+                   csrc/cuda/emulated/interpreter.cpp csrc/bindings/register_cuda.cpp)
+  target_compile_definitions(_cuda_emulated PRIVATE PYMPA_CUDA_KERNELS PYMPA_CUDA_EMULATED)
+  target_include_directories(_cuda_emulated PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+endif()

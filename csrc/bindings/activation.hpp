@@ -1,0 +1,19 @@
+// Activations by the names that Python gives them.
+#pragma once
+
+#include <string>
+
+#include "core/check.hpp"
+#include "ops/linear.hpp"
+
+namespace pympa::bindings {
+
+inline Activation parse_activation(const char* op, const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "silu") return Activation::kSilu;
+  fail(op, "activation", "none, gelu, gelu_tanh or silu", "'" + name + "'");
+}
+
+}  // namespace pympa::bindings

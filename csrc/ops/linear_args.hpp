@@ -1,0 +1,82 @@
+// Checks of what linears and MLPs are given, filling in what kernels get.
+#pragma once
+
+#include "core/check.hpp"
+#include "ops/linear.hpp"
+
+namespace pympa {
+
+// Checks the rows that a layer reads and writes, and fills them in.
+inline LinearArgs common_args(const char* op, const TensorView& x, const TensorView& out,
+                              Activation activation, const TensorView* group_rows,
+                              const Execution& on) {
+  check_float_dtype(op, x);
+  check_shape(op, x, {-1, -1});
+  check_shape(op, out, {x.shape[0], -1});
+  if (out.dtype != DType::kFloat32) check_dtype(op, out, x.dtype);
+  if (group_rows) check_row_counts(op, *group_rows, x.shape[0]);
+  LinearArgs args{};
+  args.m = x.shape[0];
+  args.n = out.shape[1];
+  args.k = x.shape[1];
+  args.dtype = x.dtype;
+  args.out_dtype = out.dtype;
+  args.groups = group_rows ? group_rows->shape[0] : 1;
+  args.group_rows = group_rows ? static_cast<const std::int64_t*>(group_rows->data) : &x.shape[0];
+  args.x = x.data;
+  args.x_stride = x.stride[0];
+  args.activation = activation;
+  args.out = out.data;
+  args.out_stride = out.stride[0];
+  args.on = on;
+  return args;
+}
+
+inline void set_workspace(const char* op, LinearArgs& args, const TensorView& workspace,
+                          bool gated) {
+  const LinearKernels& kernels = PYMPA_SELECT_KERNELS(args.on.isa, linear_kernels);
+  check_buffer(op, workspace, kernels.workspace_bytes(args.m, args.n, gated, args.on));
+  args.workspace = workspace.data;
+}
+
+inline void set_weight(const char* op, LinearArgs& args, int which, const TensorView& packed,
+                       const TensorView* bias, bool grouped) {
+  const std::int64_t bytes = packed_weight_bytes(args.n, args.k, args.dtype, args.on);
+  if (grouped) {
+    check_buffers(op, packed, args.groups, bytes);
+  } else {
+    check_buffer(op, packed, bytes);
+  }
+  args.packed[which] = packed.data;
+  args.packed_bytes[which] = packed.stride[0];
+  if (!bias) return;
+  check_dtype(op, *bias, args.dtype);
+  if (grouped) {
+    check_shape(op, *bias, {args.groups, args.n});
+  } else {
+    check_shape(op, *bias, {args.n});
+  }
+  args.bias[which] = bias->data;
+  args.bias_stride[which] = bias->stride[0];
+}
+
+inline void check_like_out(const char* op, const TensorView& view, const LinearArgs& args) {
+  check_dtype(op, view, args.out_dtype);
+  check_shape(op, view, {args.m, args.n});
+}
+
+inline void set_residual(const char* op, LinearArgs& args, const TensorView* residual,
+                         const TensorView* branch) {
+  if (residual) {
+    check_like_out(op, *residual, args);
+    args.residual = residual->data;
+    args.residual_stride = residual->stride[0];
+  }
+  if (branch) {
+    check_like_out(op, *branch, args);
+    args.branch = branch->data;
+    args.branch_stride = branch->stride[0];
+  }
+}
+
+}  // namespace pympa
