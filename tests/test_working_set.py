@@ -13,8 +13,8 @@ from conftest import ROOT
 from pympa import _core
 from pympa.backend import Rehearsal
 from pympa.caches import Cache, cache_of_rank, read_caches
-from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.core_linear import BLOCK
+from pympa.kernels.cpu import CpuKernels
 from pympa.layout import split_batch, split_micro_batches
 from pympa.mesh import Plan
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
