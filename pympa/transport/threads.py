@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ class Aborted(BaseException):
     """Ends the threads of ranks that wait for one that failed."""
 
 
-class RankThreads:
+class RankThreads(ABC):
     """Runs a body for each rank; a world says whose turn is next.
 
     Args:
@@ -71,6 +72,6 @@ class RankThreads:
     def _any_unfinished(self) -> int | None:
         return next((r for r in range(self.size) if not self._finished[r]), None)
 
+    @abstractmethod
     def _pass_on(self) -> None:
         """Give the turn to the next rank that can run, by `_give_turn`."""
-        raise NotImplementedError
