@@ -15,37 +15,15 @@ from pympa.working_set import WorkingSet, most_rows, working_sets
 
 
 @dataclass(frozen=True)
-class RankNeed:
-    """What one rank needs.
+class Need:
+    """What a rank needs, or a layer.
 
     Attributes:
-        parameters: elements of its weights.
-        uses: bytes by use at the high-water mark of its arena, which they add up to.
-        working_set: of the layer's step that touches most.
+        parameters: elements of the rank's weights; of the whole layer's, whatever the plan.
+        uses: bytes by use when they are most. A rank's add up to its arena's high-water mark.
+        working_set: of the layer's step; of a rank's layers, the one that touches most.
     """
 
-    parameters: int
-    uses: Uses
-    working_set: WorkingSet
-
-    @property
-    def total_bytes(self) -> int:
-        """The high-water mark."""
-        return sum(self.uses.values())
-
-
-@dataclass(frozen=True)
-class LayerNeed:
-    """What one layer needs on the rank that needs most for it.
-
-    Attributes:
-        stage: that has it; layers on different ones may be alike.
-        parameters: elements of the whole layer, whatever the plan.
-        uses: bytes by use when it holds most.
-        working_set: of its step.
-    """
-
-    stage: int = field(compare=False)
     parameters: int
     uses: Uses
     working_set: WorkingSet
@@ -57,6 +35,17 @@ class LayerNeed:
 
 
 @dataclass(frozen=True)
+class LayerNeed(Need):
+    """What one layer needs on the rank that needs most for it.
+
+    Attributes:
+        stage: that has it; layers on different ones may be alike.
+    """
+
+    stage: int = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Survey:
     """What a plan needs.
 
@@ -65,7 +54,7 @@ class Survey:
         chunk_rows: of the largest micro-batch on any rank, which working sets are of.
     """
 
-    ranks: list[RankNeed]
+    ranks: list[Need]
     layers: list[LayerNeed]
     chunk_rows: int
 
@@ -82,7 +71,7 @@ def survey(
         rehearsal_of: makes the rehearsal of a rank.
     """
     rows = most_rows(plan, lengths, plan.micro_batches)
-    ranks: list[RankNeed] = []
+    ranks: list[Need] = []
     layers: dict[int, LayerNeed] = {}
     elements = [layer_parameters(spec, index) for index in range(len(spec.blocks))]
     for rank in range(plan.world):
@@ -93,14 +82,14 @@ def survey(
         held = {index: ledger.parts[f"layers.{index}"] for index in rehearsal.model.layers}
         touched = working_sets(rehearsal)(rows)
         ranks.append(
-            RankNeed(
+            Need(
                 rehearsal.model.parameters,
                 uses,
                 max(touched.values(), key=lambda working_set: working_set.total),
             )
         )
         for index, found in held.items():
-            need = LayerNeed(rank // plan.stage_ranks, elements[index], found, touched[index])
+            need = LayerNeed(elements[index], found, touched[index], rank // plan.stage_ranks)
             if index not in layers or need.total_bytes > layers[index].total_bytes:
                 layers[index] = need
     return Survey(ranks, [layers[index] for index in sorted(layers)], rows)

@@ -15,7 +15,7 @@ from pympa.survey import Survey
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "kB": 1000}
 _READABLE = 10  # a unit is small enough if the largest number has so many of it
-Need = TypeVar("Need")
+T = TypeVar("T")
 
 
 def rank_table(title: str, survey: Survey, cache_bytes: int | None) -> Table:
@@ -118,9 +118,9 @@ def _table(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def _folded(needs: Sequence[Need]) -> list[tuple[list[int], Need]]:
+def _folded(needs: Sequence[T]) -> list[tuple[list[int], T]]:
     """Return the numbers of equal needs together, in the order of the first of each."""
-    rows: list[tuple[list[int], Need]] = []
+    rows: list[tuple[list[int], T]] = []
     for number, need in enumerate(needs):
         for numbers, other in rows:
             if other == need:
