@@ -43,7 +43,7 @@ class Job:
 
 
 class Truth:
-    """Rank 0's yardstick for one job; the other ranks only take part in `judge`.
+    """Rank 0's yardstick for one job; the other ranks rest while it computes. Collective.
 
     Where the float64 oracle of the whole batch would take too long, some rows of the last
     sequence are checked instead, and there is no verdict on a single rank. With experts the
@@ -55,8 +55,8 @@ class Truth:
         self.samples = step_flops(job.size.model, job.size.lengths) > WHOLE_ORACLE_FLOPS
         self._oracles: dict[bytes, Mapping[str, NDArray[np.float64]]] = {}
         self._one_rank: Verdict | None = None
-        if team.rank == 0 and not self.samples:
-            self._one_rank = self._judge_one_rank(team)
+        if not self.samples:
+            self._one_rank = team.on_first(1, self._judge_one_rank)
 
     def judge(self, team: Team, model: Model, prepared: Prepared) -> tuple[Verdict, Verdict | None]:
         """Run one step and judge it. Collective.
@@ -71,11 +71,11 @@ class Truth:
         """
         checked = len(self._job.ids) - 1 if self.samples else None
         outputs = collect(model, prepared, team.world, only=checked)
-        verdict = None if outputs is None else self._verdict(outputs, team.size)
-        judged: tuple[Verdict, Verdict | None] = team.world.gather_objects(
-            (verdict, self._one_rank)
-        )[0]
-        return judged
+
+        def verdict(_: Team) -> Verdict:
+            return self._verdict(outputs or {}, team.size)
+
+        return team.on_first(1, verdict), self._one_rank
 
     def _verdict(self, outputs: Outputs, ranks: int) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype

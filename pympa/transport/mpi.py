@@ -21,6 +21,7 @@ _FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while th
 _SEGMENT = "/dev/shm/mpich_shm_"
 _LONGEST_NAP_SECONDS = 500e-6
 _REST_SECONDS = 10e-3  # 14 ranks that look this often take less than 1% of a core
+_REST_TAG = 32767  # the largest that every MPI library takes; channels count from 0
 
 
 @dataclass
@@ -142,15 +143,25 @@ class MpiEndpoint:
     def rest(self) -> None:
         """Return when all ranks are here; naps leave the cores to those at work. Collective.
 
-        Has no deadline: those at work have theirs, and an error of theirs ends the job.
+        Has no deadline: those at work have theirs, and an error of theirs ends the job. Messages,
+        because a barrier would not tell ranks of a view from those that rest outside it.
         """
-        arrived = self._comm.Ibarrier()
-        while not arrived.Test():
-            time.sleep(_REST_SECONDS)
+        nothing, others = [bytearray(), MPI.BYTE], range(1, self.size)
+        if self.rank == 0:
+            _nap_until_done([self._comm.Irecv(nothing, other, _REST_TAG) for other in others])
+            _nap_until_done([self._comm.Isend(nothing, other, _REST_TAG) for other in others])
+        else:
+            both = self._comm.Isend(nothing, 0, _REST_TAG), self._comm.Irecv(nothing, 0, _REST_TAG)
+            _nap_until_done(both)
 
     def close(self) -> None:
         """Free the duplicated communicator. Collective."""
         self._comm.Free()
+
+
+def _nap_until_done(requests: Sequence[MPI.Request]) -> None:
+    while not MPI.Request.Testall(requests):
+        time.sleep(_REST_SECONDS)
 
 
 def _try_memory(comm: MPI.Comm) -> list[list[bool]]:

@@ -1,6 +1,7 @@
 """The same checks over MPI, on as many ranks as mpirun started."""
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -9,11 +10,16 @@ from mpi4py import MPI
 import checks
 import worlds
 from pympa.arena import Arena
+from pympa.bench import truth
+from pympa.bench.experiment import Size
 from pympa.mesh import Plan
+from pympa.model import Model
 from pympa.session import RefusedError, Session
+from pympa.spec import DTYPES
 from pympa.trace import Trace
 from pympa.transport import Traffic, Transport, TransportError
 from pympa.transport.mpi import MpiEndpoint
+from pympa.weights import PhiloxSource, input_ids
 
 pytestmark = pytest.mark.mpi
 SIZE = MPI.COMM_WORLD.Get_size()
@@ -155,6 +161,34 @@ def test_first_ranks_work_while_others_rest(ranks):
         with pytest.raises(RefusedError, match="not today"):
             session.on_first(ranks, refuse)
         assert session.world.gather_objects(session.rank) == list(range(SIZE))
+
+
+def test_verification_may_take_longer_than_a_message(monkeypatch):
+    """Ranks rest while rank 0 compares, those that have no part in the plan as well."""
+    if SIZE != 4:
+        pytest.skip("sleeps for seconds: once is enough")
+
+    def compare(*arguments):
+        time.sleep(2.5)
+        return compare_at_once(*arguments)
+
+    compare_at_once = truth.compare
+    monkeypatch.setattr(truth, "compare", compare)
+    lengths, dtype = worlds.LENGTHS, DTYPES["float32"]
+    size = Size(model=worlds.DENSE, batch=len(lengths), tokens=lengths)
+    ids = tuple(np.split(input_ids(worlds.TEXT, sum(lengths)), np.cumsum(lengths)[:-1]))
+    job = truth.Job("tiny", "local", size, dtype, ids, PhiloxSource())
+
+    def judge(team):
+        model = Model(worlds.DENSE, team.on(Plan(cp=team.size)), dtype, job.source)
+        return yardstick.judge(team, model, model.prepare(ids))
+
+    with Session(timeout_seconds=2) as session:
+        yardstick = truth.Truth(session, job)
+        for ranks in (SIZE - 1, SIZE):
+            verdict, alone = session.on_first(ranks, judge)
+            assert verdict.passed
+            assert alone.passed
 
 
 def test_session_refuses_a_plan_of_another_size():
