@@ -91,10 +91,8 @@ def time_steps(
 
 
 def measure_machine(team: Team, dtype: str) -> Machine:
-    """Measure one core on rank 0 while the others wait. Collective."""
-    machine = measure_core(dtype, team.isa) if team.rank == 0 else None
-    measured: Machine = team.world.gather_objects(machine)[0]
-    return measured
+    """Measure one core on rank 0 while the others rest. Collective."""
+    return team.on_first(1, lambda first: measure_core(dtype, first.isa))
 
 
 def roofline(job: Job, team: Team, machine: Machine) -> float:
