@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,13 +15,18 @@ from pympa.spec import SpecError, convert_toml, parse_toml
 
 LARGE_START_BYTES = 64 << 10
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
 
 class AttentionRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """FLOP/s of an attention kernel at a head_dim, in the flops that its mask lets through."""
 
-    head_dim: int
-    full: float
-    causal: float
+    head_dim: Count
+    full: Positive
+    causal: Positive
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,18 +46,18 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     name: str
-    memory_bytes: float
-    memory_bytes_per_second: float
-    flops_per_second: dict[str, float]
-    watts: float = 0.0
-    processors: int = 1
-    launch_seconds: float = 0.0
-    linear_efficiency: float = 1.0
-    linear_tile: tuple[int, int] = (1, 1)
-    memory_efficiency: float = 1.0
+    memory_bytes: Positive
+    memory_bytes_per_second: Positive
+    flops_per_second: dict[str, Positive]
+    watts: NotNegative = 0.0
+    processors: Count = 1
+    launch_seconds: NotNegative = 0.0
+    linear_efficiency: Share = 1.0
+    linear_tile: tuple[Count, Count] = (1, 1)
+    memory_efficiency: Share = 1.0
     attention: tuple[AttentionRate, ...] = ()
     curves: tuple[Curve, ...] = ()
-    cache_bytes: float = 0.0
+    cache_bytes: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         if bool(self.attention) == bool(self.curves):
@@ -60,6 +65,12 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 f"device {self.name}: expected either rates of attention, with the other figures "
                 "of a data sheet, or measured curves"
             )
+        for curve in self.curves:
+            if curve.dtype and curve.dtype not in self.flops_per_second:
+                raise SpecError(
+                    f"device {self.name}: flops_per_second: expected a peak of each dtype that has "
+                    f"curves; {curve.dtype} has none"
+                )
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -77,15 +88,15 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     name: str
-    ranks: int
-    latency_seconds: float
-    bytes_per_second: float
-    ranks_at_port: int = 1
-    start_seconds: float = 0.0
-    large_start_seconds: float = 0.0
-    message_seconds: float = 0.0
+    ranks: Count
+    latency_seconds: NotNegative
+    bytes_per_second: Positive
+    ranks_at_port: Count = 1
+    start_seconds: NotNegative = 0.0
+    large_start_seconds: NotNegative = 0.0
+    message_seconds: NotNegative = 0.0
     shares_memory: bool = False
-    processors: int = 0
+    processors: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,7 +125,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """
 
     title: str
-    ranks: int
+    ranks: Count
     measured: Origin | None = None
     device: Device
     links: tuple[Link, ...]
@@ -124,6 +135,12 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if not sizes or sizes != sorted(sizes) or sizes[-1] < self.ranks:
             raise SpecError(
                 f"links: expected groups from the smallest to all {self.ranks} ranks; got {sizes}"
+            )
+        busiest = max(link.processors for link in self.links)
+        if busiest >= self.device.processors:
+            raise SpecError(
+                f"links: expected messages to leave some of the device's {self.device.processors} "
+                f"processors to kernels; got {busiest} that they keep"
             )
 
     def shares_memory(self, ranks: Sequence[int]) -> bool:
@@ -150,12 +167,26 @@ def load_cluster(name: str) -> Cluster:
     Raises:
         SpecError: no such cluster, or a field of the file is wrong.
     """
+    return convert_toml(_fields(name, ()), Cluster, name)
+
+
+def _fields(name: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of a file and of what it is based on.
+
+    Args:
+        name: of the file.
+        above: files that are based on it.
+    """
+    if name in above:
+        raise SpecError(f"{above[0]}: based on itself: {' on '.join((*above, name))}")
     given = parse_toml(_read(name), dict[str, Any], name)
-    if "based_on" in given:
-        base = parse_toml(_read(str(given.pop("based_on"))), dict[str, Any], name)
-        device = {**base.get("device", {}), **given.pop("device", {})}
-        given = {**base, **given, "device": device}
-    return convert_toml(given, Cluster, name)
+    base_name, device = given.pop("based_on", ""), given.setdefault("device", {})
+    if not isinstance(base_name, str) or not isinstance(device, dict):
+        raise SpecError(f'{name}: expected based_on = "NAME" and a table [device]')
+    if not base_name:
+        return given
+    base = _fields(base_name, (*above, name))
+    return {**base, **given, "device": {**base["device"], **device}}
 
 
 def _read(name: str) -> bytes:

@@ -59,7 +59,7 @@ def costs_of(device: Device, dtype: str, ranks: int) -> Costs:
         ranks: that compute at once.
 
     Raises:
-        ValueError: the device was measured, but not in this dtype.
+        ValueError: the device has no figures in this dtype.
     """
     return MeasuredCosts(device, dtype, ranks) if device.curves else SheetCosts(device, dtype)
 

@@ -25,11 +25,17 @@ class SheetCosts:
     Args:
         device: the hardware.
         dtype: of weights and activations.
+
+    Raises:
+        ValueError: the sheet has no peak in this dtype.
     """
 
     takes_large_pieces = True
 
     def __init__(self, device: Device, dtype: str) -> None:
+        if dtype not in device.flops_per_second:
+            known = ", ".join(device.flops_per_second)
+            raise ValueError(f"{device.name}: flops_per_second in {known}; got {dtype}")
         self._device = device
         self._peak = device.flops_per_second[dtype]
         self._bandwidth = device.memory_bytes_per_second * device.memory_efficiency

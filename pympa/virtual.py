@@ -217,7 +217,7 @@ class VirtualWorld(RankThreads):
             (False, level, target // link.ranks_at_port),
             link.latency_seconds,
             factor / link.bytes_per_second,
-            link.processors / max(self.cluster.device.processors, 1),
+            link.processors / self.cluster.device.processors,
         )
         self._ways[source, target] = way
         return way

@@ -22,6 +22,7 @@ from pympa.bench.slow import parse_slow
 from pympa.bench.table import console
 from pympa.bench.timeline import TimelineFile
 from pympa.cluster import Cluster, load_cluster, packaged_clusters
+from pympa.costs import costs_of
 from pympa.errors import RefusedError
 from pympa.mesh import Plan
 from pympa.partition import stage_bounds
@@ -123,6 +124,7 @@ def simulated_row(
     if planned.plan is not None and plan.world < cluster.ranks:
         ranks = plan.world  # a plan that is given may leave ranks of the cluster idle
     check_plan(plan, of_row.model, ranks, of_row.batch)
+    costs_of(cluster.device, dtype, ranks)  # refuses a dtype that the device has no figures of
     itemsize = numpy_dtype(dtype).itemsize
     stages = stage_bounds(
         of_row.model, plan, max(size.lengths), itemsize=itemsize, limit_bytes=limit_bytes
