@@ -86,11 +86,17 @@ def run_job(ranks: int, *arguments: str, timeout: float = 120) -> Finished:
     """Run `mpirun -n ranks python *arguments`, and leave nothing of it behind."""
     if MPIRUN is None:
         pytest.fail("mpirun: not found; install the extra 'mpich'")
-    command = [MPIRUN, "-n", str(ranks), sys.executable, *arguments]
+    return run_command(MPIRUN, "-n", str(ranks), sys.executable, *arguments, timeout=timeout)
+
+
+def run_command(
+    *command: str, timeout: float, cwd: Path = ROOT, environment: dict[str, str] | None = None
+) -> Finished:
+    """Run a command; past `timeout` seconds kill it and what it started, and fail the test."""
     start = time.monotonic()
     job = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        start_new_session=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+        env=environment, start_new_session=True,
     )  # fmt: skip
     try:
         out, err = job.communicate(timeout=timeout)

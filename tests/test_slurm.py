@@ -80,13 +80,8 @@ class Cluster:
     home: Path
 
     def run(self, *command: str, timeout: float = 60) -> conftest.Finished:
-        start = time.monotonic()
-        done = subprocess.run(
-            command, env=self.environment, cwd=self.home, capture_output=True, text=True,
-            timeout=timeout,
-        )  # fmt: skip
-        return conftest.Finished(
-            done.returncode, done.stdout, done.stderr, time.monotonic() - start
+        return conftest.run_command(
+            *command, timeout=timeout, cwd=self.home, environment=self.environment
         )
 
     def srun(self, *command: str, mpi: str = "pmi2") -> conftest.Finished:
@@ -302,8 +297,7 @@ def test_usr1_ends_the_job_cleanly_after_the_plan_in_hand(cluster: Cluster):
         ("exit", []),
         ("SIGKILL", []),
         ("SIGTERM", []),
-        # Not much less: on busy cores the others wait some seconds for the oracle, too.
-        ("SIGSTOP", ["--timeout", "8"]),
+        ("SIGSTOP", ["--timeout", "4"]),
     ],
 )
 def test_a_rank_that_breaks_ends_the_step(cluster: Cluster, how: str, options: list[str]):
