@@ -144,7 +144,10 @@ def once(work: Callable[[], int]) -> int:
         except (ValueError, OSError) as error:
             status = complain(error)
         except BaseException:
+            from pympa.transport.mpi import unlink_shared_files
+
             traceback.print_exc()
+            unlink_shared_files()
             world.Abort(1)
     _meet(world)
     return int(world.bcast(status) or 0)

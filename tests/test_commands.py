@@ -217,6 +217,13 @@ def test_broken_experiments(tmp_path, content, says):
     assert "Traceback" not in job.err
 
 
+def test_a_crash_of_rank_0_alone_leaves_nothing_behind(nothing_left):
+    code = "from pympa.command import once; once(lambda: 1 // 0)"
+    job = conftest.run_job(2, "-c", code)
+    assert job.status != 0
+    assert "ZeroDivisionError" in job.err
+
+
 def test_a_gigabyte_is_no_experiment(tmp_path):
     path = tmp_path / "huge.toml"
     path.touch()
