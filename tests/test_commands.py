@@ -57,6 +57,15 @@ def test_resume_measures_what_is_missing(tiny, tmp_path):
     assert len(RecordFile.load(str(output))) == 6
 
 
+@pytest.mark.parametrize("text", ["a note\nwithout an end", "a note", '{"schema": 2}\n{"sch'])
+def test_resume_leaves_other_files_alone(text, tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is not a record"):
+        RecordFile(str(path)).read()
+    assert path.read_text() == text
+
+
 def test_sigusr1_finishes_the_plan_and_stops(tiny, tmp_path):
     output = tmp_path / "r.jsonl"
     command = [

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pympa.trace import Overlap
 
 SCHEMA = 1
+_START = b'{"schema":'  # of a record's line
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -265,14 +266,17 @@ class RecordFile:
         """Return the records already there; a last line that was cut short is removed.
 
         Raises:
-            ValueError: a whole line is no record of this schema.
+            ValueError: a line is no record of this schema.
         """
         if self._path is None:
             return []
-        whole, _, cut = self._path.read_bytes().rpartition(b"\n")
+        whole, newline, cut = self._path.read_bytes().rpartition(b"\n")
+        records = _decode(whole, str(self._path))
+        if cut and not cut.startswith(_START[: len(cut)]):
+            raise ValueError(f"{self._path}: the last line is not a record")
         if cut:
-            os.truncate(self._path, len(whole) + 1 if whole else 0)
-        return self.load(str(self._path))
+            os.truncate(self._path, len(whole) + len(newline))
+        return records
 
     @staticmethod
     def load(path: str) -> list[Record]:
@@ -282,13 +286,7 @@ class RecordFile:
             OSError: the file cannot be read.
             ValueError: a line is no record of this schema.
         """
-        records = []
-        for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-            try:
-                records.append(msgspec.json.decode(line, type=Record))
-            except msgspec.DecodeError as error:
-                raise ValueError(f"{path}: line {number} is not a record: {error}") from None
-        return records
+        return _decode(Path(path).read_bytes(), path)
 
     def _append(self, line: bytes) -> None:
         if self._path is None:
@@ -301,3 +299,13 @@ class RecordFile:
                     os.fsync(file.fileno())
         except OSError as error:
             raise OSError(f"--output {self._path}: {error.strerror}") from None
+
+
+def _decode(lines: bytes, path: str) -> list[Record]:
+    records = []
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            records.append(msgspec.json.decode(line, type=Record))
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{path}: line {number} is not a record: {error}") from None
+    return records
