@@ -195,7 +195,10 @@ def load_ids(path: str | None, size: Size) -> Sequence[NDArray[np.int32]]:
         OSError: it cannot be read.
     """
     packaged = resources.files("pympa") / "experiments" / "input.txt"
-    text = packaged.read_bytes() if path is None else Path(path).read_bytes()
+    try:
+        text = packaged.read_bytes() if path is None else Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(f"--input {path}: {error.strerror}") from None
     ids = input_ids(text, sum(size.lengths))
     if ids.max() >= size.model.vocabulary:
         raise ValueError(

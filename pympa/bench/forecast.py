@@ -29,7 +29,7 @@ def forecast_cluster(name: str | None) -> Cluster | None:
     """
     if name == NO_CLUSTER:
         return None
-    cluster = load_cluster(name or DEFAULT_CLUSTER)
+    cluster = load_cluster(DEFAULT_CLUSTER if name is None else name)
     if cluster.ranks > _MOST_RANKS:
         raise RefusedError(
             f"--cluster {name}: expected at most {_MOST_RANKS} ranks beside a measured run; it has "
