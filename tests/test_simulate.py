@@ -6,6 +6,7 @@ import pytest
 
 import conftest
 from pympa.bench.forecast import forecast_cluster
+from pympa.bench.options import build_parser, refuse_idle
 from pympa.bench.record import RecordFile
 from pympa.bench.slow import parse_slow
 from pympa.cluster import load_cluster
@@ -59,18 +60,38 @@ def test_requests_that_cannot_be_met_are_refused():
     assert refused.status == 2
     assert refused.err.count("\n") == 1
     assert "expected ranks from 0 to 15, not the same twice; got 'rank=16,factor=2'" in refused.err
-    refused = conftest.run_job(1, *COMMAND[:3], "--slow", "rank=1,factor=2")
+    refused = conftest.run_job(1, *PAPER, "--routing-from", "nowhere.jsonl")
     assert refused.status == 2
-    assert "--slow needs --backend virtual" in refused.err
+    assert "--routing-from: none of ring-dense-fp16 has experts" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--slow", "rank=1,factor=2"], "--slow needs --backend virtual"),
+        (["--routing-from", "o.jsonl"], "--routing-from needs --backend virtual"),
+        (["--backend", "virtual", "--resume"], "--resume: --backend virtual, which runs nothing"),
+        (["--backend", "virtual", "--router-skew", "0"], "--router-skew: --backend virtual"),
+    ],
+)
+def test_options_without_effect_are_refused(arguments, says):
+    with pytest.raises(RefusedError, match=says):
+        refuse_idle(build_parser().parse_args(arguments))
+    refuse_idle(build_parser().parse_args(["--iterations", "5"]))
+    refuse_idle(build_parser().parse_args(["--backend", "virtual", "--weight-limit", "1GB"]))
 
 
 def test_what_is_slow():
     assert parse_slow(["rank=3,factor=2.5"], 16) == ({3: 2.5}, {})
     assert parse_slow(["link=8-0, factor=4", "rank=0,factor=1e1"], 16) == ({0: 10.0}, {(0, 8): 4.0})
     for wrong in ("rank=3", "factor=2", "rank=a,factor=2", "rank=3,factor=x", "rank=3,factor=-1",
-                  "rank=3,factor=inf", "link=3-3,factor=2", "link=0-16,factor=2"):  # fmt: skip
+                  "rank=3,factor=inf", "link=3-3,factor=2", "link=0-16,factor=2",
+                  "rank=\N{ARABIC-INDIC DIGIT THREE},factor=2"):  # fmt: skip
         with pytest.raises(ValueError, match="--slow: expected"):
             parse_slow([wrong], 16)
+    for twice in (["rank=3,factor=2"] * 2, ["link=0-8,factor=2", "link=8-0,factor=3"]):
+        with pytest.raises(ValueError, match="--slow: expected each rank and link once"):
+            parse_slow(twice, 16)
 
 
 PAPER_SIZE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pympa.bench.options import build_parser
+from pympa.bench.options import build_parser, refuse_idle
 from pympa.command import in_session, once, start
 
 
@@ -16,12 +16,12 @@ def main(arguments: Sequence[str]) -> int:
         return options
     if options.list:
         return once(lambda: _print_list(options.experiments))
+    if refused := once(lambda: refuse_idle(options)):
+        return refused
     if options.backend == "virtual":
         from pympa.bench.simulate import simulate
 
         return once(lambda: simulate(options))
-    if options.slow:
-        return once(_refuse_slow)
     from pympa.bench.run import run
 
     return in_session(
@@ -31,10 +31,6 @@ def main(arguments: Sequence[str]) -> int:
         timeout_seconds=options.timeout,
         shares_memory=not options.no_shared_memory,
     )
-
-
-def _refuse_slow() -> int:
-    raise ValueError("--slow needs --backend virtual: real ranks and links are as fast as they are")
 
 
 def _print_list(names: Sequence[str]) -> int:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+
 from pympa.command import Parser, byte_count, count, seconds, threads
+from pympa.errors import RefusedError
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+_OF_RUNS = (
+    "input",
+    "router_skew",
+    "cache",
+    "warmup",
+    "iterations",
+    "repeat",
+    "resume",
+    "no_verify",
+    "timeout",
+    "threads",
+    "no_shared_memory",
+    "isa",
+)
+_OF_SIMULATIONS = ("routing_from", "slow")
 
 
 def build_parser(prog: str = "python -m pympa.bench") -> Parser:
@@ -117,3 +135,21 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     )
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser
+
+
+def refuse_idle(options: argparse.Namespace) -> int:
+    """Refuse options that the backend has no use for; return 0.
+
+    Raises:
+        RefusedError: names the first of them.
+    """
+    parser, simulates = build_parser(), options.backend == "virtual"
+    for name in _OF_RUNS if simulates else _OF_SIMULATIONS:
+        if getattr(options, name) != parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            raise RefusedError(
+                f"{option}: --backend virtual, which runs nothing, has no use for it"
+                if simulates
+                else f"{option} needs --backend virtual"
+            )
+    return 0

@@ -47,7 +47,11 @@ def simulate(options: argparse.Namespace) -> int:
     slow = parse_slow(options.slow or [], cluster.ranks)
     output = RecordFile(options.output)
     timeline = TimelineFile(options.trace, rank=0, beside=options.output)
-    for name in options.experiments or packaged_experiments():
+    names = options.experiments or packaged_experiments()
+    sizes = [load_experiment(name).size(options.size, name) for name in names]
+    if options.routing_from is not None and not any(size.model.has_experts for size in sizes):
+        raise RefusedError(f"--routing-from: none of {', '.join(names)} has experts")
+    for name in names:
         _simulate_experiment(name, options, cluster, slow, output, timeline)
     return 0
 
@@ -103,8 +107,6 @@ def simulated_rows(
         ValueError: a size or plan that is not allowed.
     """
     size = experiment.size(options.size, name)
-    if options.router_skew is not None:
-        size = size.skewed(options.router_skew)
     runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
     for planned in runs or experiment.plans:
         yield simulated_row(planned, size, dtype, cluster, options.weight_limit)

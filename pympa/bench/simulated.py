@@ -81,7 +81,6 @@ def simulated_record(
         sampled_rows=None,
         verified=False,
         exact=found.plan.exact,
-        router_skew=options.router_skew,
         searched={},
         published_tps=row.planned.published_tps,
         published_tpot_ms=row.planned.published_tpot_ms,

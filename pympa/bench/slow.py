@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pympa.virtual import Slow
 
-_FORM = re.compile(r"(?:rank=(\d+)|link=(\d+)-(\d+)),factor=([^,]+)")
+_FORM = re.compile(r"(?:rank=(\d+)|link=(\d+)-(\d+)),factor=([^,]+)", re.ASCII)
 
 
 def parse_slow(texts: Sequence[str], ranks: int) -> Slow:
@@ -40,6 +40,8 @@ def parse_slow(texts: Sequence[str], ranks: int) -> Slow:
             slow.ranks[named[0]] = factor
         else:
             slow.links[min(named), max(named)] = factor
+    if len(slow.ranks) + len(slow.links) < len(texts):
+        raise ValueError(f"--slow: expected each rank and link once; got {'; '.join(texts)}")
     return slow
 
 
