@@ -1,9 +1,10 @@
 """One arena for all of a rank's memory: weights, activations, states, messages, workspaces.
 
-A stack of 64-byte-aligned arrays: `scope()` gives back what was taken inside it. The first step
+A stack of aligned arrays: `scope()` gives back what was taken inside it. The first step
 makes the arena grow; every later step reuses the same blocks, so nothing is allocated inside a
-timed step (`blocks` stays what it was). `dry=True` gives arrays that have a shape and no memory:
-running a model on them measures its memory without having it.
+timed step (`blocks` stays what it was). On a device the blocks are the device's, and its kernels
+must use them in the order of one stream, or of events. `dry=True` gives arrays that have a shape
+and no memory: running a model on them measures its memory without having it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.device import Device
 from pympa.ledger import Ledger, Use
 
 ALIGNMENT_BYTES = 64  # one cache line, one AVX-512 register
+DEVICE_ALIGNMENT_BYTES = 256  # what cudaMalloc gives: vector loads and bulk copies want 16 to 128
 BLOCK_BYTES = 16 << 20  # granularity of growth; small models stay small
 _NOTHING = bytes(16)  # read-only, and room for the one element that a dry array repeats
 Array = NDArray[Any]
@@ -42,7 +45,7 @@ class Place(NamedTuple):
 
 @dataclass
 class _Block:
-    memory: NDArray[np.uint8]
+    memory: Array
     size: int
     used: int = 0
     fd: int | None = None
@@ -56,7 +59,7 @@ class _Stack:
         self._new_block = new_block
         self._current = 0
 
-    def take(self, size: int) -> NDArray[np.uint8]:
+    def take(self, size: int) -> Array:
         block = self._block_with_room(size)
         raw = block.memory[block.used : block.used + size]
         block.used += size
@@ -91,17 +94,30 @@ class Arena:
 
     Args:
         dry: hand out arrays without memory (zero strides, read-only), only count bytes.
+        device: whose memory it is; None means the host's.
+        alignment_bytes: of every array; None means 64 on the host and 256 on a device.
 
     Attributes:
         ledger: where to write down what bytes are for; None, as real work has no time for it.
     """
 
-    def __init__(self, *, dry: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        dry: bool = False,
+        device: Device | None = None,
+        alignment_bytes: int | None = None,
+    ) -> None:
         self.dry = dry
+        on_host = device is None
+        self.alignment_bytes = alignment_bytes or (
+            ALIGNMENT_BYTES if on_host else DEVICE_ALIGNMENT_BYTES
+        )
         self.ledger: Ledger | None = None
         self.used_bytes = 0
         self.peak_bytes = 0
-        self._own, self._shared = _Stack(_private_block), _Stack(_shared_block)
+        self._device = device
+        self._own, self._shared = self._stacks()
         self._closed = False
 
     @property
@@ -129,10 +145,15 @@ class Arena:
             dtype: of the array.
             use: what it is for.
             shared: other processes may read it, at its `place`.
+
+        Raises:
+            ValueError: it should be shared and is on a device.
         """
+        if shared and self._device is not None:
+            raise ValueError("arena: expected memory of the host to share; got that of a device")
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
-        size = -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        size = -(-nbytes // self.alignment_bytes) * self.alignment_bytes
         self.used_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         if self.ledger is not None:
@@ -142,7 +163,8 @@ class Arena:
         if self._closed:
             raise RuntimeError("arena: used after close()")
         raw = (self._shared if shared else self._own).take(size)
-        return raw[:nbytes].view(dtype).reshape(shape)
+        array: Array = raw[:nbytes].view(dtype).reshape(shape)
+        return array
 
     def place(self, array: Array) -> Place:
         """Return where an array from `empty(shared=True)` is.
@@ -192,9 +214,17 @@ class Arena:
         for block in self._shared.blocks:
             if block.fd is not None:
                 os.close(block.fd)
-        self._own, self._shared = _Stack(_private_block), _Stack(_shared_block)
+        self._own, self._shared = self._stacks()
         self._closed = True
         self.used_bytes = 0
+
+    def _stacks(self) -> tuple[_Stack, _Stack]:
+        """Return stacks without blocks, of private memory and of such as others may read."""
+        device = self._device
+        if device is None:
+            return _Stack(_private_block), _Stack(_shared_block)
+        own = _Stack(lambda size: _Block(device.allocate(size), size))
+        return own, _Stack(_shared_block)
 
 
 def _private_block(size: int) -> _Block:

@@ -15,6 +15,11 @@ rank's own clock:
 - exposed, of an axis: the part of its time in flight in which the rank waited, for whatever
   message. hidden: the rest. So in flight = exposed + hidden, exposed <= exposed wait, and waiting
   for one axis never counts as hiding another.
+
+On a device the clock is an `EventClock`, and all this is said of the stream of its kernels: compute
+is the time from one end of a kernel to the other, a wait the time in which the stream had to wait
+for messages, other the time in which the host had not yet given it anything. A message is in flight
+from when the stream came to its start until its own stream was through with it.
 """
 
 from __future__ import annotations
@@ -22,15 +27,33 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.event_clock import EventClock
+
 Kind = Literal["compute", "wait"]
 Interval = tuple[float, float]
+Clock = Callable[..., float]
+"""Returns the time, or a mark that stands for it until the step ends; takes a stream on devices."""
+
+_NO_SPAN = nullcontext()
+
+
+class Seen(Protocol):
+    """Called once for each message, when it is seen to be done."""
+
+    def __call__(self, index: int, stream: int | None = None) -> None:
+        """Take note of a message.
+
+        Args:
+            index: of the message, receives first.
+            stream: of a device, on which it is done as soon as all before is; None means now.
+        """
 
 
 class Parcel(Protocol):
@@ -156,7 +179,7 @@ class _OpenSpan:
 
     __slots__ = ("_clock", "_kind", "_name", "_spans", "_start")
 
-    def __init__(self, clock: Callable[[], float], spans: list[Span], kind: Kind, name: str):
+    def __init__(self, clock: Clock, spans: list[Span], kind: Kind, name: str):
         self._clock, self._spans, self._kind, self._name = clock, spans, kind, name
 
     def __enter__(self) -> None:
@@ -170,13 +193,13 @@ class Trace:
     """Records the steps of one rank and keeps the last one.
 
     Args:
-        clock: returns seconds; a wall clock, or a virtual one.
+        clock: returns seconds, those of a wall clock or of a virtual one; or an `EventClock`.
 
     Attributes:
         last: the last step that ended.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
         self.clock = clock
         self.last = Step(0.0, 0.0, [], [])
         self._recording = False
@@ -185,21 +208,41 @@ class Trace:
         self._left_out: list[Interval] = []
         self._flown: list[Any] = []  # the fields of flights in a row: no objects for the collector
 
+    @property
+    def host_clock(self) -> Clock:
+        """The clock that steps are told by, readable at any time."""
+        return time.perf_counter if isinstance(self.clock, EventClock) else self.clock
+
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Record the body as one step, which then is the last one."""
+        """Record the body as one step, which then is the last one.
+
+        On a device, returns when the device is through with it. A step that fails there leaves
+        the last one as it was: what it marked may never come.
+        """
         self._spans, self._flown, self._recording = [], [], True
         self._repeats, self._left_out = Counter(), []
+        if isinstance(self.clock, EventClock):
+            self.clock.restart()
         start = self.clock()
         try:
             yield
-        finally:
-            stop, self._recording = self.clock(), False
-            flown = iter([stop if value is None else value for value in self._flown])
-            flights = [*map(Flight._make, zip(*[flown] * len(Flight._fields), strict=True))]
-            self.last = Step(start, stop, self._spans, flights)
-            if self._repeats:
-                self.last = _stretched(self.last, self._repeats, self._left_out)
+        except BaseException:
+            self._recording = False
+            if not isinstance(self.clock, EventClock):
+                self._end(start)
+            raise
+        self._end(start)
+
+    def _end(self, start: float) -> None:
+        stop, self._recording = self.clock(), False
+        flown = iter([stop if value is None else value for value in self._flown])
+        flights = [*map(Flight._make, zip(*[flown] * len(Flight._fields), strict=True))]
+        self.last = Step(start, stop, self._spans, flights)
+        if isinstance(self.clock, EventClock):
+            self.last = _dated(self.last, self.clock.seconds())
+        if self._repeats:
+            self.last = _stretched(self.last, self._repeats, self._left_out)
 
     def repeat(self, done: Interval, left_out: Interval, times: int) -> None:
         """Let one interval stand for `times` more like it, which would have filled another one.
@@ -212,11 +255,9 @@ class Trace:
 
     def span(self, kind: Kind, name: str) -> AbstractContextManager[None]:
         """Record the body as one span of the step."""
-        return _OpenSpan(self.clock, self._spans if self._recording else [], kind, name)
+        return _OpenSpan(self.clock, self._spans, kind, name) if self._recording else _NO_SPAN
 
-    def post(
-        self, axis: str, receives: Sequence[Parcel], sends: Sequence[Parcel]
-    ) -> Callable[[int], None]:
+    def post(self, axis: str, receives: Sequence[Parcel], sends: Sequence[Parcel]) -> Seen:
         """Begin the flight of messages.
 
         Args:
@@ -225,7 +266,7 @@ class Trace:
             sends: that go.
 
         Returns:
-            What to call with a message's index, receives first, once it is seen to be done.
+            What to call once a message is seen to be done.
         """
         if not self._recording:
             return _forget
@@ -235,14 +276,33 @@ class Trace:
             for message in messages:
                 flown += axis, message.peer, message.array.nbytes, received, start, None
 
-        def seen(index: int) -> None:
-            flown[first_stop + width * index] = clock()
+        def seen(index: int, stream: int | None = None) -> None:
+            flown[first_stop + width * index] = clock() if stream is None else clock(stream)
 
         return seen
 
 
-def _forget(_: int) -> None:
+def _forget(index: int, stream: int | None = None) -> None:
     """Take notice of a message outside of any step."""
+
+
+def _dated(step: Step, seconds: Sequence[float]) -> Step:
+    """Return a step with times where it has marks.
+
+    Args:
+        step: as recorded on a device.
+        seconds: of each mark.
+    """
+
+    def at(mark: float) -> float:
+        return seconds[int(mark)]
+
+    return Step(
+        at(step.start),
+        at(step.stop),
+        [Span(s.kind, s.name, at(s.start), at(s.stop)) for s in step.spans],
+        [Flight(*f[:4], at(f.start), at(f.stop)) for f in step.flights],
+    )
 
 
 def _stretched(step: Step, repeats: Mapping[Interval, int], left_out: Sequence[Interval]) -> Step:

@@ -21,7 +21,8 @@ from typing import NamedTuple, TypeVar
 
 from pympa.arena import Array
 from pympa.cluster import LARGE_START_BYTES, Cluster
-from pympa.transport import Message, Seen, TransportError, raw_bytes
+from pympa.trace import Seen
+from pympa.transport import Message, TransportError, raw_bytes
 from pympa.transport.threads import RankThreads
 
 T = TypeVar("T")

@@ -1,10 +1,10 @@
 """The other ranks of one mesh axis.
 
 An `Endpoint` moves bytes between ranks: over MPI (`mpi.py`), between threads of one process
-(`local.py`), or nowhere (`NullEndpoint`). `Transport` is what a strategy
-sees: peers are indices along its axis, collectives are built from point-to-point messages, bytes
-are counted by axis and pair, waiting and messages in flight are traced. One implementation of the
-collectives serves every endpoint, so every endpoint counts the same bytes.
+(`local.py`), between devices (`nccl.py`, `staged.py`), or nowhere (`NullEndpoint`). `Transport` is
+what a strategy sees: peers are indices along its axis, collectives are built from point-to-point
+messages, bytes are counted by axis and pair, waiting and messages in flight are traced. One
+implementation of the collectives serves every endpoint, so every endpoint counts the same bytes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.arena import Arena, Array, Place
+from pympa.device import flat_bytes
 from pympa.mesh import AXES, EXPERT_AXES, Mesh
-from pympa.trace import Trace
+from pympa.trace import Seen, Trace
 from pympa.transport.shared import Shape, SharedMemory
 
 WORLD = "world"  # control traffic: agreement, records, verification; never counted
-_CHANNELS = (WORLD, *AXES, *EXPERT_AXES, "ulysses")
+CHANNELS = (WORLD, *AXES, *EXPERT_AXES, "ulysses")
+"""By number; see `Message`."""
 
 
 class TransportError(RuntimeError):
@@ -48,10 +50,6 @@ class Loan(NamedTuple):
     shapes: list[list[Shape]]
     places: NDArray[np.int64]
     pending: Any
-
-
-Seen = Callable[[int], None]
-"""Called once for each message of a `start`, by its index, receives first: it is done."""
 
 
 Reaches = Callable[[Sequence[int]], bool]
@@ -161,7 +159,7 @@ class Transport:
         self.shares_memory = self.size > 1 and endpoint.reaches(self.ranks)
         self._memory = SharedMemory()
         self._unsettled: list[Any] = []
-        self._channel = _CHANNELS.index(axis)
+        self._channel = CHANNELS.index(axis)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
         """Return an array fit to travel, from the arena."""
@@ -333,7 +331,7 @@ class Transport:
         return [pickle.loads(part.tobytes()) for part in parts]
 
 
-def _overlook(index: int) -> None:
+def _overlook(index: int, stream: int | None = None) -> None:
     """Take no note of a message that is done."""
 
 
@@ -359,6 +357,8 @@ def raw_bytes(array: Array) -> NDArray[np.uint8]:
     Raises:
         TransportError: the array has gaps.
     """
-    if not array.flags.c_contiguous:
-        raise TransportError(f"message: expected a C-contiguous array; got strides {array.strides}")
-    return array.reshape(-1).view(np.uint8)
+    try:
+        raw: NDArray[np.uint8] = flat_bytes(array)
+    except ValueError as error:
+        raise TransportError(f"message: {error}") from None
+    return raw

@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 
 from pympa.arena import Array
-from pympa.transport import Message, Seen, TransportError, raw_bytes
+from pympa.trace import Seen
+from pympa.transport import Message, TransportError, raw_bytes
 from pympa.transport.threads import RankThreads
 
 T = TypeVar("T")
@@ -217,6 +218,12 @@ class LocalEndpoint:
         self._world.wait(self.rank, pending, what)
         self._look()
 
+    def done(self, pending: _Pending, what: str) -> bool:
+        """Give other ranks a turn, and tell whether all of `pending` is delivered."""
+        self._world.yield_turn(self.rank)
+        self._look()
+        return pending.done
+
     def reaches(self, ranks: Sequence[int]) -> bool:
         """Say what the world says: all ranks are in one process."""
         return self._world.shares_memory
@@ -230,6 +237,9 @@ class LocalEndpoint:
     def copy(self, target: Array, source: Array) -> None:
         """Copy between two arrays of this rank."""
         np.copyto(target, source)
+
+    def close(self) -> None:
+        """Do nothing: the world ends with its ranks."""
 
     def _look(self) -> None:
         """Tell of the messages that are done by now."""

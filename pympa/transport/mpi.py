@@ -14,7 +14,8 @@ import numpy as np
 from mpi4py import MPI
 
 from pympa.arena import Arena, Array, Place
-from pympa.transport import Message, Seen, TransportError, raw_bytes
+from pympa.trace import Seen
+from pympa.transport import Message, TransportError, raw_bytes
 from pympa.transport.shared import SharedMemory
 
 _FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while they wait
@@ -96,12 +97,19 @@ class MpiEndpoint:
             else:
                 os.sched_yield()
         self.poll()
-        if pending.wrong is not None:
-            message, count = pending.wrong
-            raise TransportError(
-                f"rank {self.rank} expected {message.array.nbytes} bytes on {what} from rank "
-                f"{message.peer}; got {count}"
-            )
+        self._check_size(pending, what)
+
+    def done(self, pending: _Pending, what: str) -> bool:
+        """Let messages move on, and tell whether all of `pending` have.
+
+        Raises:
+            TransportError: a message had another size than expected.
+        """
+        self.poll()
+        done = self._done(pending)
+        if done:
+            self._check_size(pending, what)
+        return done
 
     def poll(self) -> None:
         """Test what is under way, which moves it on; a probe of no rank would not."""
@@ -121,6 +129,14 @@ class MpiEndpoint:
                 if count != message.array.nbytes:
                     pending.wrong = message, count
         return not pending.left
+
+    def _check_size(self, pending: _Pending, what: str) -> None:
+        if pending.wrong is not None:
+            message, count = pending.wrong
+            raise TransportError(
+                f"rank {self.rank} expected {message.array.nbytes} bytes on {what} from rank "
+                f"{message.peer}; got {count}"
+            )
 
     def reaches(self, ranks: Sequence[int]) -> bool:
         """Tell whether each of these ranks could read a piece of each other's memory."""

@@ -1,0 +1,172 @@
+"""A CUDA device by CuPy: its runtime calls, and its arrays over memory that it allocates itself.
+
+CuPy's memory pools are not used: the arena takes large blocks once, and `cudaFree` of a pool at a
+time of its own choosing would wait for the whole device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.device import Device, DeviceArray
+from pympa.errors import RefusedError
+
+_INSTALL = "pip install 'pympa[cuda]'"
+_NOT_READY = 600  # cudaErrorNotReady
+
+
+class CupyDevice(Device):
+    """See `Device`.
+
+    Args:
+        local_index: number of this rank on its node. Ranks take devices in turn, and where there
+            are more ranks than devices share them.
+        timeout_seconds: the longest that the host waits for it.
+
+    Attributes:
+        index: CUDA's number of the device in this process.
+
+    Raises:
+        RefusedError: there is no CuPy, no driver or no device.
+    """
+
+    def __init__(self, local_index: int, *, timeout_seconds: float = 300.0) -> None:
+        super().__init__(timeout_seconds)
+        self._cupy = cupy = _import_cupy()
+        self._runtime = cupy.cuda.runtime
+        self.index = local_index % count_devices()
+        self.bind()
+        properties = self._runtime.getDeviceProperties(self.index)
+        self.name = f"GPU {self.index} ({properties['name'].decode()})"
+        self.bus_id = str(self._runtime.deviceGetPCIBusId(self.index))
+        self._streams: list[int] = []
+        self._events: list[int] = []
+        self.compute = self.stream()
+
+    def bind(self) -> None:
+        """See `Device.bind`."""
+        self._runtime.setDevice(self.index)
+
+    def allocate(self, size: int) -> DeviceArray:
+        """See `Device.allocate`."""
+        cuda = self._cupy.cuda
+        try:
+            memory = cuda.memory.Memory(size)
+        except (self._runtime.CUDARuntimeError, cuda.memory.OutOfMemoryError):
+            free, total = self.memory()
+            raise MemoryError(
+                f"{self.name}: asked for {size} bytes; {free} of its {total} are free"
+            ) from None
+        return device_array(cuda.memory.MemoryPointer(memory, 0), (size,), np.dtype(np.uint8))
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        """See `Device.pinned`."""
+        pinned = self._cupy.cuda.pinned_memory
+        pointer = pinned.PinnedMemoryPointer(pinned.PinnedMemory(size), 0)
+        return np.frombuffer(pointer, np.uint8, size)
+
+    def owns(self, array: Any) -> bool:
+        """See `Device.owns`."""
+        return isinstance(array, self._cupy.ndarray)
+
+    def stream(self) -> int:
+        """See `Device.stream`."""
+        # The default stream, which libraries may use unasked, must not hold this one up.
+        self._streams.append(self._runtime.streamCreateWithFlags(self._runtime.streamNonBlocking))
+        return self._streams[-1]
+
+    def event(self, *, timed: bool = False) -> int:
+        """See `Device.event`."""
+        flags = self._runtime.eventDefault if timed else self._runtime.eventDisableTiming
+        self._events.append(self._runtime.eventCreateWithFlags(flags))
+        return self._events[-1]
+
+    def record(self, event: int, stream: int) -> None:
+        """See `Device.record`."""
+        self._runtime.eventRecord(event, stream)
+
+    def wait(self, stream: int, event: int) -> None:
+        """See `Device.wait`."""
+        self._runtime.streamWaitEvent(stream, event)
+
+    def done(self, event: int) -> bool:
+        """See `Device.done`."""
+        status = self._runtime.eventQuery(event)
+        if status not in (0, _NOT_READY):
+            self._runtime.check_status(status)  # a kernel before it has failed
+        return bool(status == 0)
+
+    def seconds(self, start: int, stop: int) -> float:
+        """See `Device.seconds`; float32 milliseconds, so 1 µs of 16 s."""
+        return float(self._runtime.eventElapsedTime(start, stop)) / 1e3
+
+    def copy(self, target: Any, source: Any, stream: int) -> None:
+        """See `Device.copy`."""
+        if target.nbytes != source.nbytes:
+            raise ValueError(f"copy: expected {target.nbytes} bytes; got {source.nbytes}")
+        if target.nbytes:
+            self._runtime.memcpyAsync(
+                address(target), address(source), target.nbytes, self._runtime.memcpyDefault, stream
+            )
+
+    def memory(self) -> tuple[int, int]:
+        """See `Device.memory`."""
+        free, total = self._runtime.memGetInfo()
+        return int(free), int(total)
+
+    def close(self) -> None:
+        """See `Device.close`."""
+        for event in self._events:
+            self._runtime.eventDestroy(event)
+        for stream in self._streams:
+            self._runtime.streamDestroy(stream)
+        self._events, self._streams, self._spare = [], [], []
+
+
+def device_array(pointer: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+    """Return a CuPy array of any dtype, bfloat16 as well, over memory at a CuPy pointer."""
+    return _import_cupy().ndarray(shape, dtype, memptr=pointer)
+
+
+def address(array: Any) -> int:
+    """Return where an array of the host or of a device begins."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+def count_devices() -> int:
+    """Return how many devices this process sees.
+
+    Raises:
+        RefusedError: none, or nothing to see them with.
+    """
+    runtime = _import_cupy().cuda.runtime
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        if "NoDevice" in str(error):
+            count = 0
+        else:
+            reason = str(error).partition(": ")[2] or str(error)
+            raise RefusedError(
+                f"backend cuda: {reason}; install an NVIDIA driver that `nvidia-smi` reports as "
+                "CUDA 13 or newer, or take --backend cpu"
+            ) from None
+    if count == 0:
+        raise RefusedError(
+            "backend cuda: the driver shows this process no GPU; ask the scheduler for some, look "
+            "at CUDA_VISIBLE_DEVICES, or take --backend cpu"
+        )
+    return count
+
+
+def _import_cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise RefusedError(
+            f"backend cuda: no CuPy ({error}); {_INSTALL}, or take --backend cpu"
+        ) from None
+    return cupy

@@ -1,0 +1,233 @@
+"""Messages between devices by NCCL: one group of sends and receives for each `start`.
+
+A group runs on a stream of its own, once the kernels before `start` are done; `wait` lets the
+kernels after it wait for the group. The host never does, so it runs ahead of the device. What it
+owes is the deadline: each look at the messages (`poll`, which every wait of the host calls) asks
+NCCL for errors and finds groups whose peers stay away too long, and aborts.
+
+**Order.** NCCL pairs the sends and receives of two ranks in the order in which each rank issued
+them, and runs the groups of a communicator one after the other. So both sides of a pair must issue
+in one order, and no ranks may wait for each other in a circle. Strategies give that: all but `pp`
+are collective, so the ranks of an axis start the same messages in the same order. A stage s of
+`pp` receives micro-batch i + 1 before it computes and sends i; give receive i the time 2i + 3s,
+what lies inside computing i the time 2i + 3s + 2.5 and send i the time 2i + 3s + 3, which is also
+the time of receive i on stage s + 1: every rank starts its messages in the order of these times,
+and both sides of a message have the same one. Then the earliest group that is not done can always
+run, even if a device ran all groups of a rank in turn. Lanes are there to overlap, not for safety:
+`pp` and the ring have messages in flight while others start theirs, so each has a communicator and
+a stream.
+
+Devices that meet for the first time connect inside the call that issues the group, and the host
+waits there for its peer: such calls, like the first one of all, run on a thread with a deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pympa.arena import Arena, Array
+from pympa.device import Device, flat_bytes
+from pympa.trace import Seen, Trace
+from pympa.transport import CHANNELS, WORLD, Message, Traffic, Transport, TransportError
+from pympa.transport.device import DeviceEndpoint
+
+if TYPE_CHECKING:
+    from pympa.transport.mpi import MpiEndpoint
+
+T = TypeVar("T")
+
+_LANES = {"pp": 0, "cp": 1, "ulysses": 1}
+_OTHER_LANE = 2  # tensor, grid and expert parallelism: they wait before anything else starts
+
+
+class NcclError(RuntimeError):
+    """What NCCL says went wrong."""
+
+
+class Communicator(Protocol):
+    """Ranks that NCCL has brought together; ranks are those of the world."""
+
+    def exchange(
+        self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]], stream: int
+    ) -> None:
+        """Put one group of (bytes, rank) on a stream. Raises NcclError."""
+
+    def check(self) -> None:
+        """Raise NcclError if something went wrong since."""
+
+    def abort(self) -> None:
+        """End what is under way, alone."""
+
+    def destroy(self) -> None:
+        """Free it; nothing is under way."""
+
+
+class Nccl(Protocol):
+    """The library."""
+
+    version: str
+
+    def unique_id(self) -> bytes:
+        """Return a name for a communicator, for one rank to make and all to use."""
+
+    def connect(self, size: int, unique_id: bytes, rank: int) -> Communicator:
+        """Return a communicator of so many ranks. Collective. Raises NcclError."""
+
+
+@dataclass
+class _Group:
+    """Messages of one `start`: events of when they could begin and of when they were done."""
+
+    ready: int
+    done: int
+    peers: list[int]
+    what: str
+    since: float | None = None  # on the host, when it was first seen to be ready
+    finished: bool = False
+
+
+@dataclass
+class _Lane:
+    """A communicator, its stream, the groups on it and the peers that it has connected to."""
+
+    communicator: Communicator
+    stream: int
+    groups: deque[_Group]
+    peers: set[int]
+
+
+class NcclEndpoint(DeviceEndpoint):
+    """See `DeviceEndpoint`. Collective to make.
+
+    Args:
+        inner: for arrays of the host. device: this rank's.
+        nccl: the library.
+        timeout_seconds: longest time that messages may take once all before them is done.
+        naps: sleep between looks.
+    """
+
+    def __init__(
+        self,
+        inner: MpiEndpoint,
+        device: Device,
+        nccl: Nccl,
+        *,
+        timeout_seconds: float,
+        naps: bool,
+    ) -> None:
+        super().__init__(inner, device, timeout_seconds=timeout_seconds, naps=naps)
+        world = Transport(inner, WORLD, range(self.size), Arena(), Trace(), Traffic())
+        lanes = range(1 + _OTHER_LANE)
+        names = [nccl.unique_id() for _ in lanes] if self.rank == 0 else []
+        self._lanes: list[_Lane] = []
+        everyone = range(self.size)
+        for name in world.gather_objects(names)[0]:
+            connect = partial(nccl.connect, self.size, name, self.rank)
+            try:
+                communicator = self._within_deadline(connect, everyone, "a communicator")
+            except NcclError as error:
+                raise self._failure(error, everyone, "a communicator") from None
+            self._lanes.append(_Lane(communicator, device.stream(), deque(), set()))
+
+    def abort(self) -> None:
+        """End all messages of the device, alone."""
+        for lane in self._lanes:
+            lane.communicator.abort()
+            lane.groups.clear()
+
+    def _start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> _Group:
+        device = self._device
+        what = CHANNELS[(*receives, *sends)[0].channel]
+        lane = self._lanes[_LANES.get(what, _OTHER_LANE)]
+        peers = sorted({message.peer for message in (*receives, *sends)})
+        group = _Group(device.take_event(), device.take_event(), peers, what)
+        device.record(group.ready, device.compute)
+        device.wait(lane.stream, group.ready)
+
+        def exchange() -> None:
+            lane.communicator.exchange(
+                [(flat_bytes(m.array), m.peer) for m in sends],
+                [(flat_bytes(m.array), m.peer) for m in receives],
+                lane.stream,
+            )
+
+        try:
+            if lane.peers.issuperset(peers):
+                exchange()
+            else:
+                self._within_deadline(exchange, peers, what)
+                lane.peers.update(peers)
+        except NcclError as error:
+            raise self._failure(error, peers, what) from None
+        device.record(group.done, lane.stream)
+        lane.groups.append(group)
+        for index in range(len(receives) + len(sends)):
+            seen(index, lane.stream)
+        return group
+
+    def _join(self, started: _Group, peers: list[int], what: str) -> None:
+        if not started.finished:
+            self._device.wait(self._device.compute, started.done)
+
+    def _move_on(self) -> None:
+        """Forget groups that are done; end the rank if one failed or takes too long."""
+        for lane in self._lanes:
+            while lane.groups and self._device.done(lane.groups[0].done):
+                group = lane.groups.popleft()
+                group.finished = True
+                self._device.give_event(group.ready)
+                self._device.give_event(group.done)
+            if lane.groups:
+                self._check(lane.communicator, lane.groups[0])
+
+    def _check(self, communicator: Communicator, group: _Group) -> None:
+        try:
+            communicator.check()
+        except NcclError as error:
+            raise self._failure(error, group.peers, group.what) from None
+        now = time.monotonic()
+        if group.since is None:
+            group.since = now if self._device.done(group.ready) else None
+        elif now - group.since > self.timeout_seconds:
+            self.abort()
+            raise self._late(group.peers, group.what)
+
+    def _shut(self) -> None:
+        for lane in self._lanes:
+            if lane.groups:
+                last = lane.groups[-1]
+                self._until(partial(getattr, last, "finished"), last.peers, last.what)
+            lane.communicator.destroy()
+
+    def _failure(self, error: NcclError, peers: Sequence[int], what: str) -> TransportError:
+        self.abort()
+        return TransportError(
+            f"rank {self.rank}: NCCL failed on {what} with ranks {list(peers)}: {error}"
+        )
+
+    def _within_deadline(self, work: Callable[[], T], peers: Sequence[int], what: str) -> T:
+        """Return what work gives that waits for other ranks."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self._device.bind()
+                results.append(work())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(self.timeout_seconds)
+        if errors:
+            raise errors[0]
+        if not results:
+            raise self._late(peers, what)
+        return results[0]
