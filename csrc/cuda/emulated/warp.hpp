@@ -86,7 +86,13 @@ T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32) {
   return ::pympa::cuda::emulated::shuffle("__shfl_up_sync", mask, value, inside ? from : -1);
 }
 
-// Threads run one at a time here, so that a plain addition is atomic.
+// Threads run one at a time here, so that plain arithmetic is atomic.
+template <class T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  *address = value < old ? value : old;
+  return old;
+}
 template <class T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
