@@ -1,0 +1,87 @@
+// Elementwise sums of rows [rows, columns] in float32, rounded once. Bytes bound them: `add` moves
+// three elements for each of its outputs, `sum_partials` parts + 1.
+
+#include "cuda/rows.hpp"
+#include "ops/elementwise.hpp"
+
+namespace pympa::cuda {
+
+namespace {
+
+template <class T>
+__global__ void add_kernel(Rows<const T> a, Rows<const T> b, Rows<T> out, std::int64_t rows,
+                           std::int64_t columns, bool aligned) {
+  constexpr int kCount = kGroup<T>;
+  for_each_group(rows, (columns + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
+    const std::int64_t column = group * kCount, left = columns - column;
+    float x[kCount], y[kCount];
+    load(a(row, column), left, aligned, x);
+    load(b(row, column), left, aligned, y);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) x[i] += y[i];
+    store(out(row, column), left, aligned, x);
+  });
+}
+
+template <class T>
+struct Partials {
+  const T* at;
+  std::int64_t parts, part_stride, row_stride;
+};
+
+template <class T>
+__global__ void sum_partials_kernel(Partials<T> x, const T* bias, Rows<T> out, std::int64_t rows,
+                                    std::int64_t columns, bool aligned) {
+  constexpr int kCount = kGroup<T>;
+  for_each_group(rows, (columns + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
+    const std::int64_t column = group * kCount, left = columns - column;
+    const T* from = x.at + row * x.row_stride + column;
+    float sums[kCount] = {};
+#pragma unroll 4  // loads of several parts are under way together
+    for (std::int64_t part = 0; part < x.parts; ++part) {
+      float y[kCount];
+      load(from + part * x.part_stride, left, aligned, y);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sums[i] += y[i];
+    }
+    if (bias) {
+      float y[kCount];
+      load(bias + column, left, aligned, y);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sums[i] += y[i];
+    }
+    store(out(row, column), left, aligned, sums);
+  });
+}
+
+void add_cuda(const AddArgs& args) {
+  with_type(args.dtype, [&]<class T>() {
+    const Rows<const T> a{static_cast<const T*>(args.a), args.a_stride};
+    const Rows<const T> b{static_cast<const T*>(args.b), args.b_stride};
+    const Rows<T> out{static_cast<T*>(args.out), args.out_stride};
+    const auto [grid, block] = row_grid(args.rows, ceil_div(args.columns, kGroup<T>));
+    launch(add_kernel<T>, grid, block, 0, args.on.stream, a, b, out, args.rows, args.columns,
+           is_aligned(a) && is_aligned(b) && is_aligned(out));
+  });
+}
+
+void sum_partials_cuda(const SumArgs& args) {
+  with_type(args.dtype, [&]<class T>() {
+    const T* at = static_cast<const T*>(args.x);
+    const T* bias = static_cast<const T*>(args.bias);
+    const Partials<T> x{at, args.parts, args.part_stride, args.row_stride};
+    const Rows<T> out{static_cast<T*>(args.out), args.out_stride};
+    const bool aligned = is_aligned(Rows<const T>{at, args.part_stride}) &&
+                         is_aligned(Rows<const T>{at, args.row_stride}) &&
+                         is_aligned(Rows<const T>{bias, 0}) && is_aligned(out);
+    const auto [grid, block] = row_grid(args.rows, ceil_div(args.columns, kGroup<T>));
+    launch(sum_partials_kernel<T>, grid, block, 0, args.on.stream, x, bias, out, args.rows,
+           args.columns, aligned);
+  });
+}
+
+}  // namespace
+
+const ElementwiseKernels elementwise_kernels = {add_cuda, sum_partials_cuda};
+
+}  // namespace pympa::cuda

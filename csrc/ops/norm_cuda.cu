@@ -1,0 +1,157 @@
+// Normalisation of rows [rows, columns] in float32, rounded once.
+//
+//   rms:   y = x / sqrt(mean(x^2) + eps) * weight + bias
+//   layer: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias    (two passes)
+//
+// A row is one warp's, or one block's if it is wide. A thread keeps its elements in registers from
+// pass to pass, so memory sees the row once in and once out. A thread sums its own elements in
+// ascending order, a warp its threads as a tree, a block its warps in ascending order: the shape
+// of the sum follows the number of columns alone.
+
+#include "cuda/rows.hpp"
+#include "cuda/warp.hpp"
+#include "ops/norm.hpp"
+
+namespace pympa::cuda {
+
+namespace {
+
+constexpr int kHeld = 4;  // groups of a thread in registers: 32 16-bit elements
+constexpr unsigned kMostThreads = 512;
+constexpr unsigned kRowsOfABlock = 4;  // of one warp each
+
+template <class T>
+struct Norm {
+  Rows<const T> x;
+  const T *weight, *bias;
+  Rows<T> out;
+  std::int64_t rows, columns;
+  float eps;
+  bool aligned;
+};
+
+// The sum over the threads of one row; every thread gets it, with the same bits.
+__device__ __forceinline__ float row_sum(float value) {
+  value = warp_sum(value);
+  if (blockDim.x == kWarp) return value;
+  struct Sums {
+    float of_warp[kMostThreads / kWarp];
+  };
+  Sums& sums = block_shared<Sums>();
+  __syncthreads();  // the sums of the pass before have been read
+  if (threadIdx.x % kWarp == 0) sums.of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float total = 0.0F;
+  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) total += sums.of_warp[warp];
+  return total;
+}
+
+template <class T>
+struct Row {
+  static constexpr int kCount = kGroup<T>;
+  const T* at;
+  std::int64_t columns;
+  bool aligned;
+  float held[kHeld][kCount];
+
+  static __device__ __forceinline__ std::int64_t column(int i) {
+    return (std::int64_t{i} * blockDim.x + threadIdx.x) * kCount;
+  }
+
+  __device__ __forceinline__ void hold() {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) load(at + column(i), columns - column(i), aligned, held[i]);
+  }
+
+  // Calls visit(values, column) for this thread's groups; those that are not held are read again.
+  template <class Visit>
+  __device__ __forceinline__ void for_each(Visit&& visit) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (column(i) < columns) visit(held[i], column(i));
+    }
+    for (int i = kHeld; column(i) < columns; ++i) {
+      float x[kCount];
+      load(at + column(i), columns - column(i), aligned, x);
+      visit(x, column(i));
+    }
+  }
+};
+
+template <class T>
+__device__ __forceinline__ float mean_of(Row<T>& row) {
+  float sum = 0.0F;
+  row.for_each([&](const float (&x)[kGroup<T>], std::int64_t) {
+#pragma unroll
+    for (float value : x) sum += value;
+  });
+  return row_sum(sum) / static_cast<float>(row.columns);
+}
+
+template <class T>
+__device__ __forceinline__ float mean_square(Row<T>& row, float mean) {
+  float sum = 0.0F;
+  row.for_each([&](const float (&x)[kGroup<T>], std::int64_t column) {
+#pragma unroll
+    for (int i = 0; i < kGroup<T>; ++i) {
+      const float centred = column + i < row.columns ? x[i] - mean : 0.0F;
+      sum = fmaf(centred, centred, sum);
+    }
+  });
+  return row_sum(sum) / static_cast<float>(row.columns);
+}
+
+template <class T, NormKind kKind>
+__global__ void __launch_bounds__(kMostThreads) norm_kernel(Norm<T> args) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  if (at >= args.rows) return;
+  Row<T> row{args.x(at, 0), args.columns, args.aligned, {}};
+  row.hold();
+  const float mean = kKind == NormKind::kLayer ? mean_of(row) : 0.0F;
+  const float inverse = 1.0F / sqrtf(mean_square(row, mean) + args.eps);
+  row.for_each([&](const float (&x)[kGroup<T>], std::int64_t column) {
+    const std::int64_t left = args.columns - column;
+    float y[kGroup<T>], other[kGroup<T>];
+    load(args.weight + column, left, args.aligned, other);
+#pragma unroll
+    for (int i = 0; i < kGroup<T>; ++i) y[i] = (x[i] - mean) * inverse * other[i];
+    if (args.bias) {
+      load(args.bias + column, left, args.aligned, other);
+#pragma unroll
+      for (int i = 0; i < kGroup<T>; ++i) y[i] += other[i];
+    }
+    store(args.out(at, column), left, args.aligned, y);
+  });
+}
+
+template <class T>
+void norm_typed(const NormArgs& args) {
+  Norm<T> norm{{static_cast<const T*>(args.x), args.x_stride},
+               static_cast<const T*>(args.weight),
+               static_cast<const T*>(args.bias),
+               {static_cast<T*>(args.out), args.out_stride},
+               args.rows,
+               args.columns,
+               args.eps,
+               false};
+  norm.aligned = is_aligned(norm.x) && is_aligned(norm.out) &&
+                 is_aligned(Rows<const T>{norm.weight, 0}) &&
+                 is_aligned(Rows<const T>{norm.bias, 0});
+  unsigned threads = kWarp;
+  while (threads < kMostThreads && threads * kHeld * kGroup<T> < args.columns) threads *= 2;
+  const unsigned rows = threads == kWarp ? kRowsOfABlock : 1;
+  const dim3 grid{static_cast<unsigned>(ceil_div(args.rows, rows))}, block{threads, rows};
+  const auto kernel = args.kind == NormKind::kLayer ? norm_kernel<T, NormKind::kLayer>
+                                                    : norm_kernel<T, NormKind::kRms>;
+  launch(kernel, grid, block, 0, args.on.stream, norm);
+}
+
+void norm_cuda(const NormArgs& args) {
+  with_type(args.dtype, [&]<class T>() { norm_typed<T>(args); });
+}
+
+}  // namespace
+
+const NormKernels norm_kernels = {norm_cuda};
+
+}  // namespace pympa::cuda
