@@ -1,0 +1,35 @@
+// Activations in float32, for finite x of any size: no step overflows where the result does not.
+// Products and sums are fused only where fmaf says so.
+#pragma once
+
+#include "cuda/runtime.hpp"
+#include "ops/linear.hpp"
+
+namespace pympa::cuda {
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0F + expf(-x)); }
+
+// x Phi(x) through erfc, so that the negative tail keeps its relative accuracy.
+__device__ __forceinline__ float gelu(float x) { return 0.5F * x * erfcf(-0.707106781F * x); }
+
+// 0.5 x (1 + tanh u) = x / (1 + exp(-2u)): the same value without cancellation.
+__device__ __forceinline__ float gelu_tanh(float x) {
+  const float u = 0.797884561F * fmaf(0.044715F * x * x, x, x);
+  return x / (1.0F + expf(-2.0F * u));
+}
+
+__device__ __forceinline__ float activate(float x, Activation activation) {
+  switch (activation) {
+    case Activation::kGelu:
+      return gelu(x);
+    case Activation::kGeluTanh:
+      return gelu_tanh(x);
+    case Activation::kSilu:
+      return silu(x);
+    case Activation::kNone:
+      break;
+  }
+  return x;
+}
+
+}  // namespace pympa::cuda

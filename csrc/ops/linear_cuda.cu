@@ -1,0 +1,205 @@
+// Linear layers: products by gemm, and what its epilogue cannot do by a kernel of its own.
+//
+//   fused:  x W^T, bias, GELU by tanh -> branch or out, rounded once ; out = round(residual +
+//   branch) else:   x W^T -> C float32 [rows, n] (gated: two) ; finish(C) -> branch, out, rounded
+//   once
+//
+// The way follows from arguments that all rows share, never from their number. Rows go in passes of
+// kPassRows, which bound the workspace; each group of rows has its own weight.
+
+#include "core/check.hpp"
+#include "cuda/gemm.hpp"
+#include "ops/elementwise.hpp"
+#include "ops/linear_finish.hpp"
+
+namespace pympa::cuda {
+
+namespace {
+
+constexpr std::int64_t kPassRows = 4096;  // of 128-row tiles enough to fill any GPU
+constexpr std::int64_t kAlignment = 256;
+constexpr std::int64_t kFloat = sizeof(float);
+
+std::int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// Elements from one row of a packed weight, or of a buffer of the workspace, to the next.
+std::int64_t padded(std::int64_t columns, std::int64_t element_bytes) {
+  return round_up(columns, kAccessBytes / element_bytes);
+}
+
+// Of one float32 C [rows, n]; also enough for a branch.
+std::int64_t sums_bytes(std::int64_t m, std::int64_t n) {
+  return (m < kPassRows ? m : kPassRows) * padded(n, kFloat) * kFloat;
+}
+
+std::int64_t workspace_bytes(std::int64_t m, std::int64_t n, bool gated, const Execution&) {
+  return (gated ? 2 : 1) * sums_bytes(m, n) + kAlignment;
+}
+
+std::int64_t packed_bytes(std::int64_t n, std::int64_t k, DType dtype) {
+  return n * padded(k, size_of(dtype)) * size_of(dtype);
+}
+
+// A copy, with zeros behind each row up to the next multiple of 16 bytes.
+template <class T>
+__global__ void pack_weight_kernel(Rows<const T> weight, Rows<T> packed, std::int64_t n,
+                                   std::int64_t k, bool aligned) {
+  constexpr int kCount = kGroup<T>;
+  using Group = Vector<T, kCount>;
+  for_each_group(n, (k + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
+    const std::int64_t column = group * kCount;
+    const T* from = weight(row, column);
+    Group copied;
+    if (aligned && column + kCount <= k) {
+      copied = *reinterpret_cast<const Group*>(from);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        copied.at[i] = column + i < k ? from[i] : from_float<T>(0.0F);
+      }
+    }
+    *reinterpret_cast<Group*>(packed(row, column)) = copied;
+  });
+}
+
+void check_packed(const char* op, const char* name, const void* packed, std::int64_t stride) {
+  if (!is_aligned(Rows<const char>{static_cast<const char*>(packed), stride})) {
+    fail(op, name, "an address that is a multiple of 16", "one that is not");
+  }
+}
+
+void pack_weight_cuda(const PackWeightArgs& args) {
+  check_packed("pack_weight", "packed", args.packed, 0);
+  with_type(args.dtype, [&]<class T>() {
+    const Rows<const T> weight{static_cast<const T*>(args.weight), args.weight_stride};
+    const Rows<T> packed{static_cast<T*>(args.packed), padded(args.k, sizeof(T))};
+    const auto [grid, block] = row_grid(args.n, ceil_div(args.k, kGroup<T>));
+    launch(pack_weight_kernel<T>, grid, block, 0, args.on.stream, weight, packed, args.n, args.k,
+           is_aligned(weight));
+  });
+}
+
+// Some rows of one group, with what belongs to them.
+class Pass {
+ public:
+  Pass(const LinearArgs& args, std::int64_t group, std::int64_t row, std::int64_t rows)
+      : args_(args), group_(group), row_(row), rows_(rows) {
+    const auto at = reinterpret_cast<std::uintptr_t>(args.workspace) + kAlignment - 1;
+    workspace_ = reinterpret_cast<char*>(at / kAlignment * kAlignment);
+  }
+
+  void run() const {
+    if (is_fused()) return fused();
+    with_type(args_.dtype, [&]<class T>() {
+      if (args_.out_dtype == args_.dtype) {
+        unfused<T, T>();
+      } else {
+        unfused<T, float>();
+      }
+    });
+  }
+
+ private:
+  const char* bias(int which) const {
+    const char* bias = static_cast<const char*>(args_.bias[which]);
+    return bias ? bias + group_ * args_.bias_stride[which] * size_of(args_.dtype) : nullptr;
+  }
+
+  // Row `row_` of an array of the output's dtype.
+  template <class Void>
+  Void* own(Void* at, std::int64_t stride) const {
+    using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
+    return at ? static_cast<Byte*>(at) + row_ * stride * size_of(args_.out_dtype) : nullptr;
+  }
+
+  // Whether gemm gives the branch: bias and GELU in its epilogue where nothing else is asked for.
+  bool is_fused() const {
+    const bool rounds_alike = args_.out_dtype == args_.dtype;
+    const bool by_tanh =
+        args_.activation == Activation::kGeluTanh && rounds_alike && args_.dtype != DType::kFloat32;
+    const std::int64_t bias_bytes = args_.bias_stride[0] * size_of(args_.dtype);
+    const bool takes_bias =
+        !args_.bias[0] ||
+        (rounds_alike && is_aligned(Rows<const char>{static_cast<const char*>(args_.bias[0]),
+                                                     args_.groups > 1 ? bias_bytes : 0}));
+    return !args_.packed[1] && args_.k > 0 && takes_bias &&
+           (args_.activation == Activation::kNone || by_tanh) && (!args_.branch || args_.residual);
+  }
+
+  void multiply(int which, const void* bias, bool gelu, DType out_dtype, void* out,
+                std::int64_t out_stride) const {
+    const std::int64_t size = size_of(args_.dtype);
+    gemm({rows_, args_.n, args_.k, args_.dtype, out_dtype,
+          static_cast<const char*>(args_.x) + row_ * args_.x_stride * size, args_.x_stride,
+          static_cast<const char*>(args_.packed[which]) + group_ * args_.packed_bytes[which],
+          padded(args_.k, size), bias, gelu, out, out_stride, args_.on.stream});
+  }
+
+  void fused() const {
+    const bool gelu = args_.activation == Activation::kGeluTanh;
+    void* out = own(args_.out, args_.out_stride);
+    if (!args_.residual) {
+      return multiply(0, bias(0), gelu, args_.out_dtype, out, args_.out_stride);
+    }
+    void* branch = own(args_.branch, args_.branch_stride);
+    std::int64_t branch_stride = args_.branch_stride;
+    if (!branch) {
+      branch = workspace_;
+      branch_stride = padded(args_.n, size_of(args_.out_dtype));
+    }
+    multiply(0, bias(0), gelu, args_.out_dtype, branch, branch_stride);
+    elementwise_kernels.add(
+        {rows_, args_.n, args_.out_dtype, own(args_.residual, args_.residual_stride), branch,
+         args_.residual_stride, branch_stride, out, args_.out_stride, args_.on});
+  }
+
+  template <class T, class Out>
+  void unfused() const {
+    Finish<T, Out> finish{};
+    for (int which = 0; which < (args_.packed[1] ? 2 : 1); ++which) {
+      finish.bias[which] = reinterpret_cast<const T*>(bias(which));
+      if (args_.k == 0) continue;
+      auto* c = reinterpret_cast<float*>(workspace_ + which * sums_bytes(args_.m, args_.n));
+      finish.c[which] = {c, padded(args_.n, kFloat)};
+      multiply(which, nullptr, false, DType::kFloat32, c, padded(args_.n, kFloat));
+    }
+    finish.activation = args_.activation;
+    finish.gated = args_.packed[1] != nullptr;
+    finish.residual = {static_cast<const Out*>(own(args_.residual, args_.residual_stride)),
+                       args_.residual_stride};
+    finish.branch = {static_cast<Out*>(own(args_.branch, args_.branch_stride)),
+                     args_.branch_stride};
+    finish.out = {static_cast<Out*>(own(args_.out, args_.out_stride)), args_.out_stride};
+    finish.aligned = is_aligned(Rows<const T>{finish.bias[0], 0}) &&
+                     is_aligned(Rows<const T>{finish.bias[1], 0}) && is_aligned(finish.residual) &&
+                     is_aligned(finish.branch) && is_aligned(finish.out);
+    const auto [grid, block] = row_grid(rows_, ceil_div(args_.n, kGroup<T>));
+    launch(finish_kernel<T, Out>, grid, block, 0, args_.on.stream, finish, rows_, args_.n);
+  }
+
+  const LinearArgs& args_;
+  std::int64_t group_, row_, rows_;
+  char* workspace_;
+};
+
+void linear_cuda(const LinearArgs& args) {
+  for (int which = 0; which < 2; ++which) {
+    const std::int64_t stride = args.groups > 1 ? args.packed_bytes[which] : 0;
+    check_packed("linear", "packed weight", args.packed[which], stride);
+  }
+  if (args.n == 0) return;
+  std::int64_t row = 0;
+  for (std::int64_t group = 0; group < args.groups; ++group) {
+    const std::int64_t last = row + args.group_rows[group];
+    for (; row < last; row += kPassRows) {
+      Pass(args, group, row, last - row < kPassRows ? last - row : kPassRows).run();
+    }
+    row = last;
+  }
+}
+
+}  // namespace
+
+const LinearKernels linear_kernels = {packed_bytes, workspace_bytes, pack_weight_cuda, linear_cuda};
+
+}  // namespace pympa::cuda
