@@ -1,11 +1,31 @@
-// What only the modules of CUDA kernels have: where their matrix products come from.
+// What only the GPU's modules have: copies, and the library behind products.
+#include "bindings/array.hpp"
 #include "bindings/register.hpp"
 #include "cuda/gemm.hpp"
+#include "ops/copy.hpp"
 
 namespace pympa::bindings {
 
-void register_cuda(pybind11::module_& module) {
-  module.def("load_gemm", &cuda::load_gemm, pybind11::arg("directory"));
+namespace {
+
+void bind_copy(const Array& source, const Array& out, const Execution& on) {
+  const char* op = "copy";
+  const TensorView source_view = input(op, "source", source);
+  const TensorView out_view = output(op, "out", out);
+  py::gil_scoped_release release;
+  copy(source_view, out_view, on);
+}
+
+std::int64_t bind_load_gemm(const std::string& directory) {
+  py::gil_scoped_release release;
+  return cuda::load_gemm(directory);
+}
+
+}  // namespace
+
+void register_cuda(py::module_& module) {
+  module.def("copy", &bind_copy, py::arg("source"), py::arg("out"), py::arg("on"));
+  module.def("load_gemm", &bind_load_gemm, py::arg("directory"));
 }
 
 }  // namespace pympa::bindings
