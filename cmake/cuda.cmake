@@ -4,12 +4,17 @@
 set(PYMPA_CUDA_SOURCES
     csrc/ops/attention_cuda.cu
     csrc/ops/attention_state_cuda.cu
+    csrc/ops/copy_cuda.cu
     csrc/ops/elementwise_cuda.cu
     csrc/ops/experts_cuda.cu
+    csrc/ops/experts_routing_cuda.cu
     csrc/ops/gather_cuda.cu
     csrc/ops/linear_cuda.cu
     csrc/ops/norm_cuda.cu
     csrc/ops/rope_cuda.cu)
+
+# Beside what every module has.
+set(PYMPA_CUDA_MODULE_SOURCES csrc/bindings/register_cuda.cpp csrc/ops/copy.cpp)
 
 if(PYMPA_CUDA STREQUAL AUTO)
   include(CheckLanguage)
@@ -26,7 +31,7 @@ if(build_cuda)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   enable_language(CUDA)
   pympa_add_module(_cuda ${PYMPA_CUDA_SOURCES} csrc/cuda/cublaslt.cpp csrc/cuda/gemm_cublaslt.cpp
-                   csrc/bindings/register_cuda.cpp)
+                   ${PYMPA_CUDA_MODULE_SOURCES})
   target_compile_definitions(_cuda PRIVATE PYMPA_CUDA_KERNELS)
   # cuBLASLt is loaded at the first product, so that importing needs no GPU library.
   target_link_libraries(_cuda PRIVATE ${CMAKE_DL_LIBS})
@@ -47,7 +52,7 @@ if(PYMPA_CUDA_EMULATED)
     list(APPEND emulated_sources ${wrapper})
   endforeach()
   pympa_add_module(_cuda_emulated ${emulated_sources} csrc/cuda/emulated/gemm.cpp
-                   csrc/cuda/emulated/interpreter.cpp csrc/bindings/register_cuda.cpp)
+                   csrc/cuda/emulated/interpreter.cpp ${PYMPA_CUDA_MODULE_SOURCES})
   target_compile_definitions(_cuda_emulated PRIVATE PYMPA_CUDA_KERNELS PYMPA_CUDA_EMULATED)
   target_include_directories(_cuda_emulated PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 endif()

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena
+from pympa.arena import DEVICE_ALIGNMENT_BYTES, Arena
 from pympa.costs import Costs
+from pympa.event_clock import EventClock
 from pympa.kernels import Kernels
 from pympa.kernels.cpu import CpuKernels
+from pympa.kernels.cuda import Accelerator, CudaKernels
 from pympa.kernels.virtual import VirtualKernels
 from pympa.ledger import Ledger
 from pympa.loops import Beat, Loops, OneOfEach, SteadyLoops
@@ -33,6 +35,7 @@ def build_rank(
     threads: int = 1,
     dry: bool = False,
     costs: Costs | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Rank:
     """Return the rank of a plan that `endpoint` stands for.
 
@@ -43,19 +46,27 @@ def build_rank(
         threads: threads of each kernel.
         dry: shapes only; needs no memory, does no work.
         costs: of a device, which takes rows in larger chunks than a CPU, where `dry`.
+        accelerator: computes in place of the CPU.
 
     Raises:
         ValueError: the plan takes another number of ranks.
     """
     if endpoint.size != plan.world:
         raise ValueError(f"plan {plan} takes {plan.world} ranks; got {endpoint.size}")
-    mesh, trace, traffic = Mesh(plan, endpoint.rank), Trace(), Traffic()
-    arena = Arena(dry=dry)
-    kernels: Kernels = (
-        VirtualKernels(isa=isa, threads=threads, arena=arena, trace=trace, costs=costs)
-        if dry
-        else CpuKernels(isa=isa, threads=threads, arena=arena, trace=trace)
-    )
+    mesh, trace, traffic, arena = Mesh(plan, endpoint.rank), Trace(), Traffic(), Arena(dry=dry)
+    kernels: Kernels
+    if dry:
+        if accelerator is not None:
+            arena = Arena(dry=True, alignment_bytes=DEVICE_ALIGNMENT_BYTES)
+        kernels = VirtualKernels(
+            isa=isa, threads=threads, arena=arena, trace=trace, costs=costs, accelerator=accelerator
+        )
+    elif accelerator is not None:
+        device = accelerator.device
+        arena, trace = Arena(device=device), Trace(EventClock(device))
+        kernels = CudaKernels(accelerator=accelerator, arena=arena, trace=trace)
+    else:
+        kernels = CpuKernels(isa=isa, threads=threads, arena=arena, trace=trace)
     transports = axis_transports(endpoint, mesh, arena, trace, traffic)
     loops = OneOfEach() if dry else Loops()
     return Rank(mesh, kernels, transports, loops, arena, trace, traffic, ExpertLoad())
@@ -118,6 +129,7 @@ class Rehearsal:
         stages: layers of each stage; None means `stage_bounds` at its default context.
         reaches: tells which ranks read each other's shared memory; None means none do.
         costs: of a device in place of this CPU.
+        accelerator: of this machine, in place of its CPU.
 
     Attributes:
         arena: dry. ledger: tells what its bytes are for. model: this rank's part.
@@ -135,9 +147,18 @@ class Rehearsal:
         stages: Bounds | None = None,
         reaches: Reaches | None = None,
         costs: Costs | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         endpoint = NullEndpoint(rank, plan.world, reaches)
-        rehearsed = build_rank(endpoint, plan, isa=isa, threads=threads, dry=True, costs=costs)
+        rehearsed = build_rank(
+            endpoint,
+            plan,
+            isa=isa,
+            threads=threads,
+            dry=True,
+            costs=costs,
+            accelerator=accelerator,
+        )
         self.arena, self.ledger = rehearsed.arena, Ledger()
         self.arena.ledger = self.ledger
         self.model = Model(spec, rehearsed, dtype, stages=stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,23 @@ from pympa.kernels import Core
 from pympa.trace import Trace
 
 
-class RoutingKernels:
+class RoutingKernels(ABC):
     """See `Kernels`; a base of `CoreKernels`, which sets the attributes."""
 
     _trace: Trace
     _core: Core
     _how: dict[str, Any]
 
+    @abstractmethod
+    def _settle(self, what: str) -> None:
+        """Return when all kernels so far are done: the host is about to ask for `what`."""
+
     def select_experts(
         self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
     ) -> int:
         """See `Kernels.select_experts`."""
         with self._trace.span("compute", "select_experts"):
+            self._settle("finite gate logits")
             row: int = self._core.select_experts(
                 logits=logits,
                 experts=experts,
@@ -39,6 +45,7 @@ class RoutingKernels:
         """See `Kernels.sort_rows`."""
         counts = np.zeros(count, np.int64)
         with self._trace.span("compute", "sort_rows"):
+            self._settle("rows of each expert")
             self._core.sort_rows(
                 experts=experts, counts=counts, sources=sources, places=places, **self._how
             )
@@ -50,6 +57,7 @@ class RoutingKernels:
         """See `Kernels.count_experts`."""
         counts = np.zeros((len(segment_rows), count), np.int64)
         with self._trace.span("compute", "count_experts"):
+            self._settle("rows of each expert")
             self._core.count_experts(
                 experts=experts, segment_rows=segment_rows, counts=counts, **self._how
             )
@@ -64,6 +72,7 @@ class RoutingKernels:
     ) -> None:
         """See `Kernels.drop_overflow`."""
         with self._trace.span("compute", "drop_overflow"):
+            self._settle("rows that are dropped")
             self._core.drop_overflow(
                 experts=experts,
                 segment_rows=segment_rows,

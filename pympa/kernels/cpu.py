@@ -54,6 +54,9 @@ class CpuKernels(CoreKernels):
         """See `Kernels.read`."""
         return array.copy()
 
+    def _settle(self, what: str) -> None:
+        """Do nothing: kernels are done when they return."""
+
     def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
         return index
 

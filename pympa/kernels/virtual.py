@@ -21,7 +21,9 @@ from pympa import _core
 from pympa.arena import Arena, Array
 from pympa.calls import Attended, Multiplied
 from pympa.costs import Costs
+from pympa.kernels import Core
 from pympa.kernels.cpu import PIECE_FLOPS, CpuKernels
+from pympa.kernels.cuda import DISPATCH_ROWS, ROW_CHUNK, Accelerator
 from pympa.kernels.extents import extent, nbytes
 from pympa.trace import Trace
 
@@ -70,12 +72,17 @@ def _spread_evenly(*, experts: Array, counts: NDArray[np.int64], **_: Any) -> No
     counts[:] = (experts.size + np.arange(len(counts))[::-1]) // len(counts)
 
 
-_SHAPE_CORE = SimpleNamespace(
-    **{name: getattr(_core, name) for name in _SIZES},
-    **dict.fromkeys(_WORK, _nothing),
-    select_experts=_all_finite,
-    sort_rows=_spread_evenly,
-)
+def _shape_core(sizes: Core) -> Core:
+    """Return stand-ins that do nothing and take no time."""
+    return SimpleNamespace(
+        **{name: getattr(sizes, name) for name in _SIZES if hasattr(sizes, name)},
+        **dict.fromkeys(_WORK, _nothing),
+        select_experts=_all_finite,
+        sort_rows=_spread_evenly,
+    )
+
+
+_SHAPE_CORE = _shape_core(_core)
 
 
 class _TimedCore:
@@ -190,6 +197,7 @@ class VirtualKernels(CpuKernels):
         loads: rows of each expert, in any unit; None means even ones.
         routing: rows of each expert in each call of `sort_rows`, as a run had them, over and over;
             None goes by `loads`.
+        accelerator: whose shapes and workspaces they are in place of the CPU's.
     """
 
     piece_flops = math.inf  # messages move by themselves, so attention needs no pieces
@@ -205,6 +213,7 @@ class VirtualKernels(CpuKernels):
         advance: Callable[[float], None] = lambda seconds: None,
         loads: Sequence[float] | None = None,
         routing: Sequence[NDArray[np.int64]] | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         core: Any = _SHAPE_CORE
         if costs is not None:
@@ -215,9 +224,20 @@ class VirtualKernels(CpuKernels):
             self.fuses_mlp = False
         elif costs is not None:
             self.piece_flops = PIECE_FLOPS
+        self._uploads = accelerator is not None
+        if accelerator is not None:
+            self._core = _shape_core(accelerator.core)
+            self._how = {"on": accelerator.core.Execution("cuda")}
+            self.row_chunk, self.dispatch_rows = ROW_CHUNK, DISPATCH_ROWS
+            self.fuses_mlp = False
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """Leave the array as it is: it has no memory."""
+
+    def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
+        if self._uploads:
+            self._arena.empty(index.shape, index.dtype, "workspaces")
+        return index
 
     def _copy(self, source: Array, out: Array) -> None:
         self._core.copy(source=source, out=out)

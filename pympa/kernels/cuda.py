@@ -1,0 +1,156 @@
+"""Kernels on a GPU: `pympa._cuda`, on the device's stream of kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.arena import Arena, Array
+from pympa.device import Device
+from pympa.errors import RefusedError
+from pympa.kernels import Core
+from pympa.kernels.core import CoreKernels
+from pympa.trace import Trace
+
+DTYPES = ("bfloat16", "float16")
+"""What the kernels of attention compute in."""
+
+ROW_CHUNK = 8192  # of an MLP: fills a device, and its hidden state is a few hundred MB
+DISPATCH_ROWS = 65536  # on their way to experts at a time
+
+_WINDOW_BYTES = 8 << 20  # of indices on their way to the device: 2 million tokens
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device, and the module of kernels that run on it."""
+
+    device: Device
+    core: Core
+
+
+def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator:
+    """Return a GPU of this node with its kernels.
+
+    Args:
+        local_index: number of this rank on its node.
+        timeout_seconds: the longest that the host waits for the device.
+
+    Raises:
+        RefusedError: there are no kernels, no cuBLASLt or no device.
+    """
+    try:
+        from pympa import _cuda
+    except ImportError as error:
+        raise RefusedError(
+            f"backend cuda: pympa was built without CUDA kernels ({error}); build it where nvcc is "
+            "found: CMAKE_ARGS=-DPYMPA_CUDA=ON pip install 'pympa[cuda]'"
+        ) from None
+    from pympa.device_cupy import CupyDevice
+
+    device = CupyDevice(local_index, timeout_seconds=timeout_seconds)
+    try:
+        _cuda.load_gemm(_cublas_directory())
+    except RuntimeError as error:
+        raise RefusedError(f"backend cuda: {error}") from None
+    return Accelerator(device, _cuda)
+
+
+def _cublas_directory() -> str:
+    """Return where NVIDIA's Python packages keep cuBLAS, or "" without them."""
+    package = importlib.util.find_spec("nvidia")
+    for place in (package and package.submodule_search_locations) or []:
+        for library in sorted(Path(place).glob("c*/lib/libcublasLt.so.*")):
+            return str(library.parent)
+    return ""
+
+
+class _Window:
+    """Pinned memory through which small host arrays go to the device, without waiting for it.
+
+    It has two halves: while one fills, the copies out of the other one end.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._memory: NDArray[np.uint8] | None = None
+        self._events: list[int] = []
+        self._half = self._filled = 0
+
+    def send(self, host: NDArray[Any], target: Array) -> None:
+        """Copy a C-contiguous host array to the device, in the order of its kernels."""
+        half = _WINDOW_BYTES // 2
+        if host.nbytes > half:
+            self._device.write(target, host)
+            return
+        if self._memory is None:
+            self._memory = self._device.pinned(_WINDOW_BYTES)
+            self._events = [self._device.event() for _ in range(2)]
+        if self._filled + host.nbytes > half:
+            self._device.record(self._events[self._half], self._device.compute)
+            self._half, self._filled = 1 - self._half, 0
+            self._device.finish(self._events[self._half], "copies of indices")
+        start = self._half * half + self._filled
+        place = self._memory[start : start + host.nbytes]
+        place[:] = host.reshape(-1).view(np.uint8)
+        self._device.copy(target, place, self._device.compute)
+        self._filled += host.nbytes
+
+
+class CudaKernels(CoreKernels):
+    """See `Kernels`. Calls return before kernels have run, but for those that return a value.
+
+    Args:
+        accelerator: runs them.
+        arena: of its memory.
+        trace: on a clock of its events.
+    """
+
+    piece_flops = math.inf  # the host looks at messages while kernels run
+    row_chunk = ROW_CHUNK
+    dispatch_rows = DISPATCH_ROWS
+    fuses_mlp = False
+    threads = 1
+    cache_bytes = 0
+
+    def __init__(self, *, accelerator: Accelerator, arena: Arena, trace: Trace) -> None:
+        self._device, core = accelerator.device, accelerator.core
+        on = core.Execution("cuda", stream=self._device.compute)
+        super().__init__(core=core, on=on, arena=arena, trace=trace)
+        self._window = _Window(self._device)
+
+    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
+        """See `Kernels.fill`."""
+        host = np.empty(out.shape, out.dtype)
+        write(host)
+        self._device.write(out, host)
+
+    def read(self, array: Array) -> NDArray[Any]:
+        """See `Kernels.read`."""
+        if array.flags.c_contiguous:
+            return self._device.read(array)
+        with self._arena.scope():
+            whole = self._arena.empty(array.shape, array.dtype)
+            self._copy(array, whole)
+            return self._device.read(whole)
+
+    def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
+        if self._device.owns(index):
+            return index
+        here = self._arena.empty(index.shape, index.dtype, "workspaces")
+        if index.size:
+            self._window.send(np.ascontiguousarray(index), here)
+        return here
+
+    def _settle(self, what: str) -> None:
+        self._device.synchronise(what)
+
+    def _copy(self, source: Array, out: Array) -> None:
+        self._core.copy(source=source, out=out, **self._how)
