@@ -47,7 +47,7 @@ def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator
         RefusedError: there are no kernels, no cuBLASLt or no device.
     """
     try:
-        from pympa import _cuda
+        import pympa._cuda as core
     except ImportError as error:
         raise RefusedError(
             f"backend cuda: pympa was built without CUDA kernels ({error}); build it where nvcc is "
@@ -57,10 +57,10 @@ def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator
 
     device = CupyDevice(local_index, timeout_seconds=timeout_seconds)
     try:
-        _cuda.load_gemm(_cublas_directory())
+        core.load_gemm(_cublas_directory())
     except RuntimeError as error:
         raise RefusedError(f"backend cuda: {error}") from None
-    return Accelerator(device, _cuda)
+    return Accelerator(device, core)
 
 
 def _cublas_directory() -> str:
