@@ -38,6 +38,9 @@ T& block_shared() {
   return storage;
 }
 
+// Shared memory that one block may have.
+inline int most_shared_bytes() { return emulated::most_shared_bytes; }
+
 // Runs the grid before it returns; `stream` is not looked at.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes,
@@ -67,6 +70,14 @@ template <class T>
 __device__ __forceinline__ T& block_shared() {
   __shared__ T storage;
   return storage;
+}
+
+// Shared memory that one block may have on the current device.
+inline int most_shared_bytes() {
+  int device = 0, bytes = 0;
+  PYMPA_CUDA_CHECK(cudaGetDevice(&device));
+  PYMPA_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
 }
 
 // Launches on `stream` (a cudaStream_t). A grid with no block does nothing.

@@ -98,8 +98,9 @@ int running;    // threads of the block that have not ended
 int direction;  // of turns among warps and lanes
 
 std::string text(uint3 at) {
-  return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) +
-         ")";
+  std::string text(1, '(');
+  text += std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z);
+  return text += ')';
 }
 
 std::string name_of(const Fiber& fiber) {
@@ -227,7 +228,8 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
     throw std::runtime_error("CUDA emulation: block: expected whole warps and at most 1024 " +
                              std::string("threads, got ") + std::to_string(threads));
   }
-  if (shared_bytes > 227 * 1024 || grid.y > 65535 || grid.z > 65535) {
+  if (shared_bytes > static_cast<std::size_t>(most_shared_bytes) || grid.y > 65535 ||
+      grid.z > 65535) {
     throw std::runtime_error("CUDA emulation: launch: more than a GPU takes: " +
                              std::to_string(shared_bytes) + " bytes of shared memory, grid y " +
                              std::to_string(grid.y) + ", grid z " + std::to_string(grid.z));

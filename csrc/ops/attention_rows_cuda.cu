@@ -1,0 +1,113 @@
+// Attention of many rows on a GPU: a block folds the keys that a tile of one head's rows sees.
+//
+//   v_head_dim   rows x keys   warps: rows x columns
+//   up to 64     128 x 64      4 x 1    a warp has 32 rows: K and V are read from shared memory
+//   up to 128    128 x 64      4 x 1    once for two products
+//   up to 256     64 x 64      2 x 2    128 columns of 32 rows are what the registers hold
+//   up to 512     64 x 64      2 x 4
+
+#include "ops/attention_launch_cuda.hpp"
+
+namespace pympa::cuda {
+
+namespace {
+
+struct RowAndHead {
+  std::int64_t row;  // -1: past the last one
+  int head;
+};
+
+// Consecutive rows of one head.
+struct HeadSource {
+  const AttendParams& params;
+  std::int64_t row0;
+  int rows, start, head;
+
+  __device__ __forceinline__ int position(int row) const { return start + row; }
+  __device__ __forceinline__ RowAndHead at(int row) const {
+    return {row < rows ? row0 + row : -1, head};
+  }
+  __device__ __forceinline__ const std::uint16_t* query(int row) const {
+    return row < rows ? row_of(params.q, row0 + row, head) : nullptr;
+  }
+  __device__ __forceinline__ const float* scores(int row) const {
+    return row < rows ? row_of(params.scores, row0 + row, head) : nullptr;
+  }
+};
+
+template <class Shape>
+__host__ __device__ int tiles_of(const Range& range) {
+  return (range.length + Shape::kRows - 1) / Shape::kRows;
+}
+
+// Block (tile, head), heads running fastest; the last tiles of a range see most keys under a causal
+// mask, so they come first.
+template <class Shape, bool kFromScores>
+__global__ void __launch_bounds__(Shape::kThreads)
+    attend_kernel(const __grid_constant__ AttendParams params) {
+  const int index = static_cast<int>(blockIdx.x) % params.heads;
+  int tile = static_cast<int>(blockIdx.x) / params.heads, range = 0;
+  for (; tile >= tiles_of<Shape>(params.q_ranges[range]); ++range) {
+    tile -= tiles_of<Shape>(params.q_ranges[range]);
+  }
+  const Range& queries = params.q_ranges[range];
+  const int first = (tiles_of<Shape>(queries) - 1 - tile) * Shape::kRows;
+  const HeadSource source{params, std::int64_t{queries.row} + first,
+                          min(queries.length - first, Shape::kRows), queries.start + first,
+                          params.head[index]};
+  KeyTiles tiles(params, queries.sequence, {source.start, source.start + source.rows});
+  if (!tiles.next()) return;
+  const Block<Shape, kFromScores, HeadSource> block(params, source, params.kv_head[index]);
+  const StateRows<Shape> rows{params.row_max, params.row_sum, params.out, params.v_head_dim,
+                              params.pairs};
+  const auto at = [&](int row) { return source.at(row); };
+  WarpState<Shape> state;
+  rows.read(state, block.place, at);
+  block.fold(tiles, state);
+  rows.write(state, block.place, params.writes_sums, at);
+}
+
+template <class Shape, bool kFromScores>
+void launch_shape(AttendParams& params, void* stream) {
+  std::int64_t tiles = 0;
+  for (int i = 0; i < params.q_range_count; ++i) tiles += tiles_of<Shape>(params.q_ranges[i]);
+  const int bytes = fit_shared<Shape>(params);
+  launch(attend_kernel<Shape, kFromScores>, dim3{static_cast<unsigned>(tiles * params.heads)},
+         dim3{Shape::kThreads}, static_cast<std::size_t>(bytes), stream, params);
+}
+
+}  // namespace
+
+void attend_rows(const AttendArgs& args) {
+  with_16_bits(args.dtype, [&]<class T>() {
+    for_each_launch(args, [&](AttendParams& params) {
+      if (params.v_head_dim <= 64) {
+        launch_shape<AttendShape<T, 1, 2, 4, 1>, false>(params, args.on.stream);
+      } else if (params.v_head_dim <= 128) {
+        launch_shape<AttendShape<T, 2, 2, 4, 1>, false>(params, args.on.stream);
+      } else if (params.v_head_dim <= 256) {
+        launch_shape<AttendShape<T, 4, 2, 2, 2>, false>(params, args.on.stream);
+      } else {
+        launch_shape<AttendShape<T, 8, 2, 2, 4>, false>(params, args.on.stream);
+      }
+    });
+  });
+}
+
+// 64 columns of V after 64 columns, so that one shape is enough.
+void fold_scores(const AttendArgs& args) {
+  with_16_bits(args.dtype, [&]<class T>() {
+    for_each_launch(args, [&](AttendParams& params) {
+      const int columns = params.v_head_dim;
+      for (int column = 0; column < columns; column += kPanel) {
+        params.v_head_dim = std::min(columns - column, kPanel);
+        params.writes_sums = column + kPanel >= columns;
+        launch_shape<AttendShape<T, 1, 2, 4, 1>, true>(params, args.on.stream);
+        params.v.data = static_cast<const std::uint16_t*>(params.v.data) + kPanel;
+        params.out.data += kPanel;
+      }
+    });
+  });
+}
+
+}  // namespace pympa::cuda
