@@ -3,6 +3,8 @@
 
 set(PYMPA_CUDA_SOURCES
     csrc/ops/attention_cuda.cu
+    csrc/ops/attention_rows_cuda.cu
+    csrc/ops/attention_scores_cuda.cu
     csrc/ops/attention_state_cuda.cu
     csrc/ops/copy_cuda.cu
     csrc/ops/elementwise_cuda.cu
@@ -54,5 +56,7 @@ if(PYMPA_CUDA_EMULATED)
   pympa_add_module(_cuda_emulated ${emulated_sources} csrc/cuda/emulated/gemm.cpp
                    csrc/cuda/emulated/interpreter.cpp ${PYMPA_CUDA_MODULE_SOURCES})
   target_compile_definitions(_cuda_emulated PRIVATE PYMPA_CUDA_KERNELS PYMPA_CUDA_EMULATED)
+  # `#pragma unroll` is for nvcc.
+  target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)
   target_include_directories(_cuda_emulated PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 endif()

@@ -173,6 +173,8 @@ def in_session(
     threads: int | None,
     timeout_seconds: float,
     shares_memory: bool,
+    backend: str = "cpu",
+    device_transport: str | None = None,
 ) -> int:
     """Run the body on all ranks in a session and return the exit status. Collective.
 
@@ -182,11 +184,18 @@ def in_session(
         threads: of each rank, or None for an even share of the cores.
         timeout_seconds: the longest a rank waits for a message.
         shares_memory: see `Session`.
+        backend: see `Session`.
+        device_transport: see `Session`.
     """
     from pympa.session import Session
 
     session = Session(
-        isa=isa, threads=threads, timeout_seconds=timeout_seconds, shares_memory=shares_memory
+        isa=isa,
+        threads=threads,
+        timeout_seconds=timeout_seconds,
+        shares_memory=shares_memory,
+        backend=backend,
+        device_transport=device_transport,
     )
     try:
         with session:

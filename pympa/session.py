@@ -18,19 +18,25 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pympa.arena import Array
+from pympa.device import local_index
 from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
+from pympa.kernels.cuda import Accelerator, open_accelerator
 from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
+from pympa.rank import Rank
 from pympa.team import Team, count_cores, even_threads, own_place
 from pympa.transport import TransportError
+
+if TYPE_CHECKING:
+    from pympa.transport.mpi import MpiEndpoint
 
 ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
 _STAGGER_SECONDS = 0.1  # ranks that fail together speak in turn; the first one ends the job
@@ -50,6 +56,10 @@ class Session(Team):
         timeout_seconds: the longest any rank waits for a message.
         shares_memory: ranks of one node read each other's keys and values in place of messages,
             where the system lets them.
+        backend: "cpu", or "cuda": ranks take the GPUs of their node in turn.
+        device_transport: between GPUs, "nccl" or "staged" (MPI through memory of the host); None
+            takes NCCL unless ranks share a GPU or it is missing.
+        accelerator: this rank's GPU and its kernels; None opens one, where the backend is "cuda".
 
     Raises:
         RefusedError: the ranks differ in their arguments, or an argument is not allowed.
@@ -64,7 +74,12 @@ class Session(Team):
         threads: int | None = 1,
         timeout_seconds: float = 300.0,
         shares_memory: bool = True,
+        backend: str = "cpu",
+        device_transport: str | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
+        if backend not in ("cpu", "cuda"):
+            raise RefusedError(f"backend: expected cpu or cuda; got {backend!r}")
         self._plan = plan
         self._comm = comm
         self._asked_isa = isa
@@ -73,6 +88,8 @@ class Session(Team):
         self.timeout_seconds = timeout_seconds
         self._shares_memory = shares_memory
         self._owns_job = comm is None
+        self._asked_backend, self._asked_route = backend, device_transport
+        self._given_accelerator = accelerator
 
     def __enter__(self) -> Session:
         from mpi4py import MPI
@@ -92,7 +109,7 @@ class Session(Team):
             self._comm,
             timeout_seconds=self.timeout_seconds,
             naps=crowded,
-            shares_memory=self._shares_memory,
+            shares_memory=self._shares_memory and self._asked_backend == "cpu",
         )
         self.gather(endpoint, places)
         if self._owns_job:
@@ -100,6 +117,9 @@ class Session(Team):
         try:
             self.agree("threads", self._asked_threads)
             self.agree("isa", self._asked_isa)
+            self.agree("backend", (self._asked_backend, self._asked_route))
+            if self._asked_backend == "cuda":
+                self._open_devices(endpoint, [node for node, _ in places], naps=crowded)
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)
         except BaseException:
@@ -152,6 +172,7 @@ class Session(Team):
 
         Args:
             q: `[rows, heads, head_dim]`, rows as `layout(lengths)`; float32, float16 or bfloat16.
+                With the backend "cuda" a CuPy array, finished, of the latter two.
             k: `[rows, kv_heads, head_dim]`, of q's dtype.
             v: `[rows, kv_heads, v_head_dim]`, of q's dtype.
             lengths: tokens of each sequence of the batch.
@@ -191,14 +212,35 @@ class Session(Team):
             window=window,
             softcap=softcap,
         )
-        block = KvBlock(np.ascontiguousarray(k), np.ascontiguousarray(v), own)
+        block = KvBlock(_contiguous(rank, k), _contiguous(rank, v), own)
         ring_attention(
             rank.kernels, rank.transports["cp"], rank.arena, q, block, layouts, layouts, spec, state
         )
-        o = np.empty(state.out.shape, q.dtype)
-        lse = np.empty(q.shape[:2], np.float32)
+        o, lse = self._result(state.out.shape, q.dtype), self._result(q.shape[:2], np.float32)
         rank.kernels.finish(state, o, lse)
+        if self.accelerator is not None:
+            self.accelerator.device.synchronise("ring_attention")
         return o, lse
+
+    def _open_devices(self, endpoint: MpiEndpoint, nodes: Sequence[str], *, naps: bool) -> None:
+        """Take a device each, and let arrays on it travel. Collective."""
+        from pympa.transport.choice import connect_devices
+
+        local = local_index(self.rank, nodes)
+        given = self._given_accelerator
+        self.accelerator = self.check(
+            lambda: given or open_accelerator(local, timeout_seconds=self.timeout_seconds)
+        )
+        device = self.accelerator.device
+        connected, self.route = connect_devices(
+            endpoint,
+            device,
+            self._asked_route,
+            timeout_seconds=self.timeout_seconds,
+            naps=naps,
+        )
+        buses = self.world.gather_objects(device.bus_id)
+        self.gather(connected, [(node, {bus}) for node, bus in zip(nodes, buses, strict=True)])
 
     def _parsed_plan(self) -> Plan:
         plan = Plan(cp=self.size) if self._plan is None else self._plan
@@ -207,12 +249,30 @@ class Session(Team):
             raise PlanError(f"plan {plan} takes {plan.world} ranks; this session has {self.size}")
         return plan
 
+    def _result(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
+        """Return an array that outlives the arena."""
+        if self.accelerator is None:
+            return np.empty(shape, dtype)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        raw: Array = self.accelerator.device.allocate(max(size, 1))
+        return raw[:size].view(dtype).reshape(shape)
+
     def _common_isa(self) -> str:
-        offers = self.world.gather_objects(supported_isas())
+        offered = supported_isas() if self.accelerator is None else ["cuda"]
+        offers = self.world.gather_objects(offered)
         common = [isa for isa in offers[0] if all(isa in offer for offer in offers)]
         if self._asked_isa is not None and self._asked_isa not in common:
             raise RefusedError(f"isa: expected one of {', '.join(common)}; got {self._asked_isa!r}")
         return self._asked_isa or str(common[0])
+
+
+def _contiguous(rank: Rank, array: Array) -> Array:
+    """Return an array that can travel, which is a copy if it must."""
+    if array.flags.c_contiguous:
+        return array
+    out = rank.arena.empty(array.shape, array.dtype, "messages")
+    rank.kernels.copy(array, out)
+    return out
 
 
 def _one_voice(rank: int, hook: ExceptHook) -> ExceptHook:

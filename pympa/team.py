@@ -6,7 +6,7 @@ import os
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from pympa.trace import Trace
 from pympa.transport import WORLD, Traffic, Transport
 
 if TYPE_CHECKING:
+    from pympa.kernels.cuda import Accelerator
+    from pympa.transport.device import DeviceEndpoint
     from pympa.transport.mpi import MpiEndpoint
 
 T = TypeVar("T")
-Place = tuple[str, set[int]]
-"""Where a rank is: its node, and the cores of it that it may use."""
+Place = tuple[str, set[int] | set[str]]
+"""Where a rank is: its node, and the cores of it that it may use, or the device that it has."""
 
 
 class Team:
@@ -34,18 +36,27 @@ class Team:
 
     Attributes:
         rank, size: among the team. world: transport between all of the team.
-        total_cores: that the team may use. oversubscribed: some node has more threads than cores.
+        total_cores: that the team may use, or devices. oversubscribed: some node has more threads
+            than cores, or ranks than devices.
         isa: instruction set of the kernels. mpi_library: its name and version.
+        accelerator: this rank's, in place of the CPU. route: how its arrays travel.
     """
 
     isa: str
     mpi_library: str
+    accelerator: Accelerator | None = None
+    route: str | None = None
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.rank = 0
 
-    def gather(self, endpoint: MpiEndpoint, places: Sequence[Place]) -> None:
+    @property
+    def backend(self) -> Literal["cpu", "cuda"]:
+        """What computes."""
+        return "cpu" if self.accelerator is None else "cuda"
+
+    def gather(self, endpoint: MpiEndpoint | DeviceEndpoint, places: Sequence[Place]) -> None:
         """Take up an endpoint and what is known of its ranks.
 
         Args:
@@ -85,6 +96,7 @@ class Team:
         team, places = Team(self.threads), self._places[:ranks]
         _, crowded = count_cores(places, self.threads)
         team.isa, team.mpi_library = self.isa, self.mpi_library
+        team.accelerator, team.route = self.accelerator, self.route
         team.gather(self._endpoint.first(ranks, naps=crowded), places)
         return team
 
@@ -142,7 +154,14 @@ class Team:
             raise RefusedError(
                 f"plan {plan} takes {plan.world} ranks; this session has {self.size}"
             )
-        return build_rank(self._endpoint, plan, isa=self.isa, threads=self.threads, dry=dry)
+        return build_rank(
+            self._endpoint,
+            plan,
+            isa=self.isa,
+            threads=self.threads,
+            dry=dry,
+            accelerator=self.accelerator,
+        )
 
 
 def own_place() -> Place:
@@ -155,7 +174,7 @@ def count_cores(places: Sequence[Place], threads: int) -> tuple[int, bool]:
 
     Ranks that are pinned count the cores that they are pinned to.
     """
-    cores: defaultdict[str, set[int]] = defaultdict(set)
+    cores: defaultdict[str, set[int | str]] = defaultdict(set)
     ranks: Counter[str] = Counter()
     for node, affinity in places:
         cores[node] |= affinity

@@ -195,7 +195,7 @@ class EmulatedCore:
 
     def __getattr__(self, name: str) -> Any:
         function, device = getattr(self._core, name), self._device
-        if name.endswith("_bytes"):
+        if name.endswith("_bytes") or name == "Execution":
             return function
 
         def call(**arguments: Any) -> Any:

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         threads=options.threads,
         timeout_seconds=options.timeout,
         shares_memory=not options.no_shared_memory,
+        backend=options.backend,
+        device_transport=options.device_transport,
     )
 
 

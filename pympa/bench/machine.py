@@ -1,22 +1,35 @@
-"""What one core can do at best: the yardstick of every roofline (Williams et al. 2009)."""
+"""What one core or GPU can do at best: the yardstick of every roofline (Williams et al. 2009)."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pympa import _core
+from pympa.arena import Arena, Array
+from pympa.kernels.cuda import Accelerator, CudaKernels
+from pympa.trace import Trace
 
 # Short tries: where other work takes the core every few ms, one of them is left alone.
 _FMA_TRIES, _FMA_SECONDS = 50, 4e-3
 _BANDWIDTH_TRIES, _BANDWIDTH_SECONDS = 5, 0.04
 _BANDWIDTH_BYTES = 256 << 20
+_DEVICE_TRIES = 10
+_DEVICE_PRODUCT = 8192  # rows, columns and terms
+_DEVICE_COPY = (32768, 8192)  # float32: 1 GiB, many times the cache
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Multiply-adds in registers, flop/s, and reads of a large buffer, bytes/s."""
+    """Multiply-adds in registers, flop/s, and reads of a large buffer, bytes/s.
+
+    Of a GPU: those of a large product, and bytes read and written by a copy.
+    """
 
     flops_per_second: float
     bytes_per_second: float
@@ -28,6 +41,39 @@ def measure_core(dtype: str, isa: str) -> Machine:
     read = (_BANDWIDTH_BYTES, _BANDWIDTH_SECONDS)
     reads = [_core.read_bandwidth(*read) for _ in range(_BANDWIDTH_TRIES)]
     return Machine(max(flops), max(reads))
+
+
+def measure_device(accelerator: Accelerator, dtype: np.dtype[Any]) -> Machine:
+    """Measure one GPU by a product of its library and a copy: the best of some tries."""
+    device, n = accelerator.device, _DEVICE_PRODUCT
+    arena = Arena(device=device)
+    kernels = CudaKernels(accelerator=accelerator, arena=arena, trace=Trace())
+    bits = np.random.default_rng(0)
+
+    def fill(out: Array) -> None:
+        out[:] = bits.standard_normal(out.shape, np.float32)
+
+    weight = kernels.pack((n, n), dtype, fill)
+    x, out = arena.empty((n, n), dtype), arena.empty((n, n), dtype)
+    kernels.fill(x, fill)
+    source, target = (arena.empty(_DEVICE_COPY, np.float32) for _ in range(2))
+
+    def seconds(work: Callable[[], None]) -> float:
+        start, stop = (device.event(timed=True) for _ in range(2))
+        taken = []
+        for _ in range(_DEVICE_TRIES):
+            device.record(start, device.compute)
+            work()
+            device.record(stop, device.compute)
+            device.finish(stop, "a measurement of the device")
+            taken.append(device.seconds(start, stop))
+        return min(taken[1:])
+
+    product = seconds(lambda: kernels.linear(x, weight, out))
+    copied = seconds(lambda: kernels.copy(source, target))
+    moved = source.nbytes + target.nbytes
+    arena.close()
+    return Machine(2 * n**3 / product, moved / copied)
 
 
 def processor_name() -> str:

@@ -152,6 +152,7 @@ def _record(
         role=planned.role,
         plan=str(plan),
         ranks=team.size,
+        backend=team.backend,
         dtype=job.dtype.name,
         size=job.size_name,
         batch=job.size.batch,
@@ -193,5 +194,7 @@ def _record(
             isa=team.isa,
             threads=team.threads,
             mpi=team.mpi_library,
+            device=None if team.accelerator is None else team.accelerator.device.name,
+            route=team.route,
         ),
     )

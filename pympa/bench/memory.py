@@ -15,6 +15,7 @@ from pympa.session import Session
 from pympa.team import Team
 
 PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, beside its arena
+DEVICE_BYTES = 1 << 30  # what NCCL, cuBLASLt and the driver take of a GPU, generously
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -29,20 +30,26 @@ def rehearsal(team: Team, job: Job, plan: Plan, stages: Bounds) -> Rehearsal:
         threads=team.threads,
         stages=stages,
         reaches=team.reaches,
+        accelerator=team.accelerator,
     )
 
 
 def lacking_memory(session: Session, job: Job, plan: Plan, stages: Bounds) -> str | None:
-    """Rehearse the plan on shapes and say which node lacks the memory, if any. Collective.
+    """Rehearse the plan on shapes and say which node or GPU lacks the memory, if any. Collective.
 
     Ranks that the plan does not take need what a process needs.
     """
-    needed = PROCESS_BYTES
+    place, beside, available = f"node {platform.node()}", PROCESS_BYTES, available_bytes()
+    if session.accelerator is not None:
+        device = session.accelerator.device
+        place = f"GPU {device.bus_id} of {place}"
+        beside, available = DEVICE_BYTES, device.memory()[0]
+    needed = beside
     if session.rank < plan.world:
         rehearsed = rehearsal(session, job, plan, stages)
         rehearsed.step(job.size.lengths)
         needed += rehearsed.arena.peak_bytes
-    everyone = session.world.gather_objects((platform.node(), needed, available_bytes()))
+    everyone = session.world.gather_objects((place, needed, available))
     total: Counter[str] = Counter()
     present: dict[str, int] = {}
     for node, peak, available in everyone:
@@ -51,7 +58,7 @@ def lacking_memory(session: Session, job: Job, plan: Plan, stages: Bounds) -> st
     for node in total:
         if total[node] > present[node]:
             return (
-                f"plan {plan} at size {job.size_name} does not fit: node {node} needs "
+                f"plan {plan} at size {job.size_name} does not fit: {node} needs "
                 f"{total[node]:,} bytes ({max(p for _, p, _ in everyone):,} on the largest rank), "
                 f"{present[node]:,} are available; use more nodes, another plan or another size"
             )

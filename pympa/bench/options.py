@@ -8,6 +8,9 @@ from pympa.command import Parser, byte_count, count, seconds, threads
 from pympa.errors import RefusedError
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+_OF_CPUS = ("threads", "no_shared_memory", "isa")
+_OF_GPUS = ("device_transport",)
+_OF_SIMULATIONS = ("routing_from", "slow")
 _OF_RUNS = (
     "input",
     "router_skew",
@@ -18,11 +21,13 @@ _OF_RUNS = (
     "resume",
     "no_verify",
     "timeout",
-    "threads",
-    "no_shared_memory",
-    "isa",
 )
-_OF_SIMULATIONS = ("routing_from", "slow")
+_IDLE = {
+    "cpu": (*_OF_GPUS, *_OF_SIMULATIONS),
+    "cuda": (*_OF_CPUS, *_OF_SIMULATIONS),
+    "virtual": (*_OF_RUNS, *_OF_CPUS, *_OF_GPUS),
+}
+"""Options that a backend has no use for."""
 
 
 def build_parser(prog: str = "python -m pympa.bench") -> Parser:
@@ -50,9 +55,16 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     add("--size", default="local", help="size of the experiment: local (default), paper, ...")
     add(
         "--backend",
-        choices=("cpu", "virtual"),
+        choices=("cpu", "cuda", "virtual"),
         default="cpu",
-        help="cpu: run on these ranks (default); virtual: predict --cluster's time, in one process",
+        help="cpu: run on these ranks (default); cuda: run on the GPUs of their nodes; virtual: "
+        "predict --cluster's time, in one process",
+    )
+    add(
+        "--device-transport",
+        choices=("nccl", "staged"),
+        help="of the cuda backend: NCCL, or MPI through memory of the host; default: NCCL, but "
+        "staged where ranks share a GPU or there is no NCCL",
     )
     add(
         "--cluster",
@@ -143,13 +155,12 @@ def refuse_idle(options: argparse.Namespace) -> int:
     Raises:
         RefusedError: names the first of them.
     """
-    parser, simulates = build_parser(), options.backend == "virtual"
-    for name in _OF_RUNS if simulates else _OF_SIMULATIONS:
+    parser = build_parser()
+    for name in _IDLE[options.backend]:
         if getattr(options, name) != parser.get_default(name):
-            option = f"--{name.replace('_', '-')}"
+            users = [backend for backend, idle in _IDLE.items() if name not in idle]
             raise RefusedError(
-                f"{option}: --backend virtual, which runs nothing, has no use for it"
-                if simulates
-                else f"{option} needs --backend virtual"
+                f"--{name.replace('_', '-')} is of --backend {' or '.join(users)}; "
+                f"{options.backend} has no use for it"
             )
     return 0

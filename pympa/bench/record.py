@@ -106,7 +106,13 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """What the run ran on."""
+    """What the run ran on.
+
+    Attributes:
+        cores: that ranks may use, or GPUs.
+        isa: instruction set of the kernels, or cuda.
+        device: what computed where it was no CPU. route: how its arrays travelled.
+    """
 
     host: str
     cores: int
@@ -116,6 +122,8 @@ class Environment(msgspec.Struct, frozen=True):
     python: str
     pympa: str
     command: str
+    device: str | None = None
+    route: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +167,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     plan: str
     ranks: int
-    backend: Literal["cpu", "virtual"] = "cpu"
+    backend: Literal["cpu", "cuda", "virtual"] = "cpu"
     clock: Literal["measured", "simulated"] = "measured"
     dtype: str
     size: str
@@ -230,7 +238,15 @@ def expert_use(rows: Mapping[int, NDArray[np.int64]], dropped: int) -> ExpertUse
     )
 
 
-def environment(*, cores: int, isa: str, threads: int, mpi: str) -> Environment:
+def environment(
+    *,
+    cores: int,
+    isa: str,
+    threads: int,
+    mpi: str,
+    device: str | None = None,
+    route: str | None = None,
+) -> Environment:
     """Describe this machine and this command."""
     return Environment(
         host=platform.node(),
@@ -241,6 +257,8 @@ def environment(*, cores: int, isa: str, threads: int, mpi: str) -> Environment:
         python=platform.python_version(),
         pympa=version("pympa"),
         command=" ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        device=device,
+        route=route,
     )
 
 

@@ -43,7 +43,7 @@ def find_measured(
     """Return which (repeat, row) an earlier run has measured in the same way.
 
     The same way: experiment, size, dtype, plan, stages, cache, ranks, threads, instruction set,
-    iterations, verified or not, version of pympa.
+    way between GPUs, iterations, verified or not, version of pympa.
     """
     found: dict[tuple[int, int], Record] = {}
     for record in earlier:
@@ -54,6 +54,7 @@ def find_measured(
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == session.threads
             and record.environment.isa == session.isa
+            and record.environment.route == session.route
             and record.environment.pympa == version("pympa")
         )
         for index, candidate in enumerate(candidates):

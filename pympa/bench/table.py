@@ -170,10 +170,14 @@ def _caption(records: Sequence[Record], scales: bool) -> list[str]:
     crowds = sorted({record.ranks for record in records if record.oversubscribed})
     if crowds:
         cores = records[0].environment.cores
+        what = "GPUs" if records[0].backend == "cuda" else "cores"
         lines.append(
-            f"oversubscribed: {' or '.join(map(str, crowds))} ranks share {cores} cores, so ratios "
-            "compare total work, not speed-up, and exposed waiting and overlap are n/a"
+            f"oversubscribed: {' or '.join(map(str, crowds))} ranks share {cores} {what}, so "
+            "ratios compare total work, not speed-up, and exposed waiting and overlap are n/a"
         )
+    used = records[0].environment
+    if used.device is not None:
+        lines.append(f"on {used.device}; between GPUs: {used.route}")
     clusters = {record.forecast.cluster for record in records if record.forecast}
     if clusters:
         lines.append(

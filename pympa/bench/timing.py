@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.accounting import roofline_seconds
-from pympa.bench.machine import Machine, measure_core
+from pympa.bench.machine import Machine, measure_core, measure_device
 from pympa.bench.truth import Job
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
+from pympa.spec import numpy_dtype
 from pympa.team import Team
 from pympa.trace import Overlap, mean_times
 
@@ -91,12 +92,18 @@ def time_steps(
 
 
 def measure_machine(team: Team, dtype: str) -> Machine:
-    """Measure one core on rank 0 while the others rest. Collective."""
-    return team.on_first(1, lambda first: measure_core(dtype, first.isa))
+    """Measure one core, or GPU, on rank 0 while the others rest. Collective."""
+
+    def measure(first: Team) -> Machine:
+        if first.accelerator is None:
+            return measure_core(dtype, first.isa)
+        return measure_device(first.accelerator, numpy_dtype(dtype))
+
+    return team.on_first(1, measure)
 
 
 def roofline(job: Job, team: Team, machine: Machine) -> float:
-    """Return the seconds that a step takes at least on the cores of the ranks at work."""
+    """Return the seconds that a step takes at least on the cores, or GPUs, of the ranks at work."""
     return roofline_seconds(
         job.size.model,
         job.size.lengths,

@@ -100,7 +100,9 @@ class Truth:
     def _judge_one_rank(self, team: Team) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype
         endpoint: Endpoint = NullEndpoint(0, 1)
-        rank = build_rank(endpoint, Plan(), isa=team.isa, threads=team.threads)
+        rank = build_rank(
+            endpoint, Plan(), isa=team.isa, threads=team.threads, accelerator=team.accelerator
+        )
         world = Transport(endpoint, WORLD, [0], rank.arena, rank.trace, rank.traffic)
         model = Model(spec, rank, dtype, self._job.source)
         outputs = collect(model, model.prepare(self._job.ids), world) or {}
