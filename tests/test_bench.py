@@ -208,8 +208,9 @@ def test_experts(tmp_path):
         assert "busiest over the mean" in job.out
         assert "dropped for want of capacity" in job.out
     found = records(output)
-    assert [(r.plan, r.router_skew) for r in found] == [
-        ("tp=2,pp=2,ep=2", None), ("cp=4,ep=4", None), ("tp=2,pp=2,ep=2", 3), ("cp=4,ep=4", 3)
+    # Which number of micro-batches is fastest may differ from run to run.
+    assert [(r.role, parse_plan(r.plan).ep, r.router_skew) for r in found] == [
+        ("baseline", 2, None), ("proposed", 4, None), ("baseline", 2, 3), ("proposed", 4, 3)
     ]  # fmt: skip
     for r in found:
         assert r.verified
