@@ -21,9 +21,10 @@ _SETS = 2
 
 
 class LinkFit(NamedTuple):
-    """A link, and the median and largest relative error of the messages it was fitted to."""
+    """A link, and the messages it was fitted to: how many sizes, median and largest error."""
 
     link: Link
+    sizes: int
     error: float
     worst: float
 
@@ -61,7 +62,7 @@ def measure_link(team: Team, dtype: str, shares_memory: bool) -> LinkFit:
         message_seconds=float(f"{each:.4g}"),
         shares_memory=shares_memory,
     )
-    return LinkFit(link, statistics.median(errors), max(errors))
+    return LinkFit(link, len(_SIZES), statistics.median(errors), max(errors))
 
 
 def _fit(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:

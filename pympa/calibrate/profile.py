@@ -64,6 +64,6 @@ def error_table(curves: tuple[Curve, ...], link: LinkFit | None) -> Table:
             f"{curve.worst:.1%}" if judged else "-",
         )
     if link is not None:
-        ranks = str(link.link.ranks)
-        table.add_row("message", "", ranks, "7", f"{link.error:.1%}", f"{link.worst:.1%}")
+        counts = str(link.link.ranks), str(link.sizes)
+        table.add_row("message", "", *counts, f"{link.error:.1%}", f"{link.worst:.1%}")
     return table
