@@ -299,7 +299,7 @@ def test_errors_in_a_table():
     [
         (1, [], "calibrate needs --output FILE.toml"),
         (1, ["--output", "here.txt"], "--output: expected a name that ends in .toml"),
-        (1, ["--output", "/nowhere/p.toml"], "No such file or directory: '/nowhere/p.toml'"),
+        (1, ["--output", "/nowhere/p.toml"], "--output /nowhere/p.toml: No such file or directory"),
         (1, ["--output", "p.toml", "--dtype", "int8"], "argument --dtype: invalid choice"),
     ],
 )

@@ -304,7 +304,11 @@ class RecordFile:
             OSError: the file cannot be read.
             ValueError: a line is no record of this schema.
         """
-        return _decode(Path(path).read_bytes(), path)
+        try:
+            lines = Path(path).read_bytes()
+        except OSError as error:
+            raise OSError(f"{path}: {error.strerror}") from None
+        return _decode(lines, path)
 
     def _append(self, line: bytes) -> None:
         if self._path is None:

@@ -189,6 +189,8 @@ def _check_writable(path: Path) -> None:
             f"--trace {path}: expected a new file or one to replace; got a directory or device"
         )
     try:
+        if path.exists():
+            path.open("r+b").close()  # a file that is read-only is not replaced
         _part(path).touch()
         _part(path).unlink()
     except OSError as error:

@@ -105,4 +105,7 @@ def _check(output: str | None, rank: int) -> None:
     if not output.endswith(".toml"):
         raise ValueError(f"--output: expected a name that ends in .toml; got {output!r}")
     if rank == 0:
-        Path(output).open("a").close()
+        try:
+            Path(output).open("a").close()
+        except OSError as error:
+            raise OSError(f"--output {output}: {error.strerror}") from None
