@@ -140,6 +140,10 @@ class Team:
         arrived = np.zeros(self.size, np.uint8)
         self.world.all_gather([arrived[i : i + 1] for i in range(self.size)])
 
+    def rest(self) -> None:
+        """Return when all ranks are here, however long some are at work. Collective."""
+        self._endpoint.rest()
+
     def reaches(self, ranks: Sequence[int]) -> bool:
         """Tell whether these ranks read each other's shared memory."""
         return self._endpoint.reaches(ranks)

@@ -58,6 +58,7 @@ def forecasts(
     wanted = [_row(*row, cluster, dtype) for row in rows]
     different = [*dict.fromkeys(row for row in wanted if row is not None)]
     mine = {row: _forecast(*row, cluster) for row in different[team.rank :: team.size]}
+    team.rest()  # some rows take much longer than others
     found: dict[tuple[SimulatedRow, str], Forecast] = {}
     for of_rank in team.world.gather_objects(mine):
         found |= of_rank
