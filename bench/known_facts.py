@@ -125,9 +125,8 @@ def ring_share(balance: Balance, *, merges: bool = True) -> float:
             with arena.scope():
                 block = empty_state(own_rows.rows)
                 kernels.attend_block(q[first:], own_rows, held, block, rule)
-                o = arena.empty(
-                    block.out.shape, dtype
-                )  # reading it as float32 costs what this does
+                # Reading it as float32 costs what this does.
+                o = arena.empty(block.out.shape, dtype)
                 kernels.finish(block, o, arena.empty(block.row_max.shape, np.float32))
                 if held.layout != q_layout:
                     kernels.merge(state.rows(first, q_layout.rows), block)

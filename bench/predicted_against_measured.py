@@ -34,6 +34,7 @@ from pympa.bench.table import console
 from pympa.calibrate.run import calibrate
 from pympa.cluster import Cluster, load_cluster
 from pympa.costs import costs_of
+from pympa.errors import RefusedError
 from pympa.mesh import parse_plan
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
@@ -297,7 +298,7 @@ def main() -> int:
     status = 0
     with Session() as session:
         if session.size != 2:
-            raise SystemExit("start it with mpirun -n 2")
+            raise RefusedError(f"start it with mpirun -n 2; this job has {session.size} ranks")
         start = time.monotonic()
         if options.profile:
             profile = load_cluster(options.profile)
