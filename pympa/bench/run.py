@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -143,46 +144,66 @@ def _run_experiment(
     earlier: list[Record],
     stop: StopSignal,
 ) -> list[str]:
-    """Measure the plans of one experiment, print its table and return what failed."""
-    name = task.name
+    """Measure the plans of one experiment, print its table and return what failed. Collective."""
     if not task.rows:
-        _progress(session, f"{name}: left out: {_too_large(task.left_out, session.size)}")
+        _progress(session, f"{task.name}: left out: {_too_large(task.left_out, session.size)}")
         return []
+    candidates, failures = _find_candidates(session, options, task)
+    measured = find_measured(earlier, candidates, session, options)
+    failures += _measure(session, options, candidates, measured, output, timeline, stop)
+    if session.rank == 0 and measured:
+        _print_result(session, options, task, measured)
+    return failures
+
+
+def _find_candidates(
+    session: Session, options: argparse.Namespace, task: Task
+) -> tuple[list[Candidate], list[str]]:
+    """Return the rows that can be measured, and why others cannot. Collective."""
     dtype = numpy_dtype(options.dtype or task.experiment.dtype)
     ids = tuple(session.check(lambda: load_ids(options.input, task.size)))
     cache_bytes = agreed_cache(session, options.cache)
-    failures: list[str] = []
-    candidates: list[Candidate] = []
+    candidates, failures = [], []
     for row in task.rows:
         times = row.planned.grow
         size_name = options.size if times == 1 else f"{options.size}, {times} × the layers"
-        job = Job(name, size_name, row.size, dtype, ids, PhiloxSource())
+        job = Job(task.name, size_name, row.size, dtype, ids, PhiloxSource())
         found = find_candidate(session, job, row, cache_bytes)
         if isinstance(found, str):
-            failures.append(f"{name}: {found}")
+            failures.append(f"{task.name}: {found}")
         else:
             candidates.append(found)
-    measured = find_measured(earlier, candidates, session, options)
-    wanted = [
-        (repeat, index)
-        for repeat in range(1, options.repeat + 1)
-        for index in range(len(candidates))
-        if (repeat, index) not in measured
-    ]
+    return candidates, failures
+
+
+def _measure(
+    session: Session,
+    options: argparse.Namespace,
+    candidates: Sequence[Candidate],
+    measured: dict[tuple[int, int], Record],
+    output: RecordFile,
+    timeline: TimelineFile,
+    stop: StopSignal,
+) -> list[str]:
+    """Add to `measured`, by (repeat, row), what is missing; return what failed. Collective."""
     truths: dict[str, Truth] = {}
-    machine = measure_machine(session, dtype.name)
-    wrong: set[int] = set()
-    for repeat, index in wanted:
-        if index in wrong:
+    wrong: dict[int, str] = {}
+    machine: Machine | None = None
+    for repeat, index in itertools.product(range(1, options.repeat + 1), range(len(candidates))):
+        if index in wrong or (repeat, index) in measured:
             continue
         candidate = candidates[index]
         job = candidate.job
+        machine = machine or measure_machine(session, job.dtype.name)
         if job.size_name not in truths and not options.no_verify:
-            _progress(session, f"{name}: computing the float64 oracle")
+            _progress(session, f"{job.experiment}: computing the float64 oracle")
             truths[job.size_name] = Truth(session, job)
 
         def measure(
-            team: Team, candidate: Candidate = candidate, repeat: int = repeat
+            team: Team,
+            candidate: Candidate = candidate,
+            machine: Machine = machine,
+            repeat: int = repeat,
         ) -> Record | str:
             _announce(team, candidate, machine, repeat, options)
             truth = truths.get(candidate.job.size_name)
@@ -190,27 +211,35 @@ def _run_experiment(
 
         result = session.on_first(candidate.row.plan.world, measure)
         if isinstance(result, str):
-            failures.append(f"{name}: {result}")
-            wrong.add(index)
+            wrong[index] = f"{job.experiment}: {result}"
             continue
         measured[repeat, index] = result
         output.write(result)
         checked = "verified" if result.verified else "not verified" if result.exact else "not exact"
-        _progress(session, f"{name}: {result.plan} {checked}, {result.tps:,.0f} tokens/s")
+        _progress(session, f"{job.experiment}: {result.plan} {checked}, {result.tps:,.0f} tokens/s")
         if stop.agree():
             break
-    if session.rank == 0 and measured:
-        what = f"{name} ({options.size}: {task.size} tokens, {dtype.name})"
-        rows = [
-            [measured[key] for key in sorted(measured) if key[1] == index]
-            for index in range(len(candidates))
-        ]
-        notes = []
-        if task.left_out:
-            notes.append(f"left out: {_too_large(task.left_out, session.size)}")
-        scales = task.experiment.scales and not options.plan
-        console().print(result_table(what, [row for row in rows if row], notes, scales=scales))
-    return failures
+    return [*wrong.values()]
+
+
+def _print_result(
+    session: Session,
+    options: argparse.Namespace,
+    task: Task,
+    measured: Mapping[tuple[int, int], Record],
+) -> None:
+    """Print the table of what was measured, by (repeat, row)."""
+    dtype = options.dtype or task.experiment.dtype
+    title = f"{task.name} ({options.size}: {task.size} tokens, {dtype})"
+    rows = [
+        [measured[key] for key in sorted(measured) if key[1] == index]
+        for index in sorted({index for _, index in measured})
+    ]
+    notes = []
+    if task.left_out:
+        notes.append(f"left out: {_too_large(task.left_out, session.size)}")
+    scales = task.experiment.scales and not options.plan
+    console().print(result_table(title, rows, notes, scales=scales))
 
 
 def _too_large(ranks: Sequence[int], world: int) -> str:
