@@ -32,8 +32,9 @@ class Device(ABC):
         name: with its number, as messages call it.
         bus_id: tells one device of a node from another, whatever number each process gives it.
         compute: the stream of kernels.
-        timeout_seconds: the longest that the host waits for it.
-        watchers: called again and again while the host waits; they may raise to end the wait.
+        timeout_seconds: the longest that the host waits for its kernels.
+        watchers: called again and again while the host waits. They tell whether the device itself
+            waits for other ranks, the time of which is theirs to limit, by raising an error.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Device(ABC):
 
     def __init__(self, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
-        self.watchers: list[Callable[[], None]] = []
+        self.watchers: list[Callable[[], bool]] = []
         self._spare: list[int] = []
         self._window: NDArray[np.uint8] | None = None
 
@@ -129,8 +130,9 @@ class Device(ABC):
         """
         deadline = time.monotonic() + self.timeout_seconds
         while not self.done(event):
-            for watch in self.watchers:
-                watch()
+            elsewhere = [watch() for watch in self.watchers]
+            if any(elsewhere):
+                deadline = time.monotonic() + self.timeout_seconds
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{self.name} did not come to the end of {what} within "

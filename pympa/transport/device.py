@@ -55,7 +55,7 @@ class DeviceEndpoint(ABC):
         self.timeout_seconds = timeout_seconds
         self.naps = naps
         self._inner, self._device = inner, device
-        device.watchers.append(self.poll)
+        device.watchers.append(self._watch)
 
     @abstractmethod
     def _start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> Any:
@@ -66,8 +66,12 @@ class DeviceEndpoint(ABC):
         """Let kernels from now on wait until all that `_start` began is done."""
 
     @abstractmethod
-    def _move_on(self) -> None:
-        """Look after arrays of the device under way."""
+    def _move_on(self) -> bool:
+        """Look after arrays of the device under way; tell whether its streams wait for others.
+
+        Raises:
+            TransportError: something failed, or the streams have waited too long.
+        """
 
     @abstractmethod
     def _shut(self) -> None:
@@ -135,9 +139,13 @@ class DeviceEndpoint(ABC):
 
     def close(self) -> None:
         """Free all that moves messages; the device stays. Collective."""
-        self._device.watchers.remove(self.poll)
+        self._device.watchers.remove(self._watch)
         self._shut()
         self._inner.close()
+
+    def _watch(self) -> bool:
+        self._inner.poll()
+        return self._move_on()
 
     def _until(self, done: Callable[[], bool], peers: Sequence[int], what: str) -> None:
         """Look after messages until something is done, or it is too late."""

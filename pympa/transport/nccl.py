@@ -175,8 +175,7 @@ class NcclEndpoint(DeviceEndpoint):
         if not started.finished:
             self._device.wait(self._device.compute, started.done)
 
-    def _move_on(self) -> None:
-        """Forget groups that are done; end the rank if one failed or takes too long."""
+    def _move_on(self) -> bool:
         for lane in self._lanes:
             while lane.groups and self._device.done(lane.groups[0].done):
                 group = lane.groups.popleft()
@@ -185,6 +184,7 @@ class NcclEndpoint(DeviceEndpoint):
                 self._device.give_event(group.done)
             if lane.groups:
                 self._check(lane.communicator, lane.groups[0])
+        return any(lane.groups and lane.groups[0].since is not None for lane in self._lanes)
 
     def _check(self, communicator: Communicator, group: _Group) -> None:
         try:

@@ -146,12 +146,12 @@ class _ReceiveLane(_Lane):
 
 
 class _Started:
-    """Messages of one `start`: how many are left, and events of copies to the device."""
+    """Messages of one `start`: how many are left, and events after those that are not."""
 
     def __init__(self, ready: int, messages: int) -> None:
         self.ready = ready
         self.left = messages
-        self.copied: list[int] = []
+        self.ends: list[int] = []
 
 
 class StagedEndpoint(DeviceEndpoint):
@@ -182,32 +182,32 @@ class StagedEndpoint(DeviceEndpoint):
         started = _Started(device.take_event(), len(receives) + len(sends))
         device.record(started.ready, device.compute)
 
-        def end(index: int, received: bool, stream: int) -> None:
+        def end(index: int, stream: int) -> None:
             seen(index, stream)
             started.left -= 1
-            if received:
-                started.copied.append(device.take_event())
-                device.record(started.copied[-1], stream)
+            started.ends.append(device.take_event())
+            device.record(started.ends[-1], stream)
 
         for index, message in enumerate((*receives, *sends)):
             received = index < len(receives)
             lane = self._lane(received, message.peer, message.channel)
-            lane.add(message.array, started.ready, partial(end, index, received))
+            lane.add(message.array, started.ready, partial(end, index))
             lane.move_on()
         return started
 
     def _join(self, started: _Started, peers: list[int], what: str) -> None:
         """Wait for MPI on the host; then let kernels wait for the copies to the device."""
         self._until(lambda: not started.left, peers, what)
-        for event in started.copied:
+        for event in started.ends:
             self._device.wait(self._device.compute, event)
             self._device.give_event(event)
         self._device.give_event(started.ready)
 
-    def _move_on(self) -> None:
+    def _move_on(self) -> bool:
         for lane in self._lanes.values():
             if not lane.idle:
                 lane.move_on()
+        return False  # streams get nothing that has yet to arrive
 
     def _shut(self) -> None:
         """Do nothing: lanes are empty after the last `wait`, and their memory is the device's."""

@@ -1,0 +1,163 @@
+"""Messages between devices by NCCL, or what stands for it: order, deadlines, whole models."""
+
+import device_checks
+import numpy as np
+import pytest
+from device_checks import Setup
+from emulated import EmulatedDevice, Machine
+from fake_nccl import Fabric, FakeNccl
+
+import worlds
+from pympa.mesh import Plan
+from pympa.transport import TransportError
+from pympa.transport.local import LocalWorld
+from pympa.transport.nccl import NcclEndpoint
+
+
+def run(size, seed, body, fabric=None, timeout_seconds=20.0, device_class=EmulatedDevice):
+    """Run `body(Setup)` on rank threads with a device each."""
+    machine, fabric = Machine(seed), fabric or Fabric()
+
+    def main(inner):
+        device = device_class(machine, timeout_seconds=timeout_seconds)
+        nccl = FakeNccl(fabric, device)
+        endpoint = NcclEndpoint(inner, device, nccl, timeout_seconds=timeout_seconds, naps=False)
+        result = body(Setup(endpoint, device))
+        endpoint.close()
+        assert not device.watchers
+        device.close()
+        return result
+
+    return LocalWorld(size, seed=seed).run(main)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("check", device_checks.EVERYWHERE)
+def test_endpoint(check, size, seed):
+    run(size, seed, check)
+
+
+def test_repeats_take_nothing_new():
+    run(3, 1, device_checks.repeats_take_nothing_new)
+
+
+class Forgetful(EmulatedDevice):
+    """Streams never wait for each other."""
+
+    def wait(self, stream, event):
+        pass
+
+
+def test_the_emulation_shows_a_wait_that_is_missing():
+    """The checks would find an endpoint that forgets an event."""
+    found = 0
+    for seed in range(10):
+        try:
+            run(3, seed, device_checks.kernels_and_messages_take_turns, device_class=Forgetful)
+        except AssertionError:
+            found += 1
+    assert found >= 5
+
+
+def test_a_peer_that_stays_away_has_a_deadline():
+    """Starting and waiting cost the host nothing; what the host reads ends with a message."""
+
+    def body(rank):
+        pair = rank.axis()
+        if pair.index == 0:
+            got = rank.zeros((4,), np.float32)
+            pair.wait(pair.start([], [(got, 1)]))
+            rank.device.read(got)
+        return
+
+    with pytest.raises(TransportError, match=r"rank 0 waited 0.3 s on cp .* ranks \[1\]"):
+        run(2, 0, body, timeout_seconds=0.3)
+
+
+def test_closing_waits_for_messages_no_longer_than_the_deadline():
+    def body(rank):
+        pair = rank.axis("pp")
+        if pair.index == 0:
+            pair.start([(rank.zeros((4,), np.float32), 1)], [])
+
+    with pytest.raises(TransportError, match=r"rank 0 waited 0.3 s on pp .* ranks \[1\]"):
+        run(2, 0, body, timeout_seconds=0.3)
+
+
+def test_long_kernels_are_no_late_messages():
+    """The deadline counts from when a device has come to the messages."""
+
+    def body(rank):
+        pair, device = rank.axis(), rank.device
+        looks = iter(range(2000))
+        device.enqueue(device.compute, lambda: None, lambda: next(looks, None) is None)
+        got = rank.zeros((4,), np.float32)
+        pair.wait(
+            pair.start([(rank.zeros((4,), np.float32), 1 - pair.index)], [(got, 1 - pair.index)])
+        )
+        device.timeout_seconds = 20
+        device.read(got)
+
+    run(2, 0, body, timeout_seconds=0.1)
+
+
+def test_an_error_of_nccl_ends_the_rank():
+    fabric = Fabric()
+
+    def body(rank):
+        pair = rank.axis("tp")
+        if pair.index == 0:
+            pair.start([], [(rank.zeros((4,), np.float32), 1)])
+            fabric.error = "remote process exited"
+            pair.poll()
+
+    with pytest.raises(TransportError, match=r"on tp with ranks \[1\]: remote process exited"):
+        run(2, 0, body, fabric)
+
+
+def test_a_message_of_another_size():
+    def body(rank):
+        pair, size = rank.axis(), 2 + rank.endpoint.rank
+        got = rank.zeros((2,), np.float64)
+        pair.start([(rank.zeros((size,), np.float64), 1 - pair.index)], [(got, 1 - pair.index)])
+        rank.device.synchronise("kernels")
+        while True:
+            pair.poll()
+
+    with pytest.raises(TransportError, match="rank 0 expected 16 bytes from rank 1; got 24"):
+        run(2, 0, body)
+
+
+def test_ranks_that_never_connect():
+    with pytest.raises(TransportError, match=r"waited 0.2 s on a communicator .* ranks \[0, 1\]"):
+        run(2, 0, lambda rank: None, Fabric(stuck=True), timeout_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "plan"),
+    [
+        (worlds.DENSE, Plan(cp=3)),
+        (worlds.DENSE, Plan(tp=2, pp=2, micro_batches=3)),
+        (worlds.DENSE, Plan(pp=4, micro_batches=5)),
+        (worlds.ODD, Plan(cp=2, tp=2)),
+        (worlds.DENSE, Plan(cp=2, dim=2)),
+        (worlds.DENSE, Plan(cp=2, dim=2, dim_algo="reduce")),
+        (worlds.DENSE, Plan(cp=4, ulysses=2)),
+        (worlds.DENSE, Plan(cp=3, cp_scheme="allgather")),
+        (worlds.WINDOWED, Plan(cp=4, balance="contiguous")),
+        (worlds.EXPERTS, Plan(dp=2, tp=2, ep=2, etp=2)),
+        (worlds.ODD_EXPERTS, Plan(cp=2, dp=2, ep=4)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whole_models(spec, plan, seed):
+    """Bits and bytes are those of the host."""
+    run(
+        plan.world,
+        seed,
+        lambda rank: device_checks.same_as_on_the_host(
+            rank.endpoint, rank.device, spec, plan, "bfloat16"
+        ),
+    )
