@@ -27,14 +27,14 @@ _REST_TAG = 32767  # the largest that every MPI library takes; channels count fr
 
 @dataclass
 class _Pending:
-    """Messages of one `start`: `left` are not done, `wrong` came with so many bytes."""
+    """Messages of one `start`: `left` are not done, `wrong` tells of one of another size."""
 
     requests: list[MPI.Request]
     receives: Sequence[Message]
     sends: Sequence[Message]
     seen: Seen
     left: int
-    wrong: tuple[Message, int] | None = None
+    wrong: str | None = None
 
 
 class MpiEndpoint:
@@ -120,23 +120,30 @@ class MpiEndpoint:
         if not pending.left:
             return True
         statuses: list[MPI.Status] = []
-        done = MPI.Request.Testsome(pending.requests, statuses) or []
+        try:
+            done = MPI.Request.Testsome(pending.requests, statuses) or []
+        except MPI.Exception as error:
+            if not any(_is_truncation(status) for status in statuses):
+                raise TransportError(f"rank {self.rank}: {error}") from None
+            longest = max(message.array.nbytes for message in pending.receives)
+            sources = sorted({message.peer for message in pending.receives})
+            pending.wrong = f"at most {longest} bytes from ranks {sources}; got more"
+            pending.left = 0
+            return True
         for index, status in zip(done, statuses, strict=True):
             pending.seen(index)
             pending.left -= 1
             if index < len(pending.receives):
                 message, count = pending.receives[index], status.Get_count(MPI.BYTE)
                 if count != message.array.nbytes:
-                    pending.wrong = message, count
+                    pending.wrong = (
+                        f"{message.array.nbytes} bytes from rank {message.peer}; got {count}"
+                    )
         return not pending.left
 
     def _check_size(self, pending: _Pending, what: str) -> None:
         if pending.wrong is not None:
-            message, count = pending.wrong
-            raise TransportError(
-                f"rank {self.rank} expected {message.array.nbytes} bytes on {what} from rank "
-                f"{message.peer}; got {count}"
-            )
+            raise TransportError(f"rank {self.rank} expected on {what} {pending.wrong}")
 
     def reaches(self, ranks: Sequence[int]) -> bool:
         """Tell whether each of these ranks could read a piece of each other's memory."""
@@ -178,6 +185,10 @@ class MpiEndpoint:
 def _nap_until_done(requests: Sequence[MPI.Request]) -> None:
     while not MPI.Request.Testall(requests):
         time.sleep(_REST_SECONDS)
+
+
+def _is_truncation(status: MPI.Status) -> bool:
+    return MPI.Get_error_class(status.Get_error()) == MPI.ERR_TRUNCATE
 
 
 def _try_memory(comm: MPI.Comm) -> list[list[bool]]:

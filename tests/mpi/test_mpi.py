@@ -245,5 +245,5 @@ def test_a_message_of_another_size_is_an_error(world):
     if group.index == 0:
         group.wait(group.start([(np.zeros(1), 1)], []))
     if group.index == 1:
-        with pytest.raises(TransportError, match="expected 16 bytes on cp from rank 0; got 8"):
+        with pytest.raises(TransportError, match="expected on cp 16 bytes from rank 0; got 8"):
             group.wait(group.start([], [(np.zeros(2), 0)]))
