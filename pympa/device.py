@@ -68,8 +68,13 @@ class Device(ABC):
         """Tell whether an array is in memory of a device."""
 
     @abstractmethod
-    def stream(self) -> int:
-        """Return a new stream, which lives as long as the device."""
+    def stream(self, *, urgent: bool = False) -> int:
+        """Return a new stream, which lives as long as the device.
+
+        Args:
+            urgent: what is on it goes before what other streams have yet to begin: messages, which
+                would otherwise wait for all blocks of a large kernel.
+        """
 
     @abstractmethod
     def event(self, *, timed: bool = False) -> int:

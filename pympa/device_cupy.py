@@ -15,6 +15,7 @@ from pympa.device import Device, DeviceArray
 from pympa.errors import RefusedError
 
 _INSTALL = "pip install 'pympa[cuda]'"
+_HIGHEST_PRIORITY = -100  # CUDA takes the nearest that a device has
 _NOT_READY = 600  # cudaErrorNotReady
 
 
@@ -72,10 +73,11 @@ class CupyDevice(Device):
         """See `Device.owns`."""
         return isinstance(array, self._cupy.ndarray)
 
-    def stream(self) -> int:
+    def stream(self, *, urgent: bool = False) -> int:
         """See `Device.stream`."""
         # The default stream, which libraries may use unasked, must not hold this one up.
-        self._streams.append(self._runtime.streamCreateWithFlags(self._runtime.streamNonBlocking))
+        flags, priority = self._runtime.streamNonBlocking, _HIGHEST_PRIORITY if urgent else 0
+        self._streams.append(self._runtime.streamCreateWithPriority(flags, priority))
         return self._streams[-1]
 
     def event(self, *, timed: bool = False) -> int:

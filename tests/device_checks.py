@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from emulated import DeviceArray, EmulatedCore, EmulatedDevice, plain
 
 import worlds
+from emulated import DeviceArray, EmulatedCore, EmulatedDevice, plain
 from pympa import _core
 from pympa.arena import Arena
+from pympa.backend import build_rank
 from pympa.collect import Outputs, assemble
 from pympa.event_clock import EventClock
-from pympa.kernels import State
-from pympa.kernels.cpu import CpuKernels
-from pympa.loops import Loops
-from pympa.mesh import Mesh, Plan
+from pympa.kernels.cuda import Accelerator
+from pympa.mesh import Plan
 from pympa.model import Logits, Model
 from pympa.rank import Rank
-from pympa.spec import DTYPES, LayerSpec, ModelSpec
-from pympa.trace import ExpertLoad, Trace
-from pympa.transport import WORLD, Traffic, Transport, axis_transports
+from pympa.spec import DTYPES, ModelSpec
+from pympa.trace import Trace
+from pympa.transport import WORLD, Traffic, Transport
 from pympa.transport.device import DeviceEndpoint
-from pympa.weights import PhiloxSource
 
 
 class Setup:
@@ -152,71 +149,14 @@ EVERYWHERE = (
 )
 
 
-class EmulatedKernels(CpuKernels):
-    """The kernels of the CPU on a device's stream."""
-
-    def __init__(self, device: EmulatedDevice, arena: Arena, trace: Trace) -> None:
-        core = EmulatedCore(_core, device)
-        super().__init__(isa=worlds.ISA, threads=1, arena=arena, trace=trace, core=core)
-        self._device = device
-
-    def start_state(self, state: State) -> None:
-        with self._trace.span("compute", "start_state"):
-            for array, value in zip(state, (-np.inf, 0.0, 0.0), strict=True):
-                self._put(plain(array).fill, value)
-
-    def _copy(self, source: Any, out: Any) -> None:
-        self._put(np.copyto, plain(out), plain(source))
-
-    def _put(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._device.enqueue(self._device.compute, lambda: function(*arguments))
-
-
-class DeviceSource(PhiloxSource):
-    """Weights that go to a device."""
-
-    def __init__(self, device: EmulatedDevice) -> None:
-        super().__init__()
-        self._device = device
-
-    def fill(self, spec: Any, out: Any, *where: Any) -> None:
-        host = np.empty(out.shape, out.dtype)
-        super().fill(spec, host, *where)
-        self._device.write(out, host)
-
-
-class DeviceModel(Model):
-    """Its tables go to a device."""
-
-    device: EmulatedDevice
-
-    def _rope_table(self, layer: LayerSpec, positions: np.ndarray) -> Any:
-        arena, self._arena = self._arena, Arena()
-        tables = super()._rope_table(layer, positions)
-        self._arena = arena
-        placed = [arena.empty(table.shape, table.dtype) for table in tables]
-        for array, table in zip(placed, tables, strict=True):
-            self.device.write(array, table)
-        return tuple(placed)
-
-
-def build_device_rank(endpoint: DeviceEndpoint, device: EmulatedDevice, plan: Plan) -> Rank:
-    mesh, trace, traffic = Mesh(plan, endpoint.rank), Trace(EventClock(device)), Traffic()
-    arena = Arena(device=device)
-    kernels = EmulatedKernels(device, arena, trace)
-    transports = axis_transports(endpoint, mesh, arena, trace, traffic)
-    return Rank(mesh, kernels, transports, Loops(), arena, trace, traffic, ExpertLoad())
-
-
 def run_plan(
     endpoint: DeviceEndpoint, device: EmulatedDevice, spec: ModelSpec, plan: Plan, dtype: str
 ) -> tuple[Outputs | None, Rank]:
     """Do what `worlds.run_plan` does on a device; nothing is read before the step is over."""
-    rank = build_device_rank(endpoint, device, plan)
+    accelerator = Accelerator(device, EmulatedCore(_core, device))
+    rank = build_rank(endpoint, plan, isa=worlds.ISA, accelerator=accelerator)
     world = Transport(endpoint, WORLD, range(endpoint.size), Arena(), Trace(), Traffic())
-    model = DeviceModel.__new__(DeviceModel)
-    model.device = device
-    model.__init__(spec, rank, DTYPES[dtype], DeviceSource(device))
+    model = Model(spec, rank, DTYPES[dtype])
     prepared = model.prepare(worlds.batch(worlds.LENGTHS, spec.vocabulary))
     kept: list[Any] = []
 

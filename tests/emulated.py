@@ -128,7 +128,7 @@ class EmulatedDevice(Device):
     def owns(self, array: Any) -> bool:
         return isinstance(array, DeviceArray)
 
-    def stream(self) -> int:
+    def stream(self, *, urgent: bool = False) -> int:
         self._streams.append(deque())
         self.machine.streams.append(self._streams[-1])
         return len(self._streams) - 1
@@ -180,10 +180,10 @@ class EmulatedDevice(Device):
 
 
 class EmulatedCore:
-    """The functions of a core of kernels on a device's stream of kernels.
+    """The functions of a core of kernels for the CPU, on a device's stream.
 
     Args:
-        core: `pympa._core`, say.
+        core: `pympa._core`.
         device: whose arrays it gets.
     """
 
@@ -192,6 +192,14 @@ class EmulatedCore:
 
     def __init__(self, core: Any, device: EmulatedDevice) -> None:
         self._core, self._device = core, device
+
+    def Execution(self, kind: str, *, stream: int) -> Any:  # noqa: N802
+        assert (kind, stream) == ("cuda", self._device.compute)
+        return self._core.Execution(self._core.supported_isas()[0])
+
+    def copy(self, *, source: Any, out: Any, on: Any) -> None:
+        source, out = plain(source), plain(out)
+        self._device.enqueue(self._device.compute, lambda: np.copyto(out, source))
 
     def __getattr__(self, name: str) -> Any:
         function, device = getattr(self._core, name), self._device

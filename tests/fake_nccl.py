@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from emulated import EmulatedDevice, plain
 
+from emulated import EmulatedDevice, plain
 from pympa.transport.nccl import NcclError
 
 

@@ -1,13 +1,13 @@
 """Messages between devices by NCCL, or what stands for it: order, deadlines, whole models."""
 
-import device_checks
 import numpy as np
 import pytest
+
+import device_checks
+import worlds
 from device_checks import Setup
 from emulated import EmulatedDevice, Machine
 from fake_nccl import Fabric, FakeNccl
-
-import worlds
 from pympa.mesh import Plan
 from pympa.transport import TransportError
 from pympa.transport.local import LocalWorld

@@ -1,12 +1,12 @@
 """Messages between devices through the host's memory, on rank threads; over MPI: mpi/."""
 
-import device_checks
 import numpy as np
 import pytest
+
+import device_checks
+import worlds
 from device_checks import Setup
 from emulated import EmulatedDevice, Machine
-
-import worlds
 from pympa.mesh import Plan
 from pympa.transport import TransportError
 from pympa.transport.local import LocalWorld

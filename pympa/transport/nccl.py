@@ -133,7 +133,7 @@ class NcclEndpoint(DeviceEndpoint):
                 communicator = self._within_deadline(connect, everyone, "a communicator")
             except NcclError as error:
                 raise self._failure(error, everyone, "a communicator") from None
-            self._lanes.append(_Lane(communicator, device.stream(), deque(), set()))
+            self._lanes.append(_Lane(communicator, device.stream(urgent=True), deque(), set()))
 
     def abort(self) -> None:
         """End all messages of the device, alone."""

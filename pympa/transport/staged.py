@@ -67,7 +67,7 @@ class _Lane:
         # Messages of the host have the lower channels: they may overtake pieces that wait here.
         self._peer, self._channel = peer, len(CHANNELS) + channel
         self._axis, self._piece_bytes = CHANNELS[channel], piece_bytes
-        self.stream = device.stream()
+        self.stream = device.stream(urgent=True)
         self._free = [_Buffer(device.pinned(piece_bytes), device.event()) for _ in range(_BUFFERS)]
         self._waiting: deque[_Piece] = deque()
         self._copying: deque[tuple[_Piece, _Buffer]] = deque()

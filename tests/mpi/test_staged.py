@@ -1,13 +1,13 @@
 """Messages between devices through MPI, on as many ranks as mpirun started."""
 
-import device_checks
 import numpy as np
 import pytest
-from device_checks import Setup
-from emulated import EmulatedDevice, Machine
 from mpi4py import MPI
 
+import device_checks
 import worlds
+from device_checks import Setup
+from emulated import EmulatedDevice, Machine
 from pympa.mesh import Plan
 from pympa.transport import TransportError
 from pympa.transport.mpi import MpiEndpoint
