@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
     from pympa.session import Session
+    from pympa.transport.choice import Wish
 
 _NAP_SECONDS = 2e-3
 _BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024} | {
@@ -174,7 +175,7 @@ def in_session(
     timeout_seconds: float,
     shares_memory: bool,
     backend: str = "cpu",
-    device_transport: str | None = None,
+    device_transport: Wish = "auto",
 ) -> int:
     """Run the body on all ranks in a session and return the exit status. Collective.
 

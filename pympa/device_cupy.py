@@ -6,6 +6,7 @@ time of its own choosing would wait for the whole device.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class CupyDevice(Device):
 
     def __init__(self, local_index: int, *, timeout_seconds: float = 300.0) -> None:
         super().__init__(timeout_seconds)
-        self._cupy = cupy = _import_cupy()
+        self._cupy = cupy = import_cupy()
         self._runtime = cupy.cuda.runtime
         self.index = local_index % count_devices()
         self.bind()
@@ -130,7 +131,7 @@ class CupyDevice(Device):
 
 def device_array(pointer: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
     """Return a CuPy array of any dtype, bfloat16 as well, over memory at a CuPy pointer."""
-    return _import_cupy().ndarray(shape, dtype, memptr=pointer)
+    return import_cupy().ndarray(shape, dtype, memptr=pointer)
 
 
 def address(array: Any) -> int:
@@ -144,7 +145,7 @@ def count_devices() -> int:
     Raises:
         RefusedError: none, or nothing to see them with.
     """
-    runtime = _import_cupy().cuda.runtime
+    runtime = import_cupy().cuda.runtime
     try:
         count = int(runtime.getDeviceCount())
     except runtime.CUDARuntimeError as error:
@@ -164,9 +165,17 @@ def count_devices() -> int:
     return count
 
 
-def _import_cupy() -> Any:
+def import_cupy() -> Any:
+    """Return CuPy, without the warnings that it has for ranks that miss a library.
+
+    Raises:
+        RefusedError: there is none.
+    """
     try:
-        import cupy
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import cupy
+            import cupy.cuda.nccl
     except ImportError as error:
         raise RefusedError(
             f"backend cuda: no CuPy ({error}); {_INSTALL}, or take --backend cpu"

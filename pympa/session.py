@@ -36,6 +36,7 @@ from pympa.team import Team, count_cores, even_threads, own_place
 from pympa.transport import TransportError
 
 if TYPE_CHECKING:
+    from pympa.transport.choice import Wish
     from pympa.transport.mpi import MpiEndpoint
 
 ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
@@ -57,7 +58,7 @@ class Session(Team):
         shares_memory: ranks of one node read each other's keys and values in place of messages,
             where the system lets them.
         backend: "cpu", or "cuda": ranks take the GPUs of their node in turn.
-        device_transport: between GPUs, "nccl" or "staged" (MPI through memory of the host); None
+        device_transport: between GPUs, "nccl" or "staged" (MPI through memory of the host); "auto"
             takes NCCL unless ranks share a GPU or it is missing.
         accelerator: this rank's GPU and its kernels; None opens one, where the backend is "cuda".
 
@@ -75,7 +76,7 @@ class Session(Team):
         timeout_seconds: float = 300.0,
         shares_memory: bool = True,
         backend: str = "cpu",
-        device_transport: str | None = None,
+        device_transport: Wish = "auto",
         accelerator: Accelerator | None = None,
     ) -> None:
         if backend not in ("cpu", "cuda"):
@@ -225,6 +226,7 @@ class Session(Team):
     def _open_devices(self, endpoint: MpiEndpoint, nodes: Sequence[str], *, naps: bool) -> None:
         """Take a device each, and let arrays on it travel. Collective."""
         from pympa.transport.choice import connect_devices
+        from pympa.transport.nccl_cupy import CupyNccl
 
         local = local_index(self.rank, nodes)
         given = self._given_accelerator
@@ -235,7 +237,9 @@ class Session(Team):
         connected, self.route = connect_devices(
             endpoint,
             device,
+            nodes[self.rank],
             self._asked_route,
+            CupyNccl,
             timeout_seconds=self.timeout_seconds,
             naps=naps,
         )

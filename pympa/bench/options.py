@@ -62,9 +62,10 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     )
     add(
         "--device-transport",
-        choices=("nccl", "staged"),
-        help="of the cuda backend: NCCL, or MPI through memory of the host; default: NCCL, but "
-        "staged where ranks share a GPU or there is no NCCL",
+        choices=("auto", "nccl", "staged"),
+        default="auto",
+        help="of the cuda backend: NCCL, MPI through memory of the host, or auto: staged where "
+        "ranks share a GPU or there is no NCCL (default)",
     )
     add(
         "--cluster",

@@ -29,6 +29,7 @@ from pympa.bench.timing import measure_machine, roofline
 from pympa.bench.truth import Job, Truth
 from pympa.cluster import Cluster
 from pympa.errors import RefusedError
+from pympa.kernels.cuda import check_dtype
 from pympa.partition import stage_bounds
 from pympa.rules import check_plan
 from pympa.session import Session
@@ -91,6 +92,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
 def _task(name: str, options: argparse.Namespace, world: int) -> Task:
     experiment = load_experiment(name)
     dtype = numpy_dtype(options.dtype or experiment.dtype)
+    if options.backend == "cuda":
+        check_dtype(dtype)
     size = experiment.size(options.size, name)
     if options.router_skew is not None:
         size = size.skewed(options.router_skew)

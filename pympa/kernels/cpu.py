@@ -25,6 +25,11 @@ def supported_isas() -> list[str]:
     return _core.supported_isas()
 
 
+def cache_bytes(threads: int) -> int:
+    """Return the bytes of cache that the threads of a rank may call their own."""
+    return cache_of_rank(threads) or threads * _CACHE_BYTES
+
+
 class CpuKernels(CoreKernels):
     """See `Kernels`.
 
@@ -44,7 +49,7 @@ class CpuKernels(CoreKernels):
         on = _core.Execution(isa, threads=threads)
         super().__init__(core=core, on=on, arena=arena, trace=trace)
         self.threads = threads
-        self.cache_bytes = cache_of_rank(threads) or threads * _CACHE_BYTES
+        self.cache_bytes = cache_bytes(threads)
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """See `Kernels.fill`."""

@@ -19,8 +19,7 @@ from pympa.kernels import Core
 from pympa.kernels.core import CoreKernels
 from pympa.trace import Trace
 
-DTYPES = ("bfloat16", "float16")
-"""What the kernels of attention compute in."""
+_DTYPES = ("bfloat16", "float16")  # that the tensor cores multiply without loss
 
 ROW_CHUNK = 8192  # of an MLP: fills a device, and its hidden state is a few hundred MB
 DISPATCH_ROWS = 65536  # on their way to experts at a time
@@ -34,6 +33,16 @@ class Accelerator:
 
     device: Device
     core: Core
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Refuse what attention has no kernels for.
+
+    Raises:
+        RefusedError: names those that it has.
+    """
+    if dtype.name not in _DTYPES:
+        raise RefusedError(f"backend cuda: dtype is {' or '.join(_DTYPES)}; got {dtype.name}")
 
 
 def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator:

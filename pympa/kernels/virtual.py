@@ -22,7 +22,8 @@ from pympa.arena import Arena, Array
 from pympa.calls import Attended, Multiplied
 from pympa.costs import Costs
 from pympa.kernels import Core
-from pympa.kernels.cpu import PIECE_FLOPS, CpuKernels
+from pympa.kernels.core import CoreKernels
+from pympa.kernels.cpu import PIECE_FLOPS, cache_bytes
 from pympa.kernels.cuda import DISPATCH_ROWS, ROW_CHUNK, Accelerator
 from pympa.kernels.extents import extent, nbytes
 from pympa.trace import Trace
@@ -185,8 +186,8 @@ class _TimedCore:
         self._advance(self._costs.by_rows(name, *extent(name, arrays)))
 
 
-class VirtualKernels(CpuKernels):
-    """The CPU kernels' shapes and workspaces, without their work.
+class VirtualKernels(CoreKernels):
+    """Shapes and workspaces of kernels, without their work.
 
     Args:
         isa: whose workspaces. threads: of each.
@@ -218,7 +219,15 @@ class VirtualKernels(CpuKernels):
         core: Any = _SHAPE_CORE
         if costs is not None:
             core = _TimedCore(costs, advance, loads, routing)
-        super().__init__(isa=isa, threads=threads, arena=arena, trace=trace, core=core)
+        elif accelerator is not None:
+            core = _shape_core(accelerator.core)
+        on = (
+            _core.Execution(isa, threads=threads)
+            if accelerator is None
+            else accelerator.core.Execution("cuda", stream=accelerator.device.compute)
+        )
+        super().__init__(core=core, on=on, arena=arena, trace=trace)
+        self.threads, self.cache_bytes = threads, cache_bytes(threads)
         if costs is not None and costs.takes_large_pieces:
             self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
             self.fuses_mlp = False
@@ -226,13 +235,18 @@ class VirtualKernels(CpuKernels):
             self.piece_flops = PIECE_FLOPS
         self._uploads = accelerator is not None
         if accelerator is not None:
-            self._core = _shape_core(accelerator.core)
-            self._how = {"on": accelerator.core.Execution("cuda")}
             self.row_chunk, self.dispatch_rows = ROW_CHUNK, DISPATCH_ROWS
             self.fuses_mlp = False
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """Leave the array as it is: it has no memory."""
+
+    def read(self, array: Array) -> NDArray[Any]:
+        """Return the array: it has no elements to copy."""
+        return array
+
+    def _settle(self, what: str) -> None:
+        """Do nothing: there is nothing to wait for."""
 
     def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
         if self._uploads:

@@ -52,7 +52,7 @@ def choose(wish: Wish, offers: Sequence[Offer]) -> Choice:
     """
     obstacle = _obstacle(offers)
     if wish == "nccl" and obstacle is not None:
-        raise RefusedError(f"transport nccl: {obstacle}; take --transport staged")
+        raise RefusedError(f"transport nccl: {obstacle}; take --device-transport staged")
     if wish == "staged":
         return Choice(False, "host-staged MPI: asked for")
     if obstacle is not None:

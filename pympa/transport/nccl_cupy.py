@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pympa.arena import Array
-from pympa.device_cupy import address
+from pympa.device_cupy import address, import_cupy
 from pympa.errors import RefusedError
 from pympa.transport.nccl import NcclError
 
@@ -25,8 +25,7 @@ class CupyNccl:
     """
 
     def __init__(self) -> None:
-        from cupy.cuda import nccl
-
+        nccl = import_cupy().cuda.nccl
         if not nccl.available:
             raise RefusedError("no NCCL; pip install nvidia-nccl-cu13")
         self._nccl = nccl
