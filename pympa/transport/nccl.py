@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LANES = {"pp": 0, "cp": 1, "ulysses": 1}
-_OTHER_LANE = 2  # tensor, grid and expert parallelism: they wait before anything else starts
+_OTHER_LANE = 2  # tensor, grid and expert parallelism: no two of them have messages in flight
 
 
 class NcclError(RuntimeError):
@@ -94,12 +94,12 @@ class _Group:
 
 @dataclass
 class _Lane:
-    """A communicator, its stream, the groups on it and the peers that it has connected to."""
+    """A communicator, its stream, the groups on it, and what it has connected: (inward, peer)."""
 
     communicator: Communicator
     stream: int
     groups: deque[_Group]
-    peers: set[int]
+    connected: set[tuple[bool, int]]
 
 
 class NcclEndpoint(DeviceEndpoint):
@@ -146,6 +146,7 @@ class NcclEndpoint(DeviceEndpoint):
         what = CHANNELS[(*receives, *sends)[0].channel]
         lane = self._lanes[_LANES.get(what, _OTHER_LANE)]
         peers = sorted({message.peer for message in (*receives, *sends)})
+        needed = {(True, m.peer) for m in receives} | {(False, m.peer) for m in sends}
         group = _Group(device.take_event(), device.take_event(), peers, what)
         device.record(group.ready, device.compute)
         device.wait(lane.stream, group.ready)
@@ -158,11 +159,11 @@ class NcclEndpoint(DeviceEndpoint):
             )
 
         try:
-            if lane.peers.issuperset(peers):
+            if needed <= lane.connected:
                 exchange()
             else:
                 self._within_deadline(exchange, peers, what)
-                lane.peers.update(peers)
+                lane.connected |= needed
         except NcclError as error:
             raise self._failure(error, peers, what) from None
         device.record(group.done, lane.stream)
@@ -229,5 +230,6 @@ class NcclEndpoint(DeviceEndpoint):
         if errors:
             raise errors[0]
         if not results:
+            self.abort()
             raise self._late(peers, what)
         return results[0]
