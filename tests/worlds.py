@@ -15,6 +15,7 @@ import numpy as np
 from pympa.backend import build_rank
 from pympa.collect import Outputs, collect
 from pympa.kernels.cpu import supported_isas
+from pympa.kernels.cuda import Accelerator
 from pympa.mesh import Plan
 from pympa.model import Model
 from pympa.rank import Rank
@@ -100,10 +101,10 @@ def batch(lengths: Sequence[int], vocabulary: int = 256) -> list[np.ndarray[Any,
 
 def run_plan(
     endpoint: Endpoint, spec: ModelSpec, plan: Plan, lengths: Sequence[int], dtype: str,
-    alter: Callable[[Rank], None] = lambda rank: None,
+    alter: Callable[[Rank], None] = lambda rank: None, accelerator: Accelerator | None = None,
 ) -> tuple[Outputs | None, Rank]:  # fmt: skip
     """Run one step; rank 0 gets all outputs, every rank what it sent."""
-    rank = build_rank(endpoint, plan, isa=ISA)
+    rank = build_rank(endpoint, plan, isa=ISA, accelerator=accelerator)
     world = Transport(endpoint, WORLD, range(endpoint.size), rank.arena, rank.trace, rank.traffic)
     alter(rank)
     model = Model(spec, rank, DTYPES[dtype])
