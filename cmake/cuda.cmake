@@ -3,6 +3,7 @@
 
 set(PYMPA_CUDA_SOURCES
     csrc/ops/attention_cuda.cu
+    csrc/ops/attention_decode_cuda.cu
     csrc/ops/attention_rows_cuda.cu
     csrc/ops/attention_scores_cuda.cu
     csrc/ops/attention_state_cuda.cu

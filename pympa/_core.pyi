@@ -110,6 +110,11 @@ def attention_workspace_bytes(head_dim: int, v_head_dim: int, dtype: str, on: Ex
     Also those of `score_tile`, with a v_head_dim of 0, and of `fold_tile`, with a head_dim of 0.
     """
 
+def decode_workspace_bytes(
+    v_head_dim: int, heads: int, q_ranges: Int64, k_ranges: Int64, on: Execution
+) -> int:
+    """Return the workspace bytes of `attend_block` beside those where it decodes."""
+
 def attend_block(
     q: Array,
     k: Array,
@@ -124,6 +129,7 @@ def attend_block(
     causal: bool,
     window: int,
     softcap: float,
+    decode: bool,
     workspace: Bytes,
     on: Execution,
 ) -> None:
@@ -150,6 +156,8 @@ def attend_block(
         causal: key j is visible to query i only if j <= i.
         window: 0 for none; else only if i - j < window and j - i < window.
         softcap: 0 for none; else scores become softcap * tanh(score / softcap).
+        decode: few rows meet many keys. On a GPU splits of 512 positions are then attended apart
+            and merged in ascending order, with bits of their own; on a CPU it changes nothing.
         workspace: see `attention_workspace_bytes`.
         on: what it runs on.
     """

@@ -7,6 +7,7 @@ from pympa._core import attend_block as attend_block
 from pympa._core import attention_workspace_bytes as attention_workspace_bytes
 from pympa._core import combine_rows as combine_rows
 from pympa._core import count_experts as count_experts
+from pympa._core import decode_workspace_bytes as decode_workspace_bytes
 from pympa._core import drop_overflow as drop_overflow
 from pympa._core import finish as finish
 from pympa._core import fold_tile as fold_tile

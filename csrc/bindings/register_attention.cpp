@@ -10,7 +10,7 @@ namespace {
 void bind_attend_block(const Array& q, const Array& k, const Array& v, const py::array& q_ranges,
                        const py::array& k_ranges, const Array& row_max, const Array& row_sum,
                        const Array& out, const py::array& kv_head_of_q, float scale, bool causal,
-                       std::int64_t window, float softcap, const Array& workspace,
+                       std::int64_t window, float softcap, bool decode, const Array& workspace,
                        const Execution& on) {
   const char* op = "attend_block";
   const TensorView q_view = input(op, "q", q);
@@ -25,7 +25,7 @@ void bind_attend_block(const Array& q, const Array& k, const Array& v, const py:
   const TensorView workspace_view = output(op, "workspace", workspace);
   py::gil_scoped_release release;
   attend_block(q_view, k_view, v_view, q_ranges_view, k_ranges_view, row_max_view, row_sum_view,
-               out_view, map_view, {scale, causal, window, softcap}, workspace_view, on);
+               out_view, map_view, {scale, causal, window, softcap}, decode, workspace_view, on);
 }
 
 void bind_score_tile(const Array& q, const Array& k, const py::array& kv_head_of_q,
@@ -105,10 +105,21 @@ void register_attention(py::module_& module) {
         return attention_workspace_bytes(head_dim, v_head_dim, parse_float_dtype(op, dtype), on);
       },
       py::arg("head_dim"), py::arg("v_head_dim"), py::arg("dtype"), py::arg("on"));
+  module.def(
+      "decode_workspace_bytes",
+      [](std::int64_t v_head_dim, std::int64_t heads, const py::array& q_ranges,
+         const py::array& k_ranges, const Execution& on) {
+        const char* op = "decode_workspace_bytes";
+        return decode_workspace_bytes(v_head_dim, heads, host_input(op, "q_ranges", q_ranges),
+                                      host_input(op, "k_ranges", k_ranges), on);
+      },
+      py::arg("v_head_dim"), py::arg("heads"), py::arg("q_ranges"), py::arg("k_ranges"),
+      py::arg("on"));
   module.def("attend_block", &bind_attend_block, py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("q_ranges"), py::arg("k_ranges"), py::arg("row_max"), py::arg("row_sum"),
              py::arg("out"), py::arg("kv_head_of_q"), py::arg("scale"), py::arg("causal"),
-             py::arg("window"), py::arg("softcap"), py::arg("workspace"), py::arg("on"));
+             py::arg("window"), py::arg("softcap"), py::arg("decode"), py::arg("workspace"),
+             py::arg("on"));
   module.def("score_tile", &bind_score_tile, py::arg("q"), py::arg("k"), py::arg("kv_head_of_q"),
              py::arg("scores"), py::arg("workspace"), py::arg("on"));
   module.def("fold_tile", &bind_fold_tile, py::arg("scores"), py::arg("v"), py::arg("kv_head_of_q"),

@@ -8,7 +8,7 @@ namespace pympa {
 
 namespace {
 
-// Ranges [n, 3] must cover `rows` rows exactly.
+// Ranges [n, 3] must cover `rows` rows exactly; -1 accepts any number.
 void check_ranges(const char* op, const TensorView& ranges, std::int64_t rows) {
   check_dtype(op, ranges, DType::kInt64);
   check_shape(op, ranges, {-1, 3});
@@ -22,7 +22,7 @@ void check_ranges(const char* op, const TensorView& ranges, std::int64_t rows) {
     check_at_least(op, "range length", items[i].length, 0);
     total += items[i].length;
   }
-  if (total != rows) {
+  if (rows >= 0 && total != rows) {
     fail(op, ranges.name, "lengths that add up to " + std::to_string(rows) + " rows",
          std::to_string(total));
   }
@@ -91,10 +91,28 @@ std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_hea
       .workspace_bytes(head_dim, v_head_dim, dtype, on);
 }
 
+std::int64_t decode_workspace_bytes(std::int64_t v_head_dim, std::int64_t heads,
+                                    const TensorView& q_ranges, const TensorView& k_ranges,
+                                    const Execution& on) {
+  const char* op = "decode_workspace_bytes";
+  check_at_least(op, "v_head_dim", v_head_dim, 1);
+  check_at_least(op, "heads", heads, 0);
+  for (const TensorView* ranges : {&q_ranges, &k_ranges}) check_ranges(op, *ranges, -1);
+  const AttendArgs args{.heads = heads,
+                        .v_head_dim = v_head_dim,
+                        .q_ranges = static_cast<const TokenRange*>(q_ranges.data),
+                        .k_ranges = static_cast<const TokenRange*>(k_ranges.data),
+                        .q_range_count = q_ranges.shape[0],
+                        .k_range_count = k_ranges.shape[0],
+                        .on = on};
+  return PYMPA_SELECT_KERNELS(on.isa, attention_kernels).decode_workspace_bytes(args);
+}
+
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                   const TensorView& q_ranges, const TensorView& k_ranges, const TensorView& row_max,
                   const TensorView& row_sum, const TensorView& out, const TensorView& kv_head_of_q,
-                  const AttentionRule& rule, const TensorView& workspace, const Execution& on) {
+                  const AttentionRule& rule, bool decode, const TensorView& workspace,
+                  const Execution& on) {
   const char* op = "attend_block";
   check_float_dtype(op, q);
   check_dtype(op, k, q.dtype);
@@ -112,7 +130,9 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
   check_rule(op, rule);
-  check_buffer(op, workspace, attention_workspace_bytes(head_dim, v_head_dim, q.dtype, on));
+  std::int64_t bytes = attention_workspace_bytes(head_dim, v_head_dim, q.dtype, on);
+  if (decode) bytes += decode_workspace_bytes(v_head_dim, heads, q_ranges, k_ranges, on);
+  check_buffer(op, workspace, bytes);
   if (rows == 0 || keys == 0) return;
   const AttendArgs args{.makes_scores = true,
                         .folds_scores = true,
@@ -133,6 +153,7 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                         .out = head_rows<float>(out),
                         .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
                         .rule = rule,
+                        .decode = decode,
                         .workspace = workspace.data,
                         .on = on};
   PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);

@@ -43,6 +43,7 @@ struct AttendArgs {
   HeadRows<float> row_max{}, row_sum{}, out{};
   const std::int32_t* kv_head_of_q = nullptr;
   AttentionRule rule{};
+  bool decode = false;
   void* workspace = nullptr;
   Execution on;
 };
@@ -76,6 +77,8 @@ struct FinishArgs {
 struct AttentionKernels {
   std::int64_t (*workspace_bytes)(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                   const Execution& on);
+  // More that a call needs which decodes; of `args`, v_head_dim, heads and ranges count.
+  std::int64_t (*decode_workspace_bytes)(const AttendArgs& args);
   void (*attend)(const AttendArgs& args);
 };
 
@@ -92,10 +95,17 @@ PYMPA_DECLARE_KERNELS(AttentionStateKernels, attention_state_kernels)
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                        const Execution& on);
 
+// What `attend_block` needs beside that where it decodes.
+std::int64_t decode_workspace_bytes(std::int64_t v_head_dim, std::int64_t heads,
+                                    const TensorView& q_ranges, const TensorView& k_ranges,
+                                    const Execution& on);
+
+// `decode` is for few rows with many keys: another way on a GPU, with bits of its own.
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                   const TensorView& q_ranges, const TensorView& k_ranges, const TensorView& row_max,
                   const TensorView& row_sum, const TensorView& out, const TensorView& kv_head_of_q,
-                  const AttentionRule& rule, const TensorView& workspace, const Execution& on);
+                  const AttentionRule& rule, bool decode, const TensorView& workspace,
+                  const Execution& on);
 
 // The two halves of `attend_block` on one key tile: q k^T, and what becomes of it.
 void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,

@@ -42,6 +42,11 @@ __device__ __forceinline__ Data* row_of(const HeadRows<Data>& array, std::int64_
   return array.data + row * array.row + head * array.head;
 }
 
+struct RowAndHead {
+  std::int64_t row;  // -1: past the last one
+  int head;
+};
+
 // Starts loading K or V of a tile.
 template <class Shape>
 __device__ __forceinline__ void load_keys(unsigned char* to, const HeadRows<const void>& from,

@@ -17,6 +17,9 @@ int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, const
   return on.threads * bytes + kAlignment;
 }
 
+// Many ways of sharing a call out have the same bits here, so that nothing has to be merged.
+int64_t decode_workspace_bytes(const AttendArgs&) { return 0; }
+
 // Query rows up to which a range is streamed: all that share a K/V head count.
 template <class T>
 int64_t few_rows(const AttendArgs& args) {
@@ -124,6 +127,6 @@ void attend_cpu(const AttendArgs& args) {
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {workspace_bytes, attend_cpu};
+const AttentionKernels attention_kernels = {workspace_bytes, decode_workspace_bytes, attend_cpu};
 
 }  // namespace pympa::PYMPA_ISA

@@ -65,12 +65,16 @@ std::vector<std::int64_t> sequences_of(const AttendArgs& args) {
   return sequences;
 }
 
+int kv_head_of(const AttendArgs& args, int head) {
+  return args.kv_head_of_q ? args.kv_head_of_q[head] : 0;  // none where only sizes are asked for
+}
+
 // Query heads ordered by their K/V head: those that read the same keys run side by side.
 std::vector<int> heads_by_kv_head(const AttendArgs& args) {
   std::vector<int> heads(static_cast<std::size_t>(args.heads));
   std::iota(heads.begin(), heads.end(), 0);
   std::stable_sort(heads.begin(), heads.end(),
-                   [&](int a, int b) { return args.kv_head_of_q[a] < args.kv_head_of_q[b]; });
+                   [&](int a, int b) { return kv_head_of(args, a) < kv_head_of(args, b); });
   return heads;
 }
 
@@ -123,7 +127,7 @@ void for_each_launch(const AttendArgs& args, const std::function<void(AttendPara
     for (int i = 0; i < params.heads; ++i) {
       const int one = heads[head + static_cast<std::size_t>(i)];
       params.head[i] = static_cast<std::uint16_t>(one);
-      params.kv_head[i] = static_cast<std::uint16_t>(args.kv_head_of_q[one]);
+      params.kv_head[i] = static_cast<std::uint16_t>(kv_head_of(args, one));
     }
     for (std::size_t q = 0; q < queries.size(); q += kMostRanges) {
       params.q_range_count = take(queries, q, kMostRanges, params.q_ranges);
@@ -145,6 +149,8 @@ void attend_cuda(const AttendArgs& args) {
     make_scores(args);
   } else if (!args.makes_scores) {
     fold_scores(args);
+  } else if (args.decode) {
+    attend_decode(args);
   } else {
     attend_rows(args);
   }
@@ -152,6 +158,6 @@ void attend_cuda(const AttendArgs& args) {
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {workspace_bytes, attend_cuda};
+const AttentionKernels attention_kernels = {workspace_bytes, decode_workspace_bytes, attend_cuda};
 
 }  // namespace pympa::cuda

@@ -103,6 +103,20 @@ struct WarpState {
   float row_sum[kTiles][4];  // columns of ones: [2 half] and [2 half + 1] are the same
   float row_max[kTiles][2];  // natural log
 
+  // No key seen yet.
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      row_max[m][0] = row_max[m][1] = -kInfinity;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        row_sum[m][i] = 0.0F;
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) out[m][n][i] = 0.0F;
+      }
+    }
+  }
+
   __device__ __forceinline__ void rescale(const float (&factor)[kTiles][2]) {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {

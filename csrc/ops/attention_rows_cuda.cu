@@ -12,11 +12,6 @@ namespace pympa::cuda {
 
 namespace {
 
-struct RowAndHead {
-  std::int64_t row;  // -1: past the last one
-  int head;
-};
-
 // Consecutive rows of one head.
 struct HeadSource {
   const AttendParams& params;

@@ -79,6 +79,7 @@ class AttentionSpec:
         causal: hide keys after the query.
         window: a key is visible if it is fewer than `window` positions away; None means all.
         softcap: scores become softcap * tanh(score / softcap); None means no cap.
+        decode: few rows meet many keys: a phase whose bits may be others than those of many rows.
     """
 
     kv_head_of_q: NDArray[np.int32]
@@ -86,6 +87,7 @@ class AttentionSpec:
     causal: bool
     window: int | None = None
     softcap: float | None = None
+    decode: bool = False
 
 
 class Kernels(Protocol):

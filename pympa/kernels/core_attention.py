@@ -38,7 +38,8 @@ class AttentionKernels:
                 q_ranges=q_layout.array,
                 k_ranges=kv.layout.array,
                 kv_head_of_q=spec.kv_head_of_q,
-                workspace=self._attention_workspace(q.dtype, q.shape[2], kv.v.shape[2]),
+                decode=spec.decode,
+                workspace=self._attend_workspace(q, q_layout, kv, spec),
                 **state._asdict(),
                 **_rule(spec),
                 **self._how,
@@ -97,11 +98,27 @@ class AttentionKernels:
         with self._trace.span("compute", "finish"):
             self._core.finish(o=o, lse=lse, **state._asdict(), **self._how)
 
-    def _attention_workspace(self, dtype: np.dtype[Any], head_dim: int, v_head_dim: int) -> Array:
+    def _attend_workspace(
+        self, q: Array, q_layout: Layout, kv: KvBlock, spec: AttentionSpec
+    ) -> Array:
+        v_head_dim, extra = kv.v.shape[2], 0
+        if spec.decode:
+            extra = self._core.decode_workspace_bytes(
+                v_head_dim=v_head_dim,
+                heads=q.shape[1],
+                q_ranges=q_layout.array,
+                k_ranges=kv.layout.array,
+                **self._how,
+            )
+        return self._attention_workspace(q.dtype, q.shape[2], v_head_dim, extra)
+
+    def _attention_workspace(
+        self, dtype: np.dtype[Any], head_dim: int, v_head_dim: int, extra_bytes: int = 0
+    ) -> Array:
         size = self._core.attention_workspace_bytes(
             head_dim=head_dim, v_head_dim=v_head_dim, dtype=str(dtype), **self._how
         )
-        return self._arena.empty((size,), np.uint8, "workspaces")
+        return self._arena.empty((size + extra_bytes,), np.uint8, "workspaces")
 
 
 def _rule(spec: AttentionSpec) -> dict[str, Any]:

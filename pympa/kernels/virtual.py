@@ -35,6 +35,7 @@ _SIZES = (
     "linear_workspace_bytes",
     "mlp_workspace_bytes",
     "attention_workspace_bytes",
+    "decode_workspace_bytes",
 )
 _WORK = (
     "pack_weight",

@@ -157,6 +157,7 @@ class Kernels:
         causal=True,
         window=0,
         softcap=0.0,
+        decode=False,
         threads=1,
     ):
         """Fold keys into `state` in place."""
@@ -166,18 +167,25 @@ class Kernels:
         size = self.core.attention_workspace_bytes(
             head_dim, v.shape[2], q.dtype.name, self.on(threads)
         )
+        q_ranges = np.array(q_ranges, np.int64).reshape(-1, 3)
+        k_ranges = np.array(k_ranges, np.int64).reshape(-1, 3)
+        if decode:
+            size += self.core.decode_workspace_bytes(
+                v.shape[2], heads, q_ranges, k_ranges, self.on(threads)
+            )
         self.core.attend_block(
             q,
             k,
             v,
-            np.array(q_ranges, np.int64).reshape(-1, 3),
-            np.array(k_ranges, np.int64).reshape(-1, 3),
+            q_ranges,
+            k_ranges,
             *state,
             np.array(kv_head_of_q, np.int32),
             head_dim**-0.5 if scale is None else scale,
             causal,
             window,
             softcap,
+            decode,
             np.full(size, 0xFF, np.uint8),
             self.on(threads),
         )

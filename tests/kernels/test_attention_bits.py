@@ -121,7 +121,7 @@ state = (np.full((tokens, 1), -np.inf, np.float32), np.zeros((tokens, 1), np.flo
          np.zeros((tokens, 1, dim), np.float32))
 workspace = np.zeros(_core.attention_workspace_bytes(dim, dim, "bfloat16", on), np.uint8)
 ranges = np.array([[0, 0, tokens]], np.int64)
-_core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 0, 0.0,
+_core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 0, 0.0, False,
                    workspace, on)
 o = np.empty(q.shape, dtype)
 _core.finish(*state, o, np.empty((tokens, 1), np.float32), on)

@@ -50,6 +50,7 @@ def attend_arguments():
         "causal": True,
         "window": 0,
         "softcap": 0.0,
+        "decode": False,
         "workspace": np.empty(workspace, np.uint8),
         "on": ON,
     }
