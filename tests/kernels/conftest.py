@@ -248,7 +248,27 @@ class Kernels:
 
 
 @pytest.fixture(params=_core.supported_isas(), scope="session")
-def kernels(request):
+def cpu_kernels(request):
+    return Kernels(_core, request.param)
+
+
+@pytest.fixture(scope="session")
+def kernels(cpu_kernels):
+    return cpu_kernels
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels():
+    """Return the GPU's kernels as an interpreter of CUDA runs them on the CPU."""
+    emulated = pytest.importorskip("pympa._cuda_emulated", reason="no emulation of CUDA is built")
+    return Kernels(emulated, "cuda")
+
+
+@pytest.fixture(params=[*_core.supported_isas(), "cuda"], scope="session")
+def all_kernels(request):
+    """Return the CPU's kernels by ISA, and the GPU's."""
+    if request.param == "cuda":
+        return request.getfixturevalue("cuda_kernels")
     return Kernels(_core, request.param)
 
 

@@ -13,10 +13,14 @@ from pympa.kernels.virtual import VirtualKernels
 from pympa.trace import Trace
 
 ISA = _core.supported_isas()[0]
-ON = _core.Execution(ISA)
 examples = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@pytest.fixture
+def kernels(all_kernels):
+    return all_kernels
 
 
 def wide(x):
@@ -118,12 +122,12 @@ def routings(draw):
 
 @examples
 @given(routings())
-def test_sorting_loses_nothing(routing):
+def test_sorting_loses_nothing(kernels, routing):
     experts, count = routing
     counts = np.full(count, -7, np.int64)
     sources = np.full(experts.size, -7, np.int32)
     places = np.full(experts.shape, -7, np.int32)
-    _core.sort_rows(experts, counts, sources, places, ON)
+    kernels.core.sort_rows(experts, counts, sources, places, kernels.on())
     flat = experts.ravel()
     kept = np.flatnonzero(flat >= 0)
     order = kept[np.argsort(flat[kept], kind="stable")]
@@ -135,13 +139,13 @@ def test_sorting_loses_nothing(routing):
     np.testing.assert_array_equal(places.ravel(), want_places)
 
 
-def test_sorting_of_strided_choices():
+def test_sorting_of_strided_choices(kernels):
     wide_experts = np.array([[1, 9, 0], [0, 9, 2], [1, 9, 1]], np.int32)
     experts, counts = wide_experts[:, ::2].copy(), np.zeros(3, np.int64)
     parts = np.zeros((3, 5), np.int32)
     parts[:, 1:3] = experts
     sources, places = np.zeros(6, np.int32), np.zeros((3, 4), np.int32)
-    _core.sort_rows(parts[:, 1:3], counts, sources, places[:, 1:3], ON)
+    kernels.core.sort_rows(parts[:, 1:3], counts, sources, places[:, 1:3], kernels.on())
     np.testing.assert_array_equal(counts, [2, 3, 1])
     np.testing.assert_array_equal(sources, [0, 1, 0, 2, 2, 1])
     np.testing.assert_array_equal(places, [[0, 2, 0, 0], [0, 1, 5, 0], [0, 3, 4, 0]])
@@ -156,12 +160,12 @@ def segments(draw, rows):
 
 @examples
 @given(routings(), st.data())
-def test_counting_and_dropping_by_segment(routing, data):
+def test_counting_and_dropping_by_segment(kernels, routing, data):
     experts, count = routing
     segment_rows = data.draw(segments(len(experts)))
     shape = (len(segment_rows), count)
     counts = np.full(shape, -7, np.int64)
-    _core.count_experts(experts, segment_rows, counts, ON)
+    kernels.core.count_experts(experts, segment_rows, counts, kernels.on())
     parts = np.split(experts, np.cumsum(segment_rows)[:-1])
     want = [np.bincount(part[part >= 0], minlength=count) for part in parts]
     np.testing.assert_array_equal(counts, np.reshape(want, shape))
@@ -178,7 +182,7 @@ def test_counting_and_dropping_by_segment(routing, data):
             want_used[segment, e] += fits
             want_experts.append(e if fits else -1)
     dropped = experts.copy()
-    _core.drop_overflow(dropped, segment_rows, used, capacity, ON)
+    kernels.core.drop_overflow(dropped, segment_rows, used, capacity, kernels.on())
     np.testing.assert_array_equal(dropped.ravel(), want_experts)
     np.testing.assert_array_equal(used, want_used)
 
@@ -235,7 +239,7 @@ def test_bits_of_a_combined_row(kernels, dtype, normal, n, choices, columns, see
     assert part.tobytes() == whole[first:last].tobytes()
 
 
-def cpu_kernels(isa):
+def backend_of(isa):
     return CpuKernels(isa=isa, threads=1, arena=Arena(), trace=Trace())
 
 
@@ -243,9 +247,9 @@ def copy_of(source):
     return lambda index, weight: np.copyto(weight, source[index])
 
 
-def test_a_layer_from_end_to_end(kernels, dtype, rng, normal, check):
+def test_a_layer_from_end_to_end(cpu_kernels, dtype, rng, normal, check):
     """Gate, select, sort, gather, both linears and combine, as a model calls them."""
-    ours = cpu_kernels(kernels.isa)
+    ours = backend_of(cpu_kernels.isa)
     rows, width, hidden, count, choices = 50, 24, 40, 5, 2
     x = normal(rng, (rows, width), dtype)
     gate = normal(rng, (1, count, width), dtype)
@@ -278,13 +282,13 @@ def test_a_layer_from_end_to_end(kernels, dtype, rng, normal, check):
     check(out, want, dtype)
 
 
-def test_a_group_is_packed_like_single_weights(kernels, dtype, rng, normal, same_bits):
-    ours = cpu_kernels(kernels.isa)
+def test_a_group_is_packed_like_single_weights(cpu_kernels, dtype, rng, normal, same_bits):
+    ours = backend_of(cpu_kernels.isa)
     weights = normal(rng, (3, 33, 20), dtype)
     group = ours.pack_group(3, (33, 20), dtype, copy_of(weights))
     assert (group.n, group.k) == (33, 20)
     for index, packed in enumerate(group.data):
-        same_bits(packed, kernels.pack(weights[index]))
+        same_bits(packed, cpu_kernels.pack(weights[index]))
 
 
 def test_shapes_alone():

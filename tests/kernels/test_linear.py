@@ -8,6 +8,11 @@ from hypothesis import strategies as st
 from pympa import reference
 
 
+@pytest.fixture
+def kernels(all_kernels):
+    return all_kernels
+
+
 def wide(x):
     return x.astype(np.float64)
 
@@ -137,12 +142,13 @@ def test_few_rows_have_the_bits_of_many(kernels, dtype, rng, normal, same_bits, 
         same_bits(kernels.gated_linear(x[part], weight, up, activation="silu"), gated[part])
 
 
-def test_sums_are_partials_of_512(kernels, rng, normal, same_bits):
+def test_sums_are_partials_of_512(cpu_kernels, rng, normal, same_bits):
+    # A GPU's library orders the sum in its own way, the same for any number of rows.
     x, weight = normal(rng, (5, 1300), np.float32), normal(rng, (20, 1300), np.float32)
     total = np.zeros((5, 20), np.float32)
     for k in range(0, 1300, 512):
         part = np.ascontiguousarray(x[:, k : k + 512])
-        total += kernels.linear(part, np.ascontiguousarray(weight[:, k : k + 512]))
+        total += cpu_kernels.linear(part, np.ascontiguousarray(weight[:, k : k + 512]))
     same_bits(kernels.linear(x, weight), total)
 
 

@@ -7,6 +7,11 @@ import pytest
 from pympa import reference
 
 
+@pytest.fixture
+def kernels(all_kernels):
+    return all_kernels
+
+
 def wide(x):
     return x.astype(np.float64)
 
