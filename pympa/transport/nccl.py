@@ -166,10 +166,10 @@ class NcclEndpoint(DeviceEndpoint):
                 lane.connected |= needed
         except NcclError as error:
             raise self._failure(error, peers, what) from None
-        device.record(group.done, lane.stream)
-        lane.groups.append(group)
         for index in range(len(receives) + len(sends)):
             seen(index, lane.stream)
+        device.record(group.done, lane.stream)
+        lane.groups.append(group)
         return group
 
     def _join(self, started: _Group, peers: list[int], what: str) -> None:
