@@ -33,11 +33,13 @@ if(build_cuda)
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
   pympa_add_module(_cuda ${PYMPA_CUDA_SOURCES} csrc/cuda/cublaslt.cpp csrc/cuda/gemm_cublaslt.cpp
                    ${PYMPA_CUDA_MODULE_SOURCES})
   target_compile_definitions(_cuda PRIVATE PYMPA_CUDA_KERNELS)
   # cuBLASLt is loaded at the first product, so that importing needs no GPU library.
   target_link_libraries(_cuda PRIVATE ${CMAKE_DL_LIBS})
+  target_include_directories(_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(
     _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo
                   -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter>)
