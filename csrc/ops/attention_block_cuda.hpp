@@ -52,11 +52,12 @@ template <class Shape>
 __device__ __forceinline__ void load_keys(unsigned char* to, const HeadRows<const void>& from,
                                           int columns, int panels, bool aligned,
                                           const KeyTiles& tile, int kv_head) {
-  const std::int64_t row0 = tile.row();
+  const std::uint16_t* row0 = row_of(from, tile.row(), kv_head);
+  const auto stride = static_cast<std::uint32_t>(from.row);  // 32 bits to save registers
   const Span keys = tile.keys();
   const int first = keys.first - tile.base, last = keys.last - tile.base;
   load_tile<kKeys, Shape::kThreads>(to, columns, panels, aligned, [&](int row) {
-    return row >= first && row < last ? row_of(from, row0 + row, kv_head) : nullptr;
+    return row >= first && row < last ? row0 + static_cast<std::uint32_t>(row) * stride : nullptr;
   });
   commit_copies();
 }
@@ -64,7 +65,7 @@ __device__ __forceinline__ void load_keys(unsigned char* to, const HeadRows<cons
 // Rows of a block. `Source` says where they are:
 //   int position(int row)               of a row, also past the last one
 //   const uint16_t* query(int row)      null past the last one
-//   const float* scores(int row)        of row 0 of the keys; null past the last one
+//   const float* scores(int row)        of row 0 of the keys; null past the last one (kFromScores)
 template <class Shape, bool kFromScores, class Source>
 struct Block {
   const AttendParams& params;

@@ -29,6 +29,13 @@ void check_sizes(const AttendArgs& args) {
                                 std::to_string(kMostHeadDim) + " on CUDA, got " +
                                 std::to_string(most));
   }
+  for (const auto* rows : {&args.k, &args.v}) {
+    if (rows->row >= kMostRowStride) {
+      throw std::invalid_argument("attend_block: expected rows of keys less than " +
+                                  std::to_string(kMostRowStride) + " elements apart, got " +
+                                  std::to_string(rows->row));
+    }
+  }
   for (const auto& [ranges, count] : {std::pair{args.q_ranges, args.q_range_count},
                                       std::pair{args.k_ranges, args.k_range_count}}) {
     for (std::int64_t i = 0; i < count; ++i) {

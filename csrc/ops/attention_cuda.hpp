@@ -21,6 +21,7 @@ constexpr int kMostRanges = 64;  // of a launch; more take several
 constexpr int kMostHeads = 128;  // likewise: parameters must stay below 4 KB
 constexpr int kMostHeadDim = 512;
 constexpr int kMostTokens = 1 << 30;
+constexpr int kMostRowStride = 1 << 24;  // elements, so that 32 bits reach through a tile
 constexpr float kInfinity = HUGE_VALF;
 constexpr float kLog2E = 1.4426950408889634F;
 

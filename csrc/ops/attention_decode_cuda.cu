@@ -65,7 +65,6 @@ struct PackedSource {
                ? row_of(params.q, std::int64_t{queries.row} + packed / group, heads[packed % group])
                : nullptr;
   }
-  __device__ __forceinline__ const float* scores(int) const { return nullptr; }
 };
 
 // Block (item, group, 16 packed rows).

@@ -252,6 +252,11 @@ struct WarpState {
   }
 };
 
+// Absolute error 1e-7; +-1 where the exponential overflows or vanishes.
+__device__ __forceinline__ float tanh_approximate(float x) {
+  return 1.0F - __fdividef(2.0F, 1.0F + exp2_approximate(2.0F * kLog2E * x));
+}
+
 // Makes scores natural ones where that is more than a positive factor; returns that factor.
 template <class Shape>
 __device__ __forceinline__ float natural_unit(Scores<Shape>& s, float scale, float softcap) {
@@ -263,7 +268,7 @@ __device__ __forceinline__ float natural_unit(Scores<Shape>& s, float scale, flo
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float x = s[m][n][i] * scale;
-        s[m][n][i] = softcap > 0.0F ? softcap * tanhf(x / softcap) : x;
+        s[m][n][i] = softcap > 0.0F ? softcap * tanh_approximate(x / softcap) : x;
       }
     }
   }
