@@ -2,6 +2,7 @@
 #include "bindings/array.hpp"
 #include "bindings/register.hpp"
 #include "cuda/gemm.hpp"
+#include "cuda/runtime.hpp"
 #include "ops/copy.hpp"
 
 namespace pympa::bindings {
@@ -26,6 +27,11 @@ std::int64_t bind_load_gemm(const std::string& directory) {
 void register_cuda(py::module_& module) {
   module.def("copy", &bind_copy, py::arg("source"), py::arg("out"), py::arg("on"));
   module.def("load_gemm", &bind_load_gemm, py::arg("directory"));
+#if defined(PYMPA_CUDA_EMULATED)
+  module.def(
+      "set_shared_memory", [](int bytes) { cuda::emulated::most_shared_bytes = bytes; },
+      py::arg("bytes"));
+#endif
 }
 
 }  // namespace pympa::bindings

@@ -272,6 +272,15 @@ def all_kernels(request):
     return Kernels(_core, request.param)
 
 
+@pytest.fixture
+def attention_kernels(all_kernels, request):
+    """Return what `all_kernels` does, for the dtypes that attention takes there."""
+    dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else None
+    if all_kernels.isa == "cuda" and dtype == np.float32:
+        pytest.skip("attention on a GPU takes 16-bit floats")
+    return all_kernels
+
+
 @pytest.fixture(scope="session")
 def best_kernels():
     return Kernels(_core, _core.supported_isas()[0])

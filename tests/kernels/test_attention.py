@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 from pympa import reference
 
 
+@pytest.fixture
+def kernels(attention_kernels):
+    return attention_kernels
+
+
 def wide(x):
     return x.astype(np.float64)
 
@@ -54,6 +59,8 @@ def oracle(q, k, v, *, q_start=0, k_start=0, kv_head_of_q=None, scale=None, **op
 def test_matches_the_formula(
     kernels, dtype, rng, normal, check, rows, keys, head_dim, v_head_dim, causal
 ):
+    if kernels.isa == "cuda" and v_head_dim > 512:
+        pytest.skip("heads of a GPU are at most 512 wide")
     q, k, v = draw(normal, rng, dtype, rows, keys, 2, 1, head_dim, v_head_dim)
     start = keys - rows
     o, lse = kernels.attention(q, k, v, q_ranges=[(0, start, rows)], causal=causal)

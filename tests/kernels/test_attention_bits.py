@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture
+def kernels(attention_kernels):
+    return attention_kernels
+
+
 @pytest.fixture(params=["causal", "window", "softcap", "full"])
 def options(request):
     return {

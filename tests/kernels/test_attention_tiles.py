@@ -62,6 +62,11 @@ def draw(normal, rng, dtype, rows, keys, head_dim, v_head_dim):
 
 
 @pytest.fixture
+def kernels(attention_kernels):
+    return attention_kernels
+
+
+@pytest.fixture
 def same_states(same_bits):
     def compare(a, b):
         for one, other in zip(a, b, strict=True):
