@@ -33,15 +33,25 @@ if(build_cuda)
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   enable_language(CUDA)
-  find_package(CUDAToolkit REQUIRED)
   pympa_add_module(_cuda ${PYMPA_CUDA_SOURCES} csrc/cuda/cublaslt.cpp csrc/cuda/gemm_cublaslt.cpp
                    ${PYMPA_CUDA_MODULE_SOURCES})
   target_compile_definitions(_cuda PRIVATE PYMPA_CUDA_KERNELS)
-  # cuBLASLt is loaded at the first product, so that importing needs no GPU library.
-  target_link_libraries(_cuda PRIVATE ${CMAKE_DL_LIBS})
+  find_package(CUDAToolkit REQUIRED)  # its headers, for C++ sources too
   target_include_directories(_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  # cuBLASLt is loaded at the first product, so that importing needs no GPU library. Where there is
+  # its header, what csrc declares of it is held against it.
+  target_link_libraries(_cuda PRIVATE ${CMAKE_DL_LIBS})
+  find_path(PYMPA_CUBLASLT_INCLUDE cublasLt.h HINTS ${CUDAToolkit_INCLUDE_DIRS}
+            PATHS ${Python_SITELIB}/nvidia/cu13/include ${Python_SITELIB}/nvidia/cublas/include)
+  if(PYMPA_CUBLASLT_INCLUDE)
+    add_library(pympa_cublaslt_check OBJECT csrc/cuda/cublaslt_check.cpp)
+    target_include_directories(pympa_cublaslt_check SYSTEM PRIVATE ${PYMPA_CUBLASLT_INCLUDE}
+                               ${CUDAToolkit_INCLUDE_DIRS})
+    target_link_libraries(pympa_cublaslt_check PRIVATE pympa_options)
+  endif()
+  # As on the CPU, contraction is spelled out in the code.
   target_compile_options(
-    _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo
+    _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -fmad=false
                   -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter>)
   if(PYMPA_WERROR)
     target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xptxas=-v>)
