@@ -7,6 +7,7 @@ time of its own choosing would wait for the whole device.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,16 @@ def count_devices() -> int:
             "at CUDA_VISIBLE_DEVICES, or take --backend cpu"
         )
     return count
+
+
+def nvtx_ranges() -> tuple[Callable[[str], object], Callable[[], object]]:
+    """Return what begins a range of a name for NVIDIA's profilers, and what ends the last one.
+
+    Raises:
+        RefusedError: there is no CuPy.
+    """
+    nvtx = import_cupy().cuda.nvtx
+    return nvtx.RangePush, nvtx.RangePop
 
 
 def import_cupy() -> Any:

@@ -41,6 +41,9 @@ Interval = tuple[float, float]
 Clock = Callable[..., float]
 """Returns the time, or a mark that stands for it until the step ends; takes a stream on devices."""
 
+NamedRanges = tuple[Callable[[str], object], Callable[[], object]]
+"""What begins a range of a name for a profiler, and what ends the last one."""
+
 _NO_SPAN = nullcontext()
 
 
@@ -189,6 +192,24 @@ class _OpenSpan:
         self._spans.append(Span(self._kind, self._name, self._start, self._clock()))
 
 
+class _NamedSpan(_OpenSpan):
+    """A span that profilers see as a range of its name."""
+
+    __slots__ = ("_pop", "_push")
+
+    def __init__(self, clock: Clock, spans: list[Span], kind: Kind, name: str, ranges: NamedRanges):
+        super().__init__(clock, spans, kind, name)
+        self._push, self._pop = ranges
+
+    def __enter__(self) -> None:
+        self._push(f"{self._kind} {self._name}")
+        super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._pop()
+
+
 class Trace:
     """Records the steps of one rank and keeps the last one.
 
@@ -197,11 +218,13 @@ class Trace:
 
     Attributes:
         last: the last step that ended.
+        named_ranges: where to show spans to a profiler.
     """
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
         self.clock = clock
         self.last = Step(0.0, 0.0, [], [])
+        self.named_ranges: NamedRanges | None = None
         self._recording = False
         self._spans: list[Span] = []
         self._repeats: Counter[Interval] = Counter()
@@ -255,7 +278,11 @@ class Trace:
 
     def span(self, kind: Kind, name: str) -> AbstractContextManager[None]:
         """Record the body as one span of the step."""
-        return _OpenSpan(self.clock, self._spans, kind, name) if self._recording else _NO_SPAN
+        if not self._recording:
+            return _NO_SPAN
+        if self.named_ranges is not None:
+            return _NamedSpan(self.clock, self._spans, kind, name, self.named_ranges)
+        return _OpenSpan(self.clock, self._spans, kind, name)
 
     def post(self, axis: str, receives: Sequence[Parcel], sends: Sequence[Parcel]) -> Seen:
         """Begin the flight of messages.

@@ -228,3 +228,18 @@ def test_sums_of_partials_hide_nothing():
         sums = step.times().overlap["tp"]
         assert sums.hidden == 0
         assert sums.exposed == sums.in_flight > 0
+
+
+def test_spans_are_named_to_a_profiler_inside_of_steps():
+    seen = []
+    trace = Trace(clock=itertools.count().__next__)
+    trace.named_ranges = seen.append, lambda: seen.append("end")
+    with trace.span("compute", "linear"):
+        pass
+    with trace.step():
+        with trace.span("compute", "linear"):
+            seen.append("kernel")
+        with pytest.raises(ValueError, match="late"), trace.span("wait", "cp"):
+            raise ValueError("late")
+    assert seen == ["compute linear", "kernel", "end", "wait cp", "end"]
+    assert [span.name for span in trace.last.spans] == ["linear", "cp"]

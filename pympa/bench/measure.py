@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 
 from pympa.accounting import performed_flops, step_flops
 from pympa.bench.candidate import Candidate
+from pympa.bench.energy import joules_per_token
 from pympa.bench.machine import Machine
 from pympa.bench.memory import process_peak_bytes, rehearsal, reset_process_peak
 from pympa.bench.record import Record, StageUse, by_rank, environment, expert_use, spread
 from pympa.bench.timeline import TimelineFile
 from pympa.bench.timing import Timing, roofline, time_steps
 from pympa.bench.truth import Truth
+from pympa.device_cupy import nvtx_ranges
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
@@ -48,6 +51,8 @@ def run_plan(
     reset_process_peak()
     job, variants, stages = candidate.job, candidate.variants, candidate.row.stages
     rank = team.on(variants[0])
+    if options.nvtx:
+        rank.trace.named_ranges = nvtx_ranges()
     try:
         model = Model(job.size.model, rank, job.dtype, job.source, stages=stages)
         loading_peak = rank.arena.restart_peak()
@@ -60,10 +65,19 @@ def run_plan(
                 if verdicts is not None and variant.exact and not verdicts[0].passed:
                     return _failure(variant, verdicts)
                 timing = time_steps(team, rank, model, prepared, options, loading_peak)
-                records.append(
-                    _record(team, candidate, variant, rank, verdicts, machine, timing, options)
-                )
+                record = _record(team, candidate, variant, rank, verdicts, machine, timing, options)
                 steps.append(rank.trace.last)
+                if options.energy:
+                    record = msgspec.structs.replace(
+                        record,
+                        joules_per_token=joules_per_token(
+                            team,
+                            partial(model.forward, prepared),
+                            tokens=sum(job.size.lengths),
+                            step_seconds=record.step_seconds.median,
+                        ),
+                    )
+                records.append(record)
             if records[-1].tps < CLEARLY_SLOWER * max(record.tps for record in records):
                 break
     finally:

@@ -9,7 +9,7 @@ from pympa.errors import RefusedError
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 _OF_CPUS = ("threads", "no_shared_memory", "isa")
-_OF_GPUS = ("device_transport",)
+_OF_GPUS = ("device_transport", "energy", "nvtx")
 _OF_SIMULATIONS = ("routing_from", "slow")
 _OF_RUNS = (
     "input",
@@ -145,6 +145,16 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         "--no-shared-memory",
         action="store_true",
         help="send keys and values to ranks of the same node, too, instead of reading them there",
+    )
+    add(
+        "--energy",
+        action="store_true",
+        help="of the cuda backend: measure joules a token by NVML, two seconds more for each plan",
+    )
+    add(
+        "--nvtx",
+        action="store_true",
+        help="of the cuda backend: name spans as ranges for NVIDIA's profilers",
     )
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser

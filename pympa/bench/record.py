@@ -158,6 +158,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         shared_memory: ranks read keys and values of others where they are, in place of messages.
         simulation: of what cluster, if simulated. forecast: of the same row at the paper's size,
             beside a measured one.
+        joules_per_token: of all GPUs, measured by --energy.
         searched: tokens/s of each variant in micro-batches. repeat: from 1.
         ttft_ms, itl_ms, new_tokens: reserved for generation.
     """
@@ -204,6 +205,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     shared_memory: bool = False
     simulation: Simulation | None = None
     forecast: Forecast | None = None
+    joules_per_token: float | None = None
     searched: dict[str, float]
     repeat: int = 1
     published_tps: float | None

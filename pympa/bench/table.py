@@ -88,6 +88,7 @@ def result_table(
         "published\ntps",
         "published\nratio",
         *(["simulated\ntps, ratio"] if any(r.forecast for r in typical) else []),
+        *(["joules /\ntoken"] if any(r.joules_per_token for r in typical) else []),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     baseline = next((records for records in rows if records[0].role == "baseline"), None)
@@ -109,6 +110,7 @@ def result_table(
             "-" if r.published_tps is None else f"{r.published_tps:,.0f}",
             _published_ratio(r, None if baseline is None else baseline[0]),
             *([_forecast(r, baseline)] if any(r.forecast for r in typical) else []),
+            *([_joules(r)] if any(r.joules_per_token for r in typical) else []),
         )
     return table
 
@@ -163,6 +165,10 @@ def _forecast(record: Record, baseline: Sequence[Record] | None) -> str:
     if base is not None:
         text += f"\n{found.simulated_tps / base.simulated_tps:.2f}"
     return text if found.fits else f"{text}\ndoes not fit"
+
+
+def _joules(record: Record) -> str:
+    return "-" if record.joules_per_token is None else f"{record.joules_per_token:.3g}"
 
 
 def _caption(records: Sequence[Record], scales: bool) -> list[str]:
