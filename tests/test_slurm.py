@@ -27,7 +27,7 @@ SOON_SECONDS = 15
 FIRST_PORT = 16817  # away from Slurm's own 6817, where a real daemon may listen
 SBIN = ["/usr/sbin", "/sbin"]  # where the daemons are; not every user's PATH has it
 
-# 16 CPUs a node, whatever the machine has: ranks share cores rather than wait for each other's.
+# 64 CPUs a node, whatever the machine has: ranks share cores rather than wait for each other's.
 # Without NoInAddrAny daemons would listen on all networks. Jobs are numbered from a random start,
 # because MPICH names shared memory by job and step: where a job killed in MPI_Init left its file,
 # the next one of the same number hangs there.
@@ -52,10 +52,12 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 KillWait=5
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 CoresPerSocket=16
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 CoresPerSocket=16
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} {what_nodes_have}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} {what_nodes_have}
 PartitionName=test Nodes=ALL Default=YES State=UP
 """
+NODE = "CPUs=64 CoresPerSocket=64 Gres=gpu:8"
 LONG = """
 title = "seconds of steps"
 dtype = "float32"
@@ -198,9 +200,16 @@ def slurm() -> Iterator[Cluster]:
         host = socket.gethostname().split(".")[0]
         configuration.write_text(
             CONFIGURATION.format(
-                host=host, home=home, ports=free_ports(3), first_job=random.randrange(1, 60_000_000)
+                host=host,
+                home=home,
+                ports=free_ports(3),
+                first_job=random.randrange(1, 60_000_000),
+                what_nodes_have=NODE,
             )
         )
+        for gpu in range(8):  # that Slurm counts and hands out; nothing can run on them
+            (home / f"gpu{gpu}").touch()
+        (home / "gres.conf").write_text(f"Name=gpu File={home}/gpu[0-7]\n")
         key.touch(0o600)
         key.write_bytes(os.urandom(1024))
         outer = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PMI"))}
@@ -253,6 +262,20 @@ def test_two_nodes_script_spreads_one_world_over_both_nodes(cluster: Cluster):
     assert "NodeList=n[1-2]" in cluster.run("scontrol", "show", "job", job).out
     records = read_records(cluster.home / f"pympa-{job}.jsonl")
     assert [(record.ranks, record.verified) for record in records] == [(4, True)] * 2
+
+
+def test_gpu_script_asks_for_a_gpu_a_rank_and_ends_with_one_message_where_they_are_none(
+    cluster: Cluster,
+):
+    tiny = cluster.write("tiny.toml", conftest.TINY)
+    options = ["--ntasks-per-node=2", "--cpus-per-task=1"]
+    job = cluster.submit("two_nodes_gpus.sbatch", tiny, options=options)
+    assert cluster.end_state(job) == "FAILED", cluster.log(job)
+    shown = cluster.run("scontrol", "show", "job", job).out
+    assert "NodeList=n[1-2]" in shown
+    assert "gres:gpu:8" in shown
+    assert cluster.log(job).count("pympa: backend cuda: ") == 1, cluster.log(job)
+    assert not (cluster.home / f"pympa-{job}.jsonl").exists()
 
 
 def test_array_script_gives_each_task_one_experiment_and_all_options(cluster: Cluster):
