@@ -46,6 +46,7 @@ family = "ring"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-plans", action="store_true", help="run every plan, not a sample")
+    parser.addoption("--gpu", action="store_true", help="run tests/gpu on a GPU, or fail")
 
 
 @pytest.fixture
