@@ -1,6 +1,7 @@
 // Kernels that work row by row: rows are cut into groups of elements, one thread takes a group, and
 // a group moves in accesses of 16 bytes where all rows start at multiples of 16, else element by
-// element. Which of the two changes speed, never bits.
+// element. Which of the two changes speed, never bits; it is decided once for all that a thread
+// does with a group, so that its loads are under way together.
 #pragma once
 
 #include "cuda/convert.hpp"
@@ -33,41 +34,50 @@ bool is_aligned(const Rows<T>& rows) {
          0;
 }
 
-// x = the first `left` of kCount elements at `from`, zeros behind them.
-template <int kCount, class T>
-__device__ __forceinline__ void load(const T* from, std::int64_t left, bool aligned,
-                                     float (&x)[kCount]) {
-  constexpr int kEach = kCount < kGroup<T> ? kCount : kGroup<T>;
-  if (aligned && left >= kCount) {
-#pragma unroll
-    for (int first = 0; first < kCount; first += kEach) {
-      const auto group = *reinterpret_cast<const Vector<T, kEach>*>(from + first);
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) x[first + i] = to_float(group.at[i]);
-    }
+template <class T>
+using Group = Vector<T, kGroup<T>>;
+
+// The first `left` elements at `from`, zeros behind them; in one access if kWhole.
+template <bool kWhole, class T>
+__device__ __forceinline__ Group<T> read(const T* from, std::int64_t left) {
+  if constexpr (kWhole) {
+    return *reinterpret_cast<const Group<T>*>(from);
   } else {
+    Group<T> group;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) x[i] = i < left ? to_float(from[i]) : 0.0F;
+    for (int i = 0; i < kGroup<T>; ++i) group.at[i] = i < left ? from[i] : from_float<T>(0.0F);
+    return group;
+  }
+}
+
+// x = the first `left` of kCount elements at `from`, zeros behind them.
+template <bool kWhole, int kCount, class T>
+__device__ __forceinline__ void load(const T* from, std::int64_t left, float (&x)[kCount]) {
+  static_assert(kCount % kGroup<T> == 0);
+#pragma unroll
+  for (int first = 0; first < kCount; first += kGroup<T>) {
+    const Group<T> group = read<kWhole>(from + first, left - first);
+#pragma unroll
+    for (int i = 0; i < kGroup<T>; ++i) x[first + i] = to_float(group.at[i]);
   }
 }
 
 // Rounds the first `left` of kCount values to T.
-template <int kCount, class T>
-__device__ __forceinline__ void store(T* to, std::int64_t left, bool aligned,
-                                      const float (&x)[kCount]) {
-  constexpr int kEach = kCount < kGroup<T> ? kCount : kGroup<T>;
-  if (aligned && left >= kCount) {
+template <bool kWhole, int kCount, class T>
+__device__ __forceinline__ void store(T* to, std::int64_t left, const float (&x)[kCount]) {
+  static_assert(kCount % kGroup<T> == 0);
 #pragma unroll
-    for (int first = 0; first < kCount; first += kEach) {
-      Vector<T, kEach> group;
+  for (int first = 0; first < kCount; first += kGroup<T>) {
+    Group<T> group;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) group.at[i] = from_float<T>(x[first + i]);
-      *reinterpret_cast<Vector<T, kEach>*>(to + first) = group;
-    }
-  } else {
+    for (int i = 0; i < kGroup<T>; ++i) group.at[i] = from_float<T>(x[first + i]);
+    if constexpr (kWhole) {
+      *reinterpret_cast<Group<T>*>(to + first) = group;
+    } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (i < left) to[i] = from_float<T>(x[i]);
+      for (int i = 0; i < kGroup<T>; ++i) {
+        if (first + i < left) to[first + i] = group.at[i];
+      }
     }
   }
 }
@@ -92,17 +102,31 @@ inline RowGrid row_grid(std::int64_t rows, std::int64_t groups) {
           dim3{along, down}};
 }
 
-// Calls visit(row, group) for the groups of this thread of a row_grid(rows, groups).
+// Calls visit(row, i) for this thread's share of a row_grid(rows, count).
 template <class Visit>
-__device__ __forceinline__ void for_each_group(std::int64_t rows, std::int64_t groups,
-                                               Visit&& visit) {
+__device__ __forceinline__ void for_each_item(std::int64_t rows, std::int64_t count,
+                                              Visit&& visit) {
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   const std::int64_t step = std::int64_t{gridDim.y} * blockDim.x;
-  for (std::int64_t group = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x; group < groups;
-       group += step) {
-    visit(row, group);
+  for (std::int64_t i = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < count; i += step) {
+    visit(row, i);
   }
+}
+
+// Calls visit.operator()<kWhole>(row, column, left) for groups of kCount columns: `left` columns
+// are left of the row, and kWhole tells that these are enough and that rows are aligned.
+template <int kCount, class Visit>
+__device__ __forceinline__ void for_each_group(std::int64_t rows, std::int64_t columns,
+                                               bool aligned, Visit&& visit) {
+  for_each_item(rows, (columns + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t i) {
+    const std::int64_t column = i * kCount, left = columns - column;
+    if (aligned && left >= kCount) {
+      visit.template operator()<true>(row, column, left);
+    } else {
+      visit.template operator()<false>(row, column, left);
+    }
+  });
 }
 
 }  // namespace pympa::cuda

@@ -20,7 +20,7 @@ struct Side {
 template <class Word>
 __global__ void copy_kernel(Side source, Side out, std::int64_t b, std::int64_t c,
                             std::int64_t rows, std::int64_t words) {
-  for_each_group(rows, words, [&](std::int64_t row, std::int64_t i) {
+  for_each_item(rows, words, [&](std::int64_t row, std::int64_t i) {
     const std::int64_t at_a = row / c / b, at_b = row / c % b, at_c = row % c;
     const Word word = reinterpret_cast<const Word*>(source.row(at_a, at_b, at_c))[i];
     reinterpret_cast<Word*>(out.row(at_a, at_b, at_c))[i] = word;

@@ -12,15 +12,16 @@ template <class T>
 __global__ void add_kernel(Rows<const T> a, Rows<const T> b, Rows<T> out, std::int64_t rows,
                            std::int64_t columns, bool aligned) {
   constexpr int kCount = kGroup<T>;
-  for_each_group(rows, (columns + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
-    const std::int64_t column = group * kCount, left = columns - column;
-    float x[kCount], y[kCount];
-    load(a(row, column), left, aligned, x);
-    load(b(row, column), left, aligned, y);
+  for_each_group<kCount>(
+      rows, columns, aligned,
+      [&]<bool kWhole>(std::int64_t row, std::int64_t column, std::int64_t left) {
+        float x[kCount], y[kCount];
+        load<kWhole>(a(row, column), left, x);
+        load<kWhole>(b(row, column), left, y);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) x[i] += y[i];
-    store(out(row, column), left, aligned, x);
-  });
+        for (int i = 0; i < kCount; ++i) x[i] += y[i];
+        store<kWhole>(out(row, column), left, x);
+      });
 }
 
 template <class T>
@@ -33,25 +34,26 @@ template <class T>
 __global__ void sum_partials_kernel(Partials<T> x, const T* bias, Rows<T> out, std::int64_t rows,
                                     std::int64_t columns, bool aligned) {
   constexpr int kCount = kGroup<T>;
-  for_each_group(rows, (columns + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
-    const std::int64_t column = group * kCount, left = columns - column;
-    const T* from = x.at + row * x.row_stride + column;
-    float sums[kCount] = {};
+  for_each_group<kCount>(
+      rows, columns, aligned,
+      [&]<bool kWhole>(std::int64_t row, std::int64_t column, std::int64_t left) {
+        const T* from = x.at + row * x.row_stride + column;
+        float sums[kCount] = {};
 #pragma unroll 4  // loads of several parts are under way together
-    for (std::int64_t part = 0; part < x.parts; ++part) {
-      float y[kCount];
-      load(from + part * x.part_stride, left, aligned, y);
+        for (std::int64_t part = 0; part < x.parts; ++part) {
+          float y[kCount];
+          load<kWhole>(from + part * x.part_stride, left, y);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[i] += y[i];
-    }
-    if (bias) {
-      float y[kCount];
-      load(bias + column, left, aligned, y);
+          for (int i = 0; i < kCount; ++i) sums[i] += y[i];
+        }
+        if (bias) {
+          float y[kCount];
+          load<kWhole>(bias + column, left, y);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[i] += y[i];
-    }
-    store(out(row, column), left, aligned, sums);
-  });
+          for (int i = 0; i < kCount; ++i) sums[i] += y[i];
+        }
+        store<kWhole>(out(row, column), left, sums);
+      });
 }
 
 void add_cuda(const AddArgs& args) {

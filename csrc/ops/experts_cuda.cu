@@ -125,26 +125,29 @@ struct Combine {
 template <class T>
 __global__ void combine_rows_kernel(Combine<T> args) {
   constexpr int kCount = kGroup<T>;
-  const std::int64_t groups = (args.columns + kCount - 1) / kCount;
-  for_each_group(args.rows, groups, [&](std::int64_t row, std::int64_t group) {
-    const std::int64_t column = group * kCount, left = args.columns - column;
-    float sums[kCount] = {}, y[kCount];
+  for_each_group<kCount>(
+      args.rows, args.columns, args.aligned,
+      [&]<bool kWhole>(std::int64_t row, std::int64_t column, std::int64_t left) {
+        float sums[kCount] = {};
 #pragma unroll 4  // loads of several choices are under way together
-    for (int choice = 0; choice < args.chosen; ++choice) {
-      const std::int32_t place = *args.places(row, choice);
-      if (place < 0) continue;
-      const float weight = *args.weights(row, choice);
-      load(args.x(place, column), left, args.aligned, y);
+        for (int choice = 0; choice < args.chosen; ++choice) {
+          const std::int32_t place = *args.places(row, choice);
+          const float weight = *args.weights(row, choice);
+          Group<T> x{};
+          if (place >= 0) x = read<kWhole>(args.x(place, column), left);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[i] = fmaf(weight, y[i], sums[i]);
-    }
-    if (args.base.at) {
-      load(args.base(row, column), left, args.aligned, y);
+          for (int i = 0; i < kCount; ++i) {
+            sums[i] = place >= 0 ? fmaf(weight, to_float(x.at[i]), sums[i]) : sums[i];
+          }
+        }
+        if (args.base.at) {
+          float y[kCount];
+          load<kWhole>(args.base(row, column), left, y);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[i] += y[i];
-    }
-    store(args.out(row, column), left, args.aligned, sums);
-  });
+          for (int i = 0; i < kCount; ++i) sums[i] += y[i];
+        }
+        store<kWhole>(args.out(row, column), left, sums);
+      });
 }
 
 void combine_rows_cuda(const CombineArgs& args) {

@@ -18,7 +18,7 @@ struct Gather {
 
 template <class Word>
 __global__ void gather_rows_kernel(Gather args) {
-  for_each_group(args.rows, args.words, [&](std::int64_t row, std::int64_t i) {
+  for_each_item(args.rows, args.words, [&](std::int64_t row, std::int64_t i) {
     const std::int64_t local = args.index[row] - args.first_row;
     Word word{};
     if (local >= 0 && local < args.source_rows) {

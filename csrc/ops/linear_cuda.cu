@@ -44,22 +44,11 @@ std::int64_t packed_bytes(std::int64_t n, std::int64_t k, DType dtype) {
 template <class T>
 __global__ void pack_weight_kernel(Rows<const T> weight, Rows<T> packed, std::int64_t n,
                                    std::int64_t k, bool aligned) {
-  constexpr int kCount = kGroup<T>;
-  using Group = Vector<T, kCount>;
-  for_each_group(n, (k + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
-    const std::int64_t column = group * kCount;
-    const T* from = weight(row, column);
-    Group copied;
-    if (aligned && column + kCount <= k) {
-      copied = *reinterpret_cast<const Group*>(from);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        copied.at[i] = column + i < k ? from[i] : from_float<T>(0.0F);
-      }
-    }
-    *reinterpret_cast<Group*>(packed(row, column)) = copied;
-  });
+  for_each_group<kGroup<T>>(
+      n, k, aligned, [&]<bool kWhole>(std::int64_t row, std::int64_t column, std::int64_t left) {
+        const Group<T> group = read<kWhole>(weight(row, column), left);
+        *reinterpret_cast<Group<T>*>(packed(row, column)) = group;
+      });
 }
 
 void check_packed(const char* op, const char* name, const void* packed, std::int64_t stride) {

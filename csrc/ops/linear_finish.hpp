@@ -22,12 +22,10 @@ struct Finish {
   bool gated, aligned;
 };
 
-template <int kCount, class T>
-__device__ __forceinline__ void add_to(const T* from, std::int64_t left, bool aligned,
-                                       float (&y)[kCount]) {
-  if (!from) return;
+template <bool kWhole, int kCount, class T>
+__device__ __forceinline__ void add_to(const T* from, std::int64_t left, float (&y)[kCount]) {
   float x[kCount];
-  load(from, left, aligned, x);
+  load<kWhole>(from, left, x);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) y[i] += x[i];
 }
@@ -35,33 +33,33 @@ __device__ __forceinline__ void add_to(const T* from, std::int64_t left, bool al
 template <class T, class Out>
 __global__ void finish_kernel(Finish<T, Out> args, std::int64_t rows, std::int64_t n) {
   constexpr int kCount = kGroup<T>;
-  for_each_group(rows, (n + kCount - 1) / kCount, [&](std::int64_t row, std::int64_t group) {
-    const std::int64_t column = group * kCount, left = n - column;
-    const auto sums = [&](int which, float (&y)[kCount]) {
-      const Rows<const float>& c = args.c[which];
-      const T* bias = args.bias[which];
-      add_to(c.at ? c(row, column) : nullptr, left, true, y);
-      add_to(bias ? bias + column : nullptr, left, args.aligned, y);
-    };
-    float y[kCount] = {};
-    sums(0, y);
+  for_each_group<kCount>(
+      rows, n, args.aligned,
+      [&]<bool kWhole>(std::int64_t row, std::int64_t column, std::int64_t left) {
+        const auto sums = [&](int which, float (&y)[kCount]) {
+          const Rows<const float>& c = args.c[which];
+          const T* bias = args.bias[which];
+          if (c.at) load<kWhole>(c(row, column), left, y);
+          if (bias) add_to<kWhole>(bias + column, left, y);
+        };
+        float y[kCount] = {};
+        sums(0, y);
 #pragma unroll
-    for (float& value : y) value = activate(value, args.activation);
-    if (args.gated) {
-      float up[kCount] = {};
-      sums(1, up);
+        for (float& value : y) value = activate(value, args.activation);
+        if (args.gated) {
+          float up[kCount] = {};
+          sums(1, up);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) y[i] *= up[i];
-    }
-    if (args.branch.at) store(args.branch(row, column), left, args.aligned, y);
-    if (args.residual.at) {
-      float x[kCount];
-      load(args.residual(row, column), left, args.aligned, x);
+          for (int i = 0; i < kCount; ++i) y[i] *= up[i];
+        }
+        if (args.branch.at) store<kWhole>(args.branch(row, column), left, y);
+        if (args.residual.at) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) y[i] = x[i] + to_float(from_float<Out>(y[i]));
-    }
-    store(args.out(row, column), left, args.aligned, y);
-  });
+          for (float& value : y) value = to_float(from_float<Out>(value));
+          add_to<kWhole>(args.residual(row, column), left, y);
+        }
+        store<kWhole>(args.out(row, column), left, y);
+      });
 }
 
 }  // namespace pympa::cuda

@@ -27,7 +27,7 @@ struct Norm {
   Rows<T> out;
   std::int64_t rows, columns;
   float eps;
-  bool aligned;
+  bool whole;  // rows are aligned, and their groups full
 };
 
 // The sum over the threads of one row; every thread gets it, with the same bits.
@@ -51,77 +51,87 @@ struct Row {
   static constexpr int kCount = kGroup<T>;
   const T* at;
   std::int64_t columns;
-  bool aligned;
-  float held[kHeld][kCount];
+  Group<T> held[kHeld];
 
   static __device__ __forceinline__ std::int64_t column(int i) {
     return (std::int64_t{i} * blockDim.x + threadIdx.x) * kCount;
   }
 
+  template <bool kWhole>
   __device__ __forceinline__ void hold() {
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) load(at + column(i), columns - column(i), aligned, held[i]);
+    for (int i = 0; i < kHeld; ++i) {
+      if (column(i) < columns) held[i] = read<kWhole>(at + column(i), columns - column(i));
+    }
   }
 
-  // Calls visit(values, column) for this thread's groups; those that are not held are read again.
-  template <class Visit>
+  // Calls visit(group, column) for this thread's groups; those that are not held are read again.
+  template <bool kWhole, class Visit>
   __device__ __forceinline__ void for_each(Visit&& visit) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (column(i) < columns) visit(held[i], column(i));
     }
     for (int i = kHeld; column(i) < columns; ++i) {
-      float x[kCount];
-      load(at + column(i), columns - column(i), aligned, x);
-      visit(x, column(i));
+      visit(read<kWhole>(at + column(i), columns - column(i)), column(i));
     }
   }
 };
 
-template <class T>
+template <bool kWhole, class T>
 __device__ __forceinline__ float mean_of(Row<T>& row) {
   float sum = 0.0F;
-  row.for_each([&](const float (&x)[kGroup<T>], std::int64_t) {
+  row.template for_each<kWhole>([&](const Group<T>& x, std::int64_t) {
 #pragma unroll
-    for (float value : x) sum += value;
+    for (int i = 0; i < kGroup<T>; ++i) sum += to_float(x.at[i]);
   });
   return row_sum(sum) / static_cast<float>(row.columns);
 }
 
-template <class T>
+template <bool kWhole, class T>
 __device__ __forceinline__ float mean_square(Row<T>& row, float mean) {
   float sum = 0.0F;
-  row.for_each([&](const float (&x)[kGroup<T>], std::int64_t column) {
+  row.template for_each<kWhole>([&](const Group<T>& x, std::int64_t column) {
 #pragma unroll
     for (int i = 0; i < kGroup<T>; ++i) {
-      const float centred = column + i < row.columns ? x[i] - mean : 0.0F;
+      const bool inside = kWhole || column + i < row.columns;
+      const float centred = inside ? to_float(x.at[i]) - mean : 0.0F;
       sum = fmaf(centred, centred, sum);
     }
   });
   return row_sum(sum) / static_cast<float>(row.columns);
 }
 
+template <bool kWhole, NormKind kKind, class T>
+__device__ __forceinline__ void norm_row(const Norm<T>& args, std::int64_t at) {
+  Row<T> row{args.x(at, 0), args.columns, {}};
+  row.template hold<kWhole>();
+  const float mean = kKind == NormKind::kLayer ? mean_of<kWhole>(row) : 0.0F;
+  const float inverse = 1.0F / sqrtf(mean_square<kWhole>(row, mean) + args.eps);
+  row.template for_each<kWhole>([&](const Group<T>& x, std::int64_t column) {
+    const std::int64_t left = args.columns - column;
+    float y[kGroup<T>], other[kGroup<T>];
+    load<kWhole>(args.weight + column, left, other);
+#pragma unroll
+    for (int i = 0; i < kGroup<T>; ++i) y[i] = (to_float(x.at[i]) - mean) * inverse * other[i];
+    if (args.bias) {
+      load<kWhole>(args.bias + column, left, other);
+#pragma unroll
+      for (int i = 0; i < kGroup<T>; ++i) y[i] += other[i];
+    }
+    store<kWhole>(args.out(at, column), left, y);
+  });
+}
+
 template <class T, NormKind kKind>
 __global__ void __launch_bounds__(kMostThreads) norm_kernel(Norm<T> args) {
   const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (at >= args.rows) return;
-  Row<T> row{args.x(at, 0), args.columns, args.aligned, {}};
-  row.hold();
-  const float mean = kKind == NormKind::kLayer ? mean_of(row) : 0.0F;
-  const float inverse = 1.0F / sqrtf(mean_square(row, mean) + args.eps);
-  row.for_each([&](const float (&x)[kGroup<T>], std::int64_t column) {
-    const std::int64_t left = args.columns - column;
-    float y[kGroup<T>], other[kGroup<T>];
-    load(args.weight + column, left, args.aligned, other);
-#pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i) y[i] = (x[i] - mean) * inverse * other[i];
-    if (args.bias) {
-      load(args.bias + column, left, args.aligned, other);
-#pragma unroll
-      for (int i = 0; i < kGroup<T>; ++i) y[i] += other[i];
-    }
-    store(args.out(at, column), left, args.aligned, y);
-  });
+  if (args.whole) {
+    norm_row<true, kKind>(args, at);
+  } else {
+    norm_row<false, kKind>(args, at);
+  }
 }
 
 template <class T>
@@ -134,9 +144,8 @@ void norm_typed(const NormArgs& args) {
                args.columns,
                args.eps,
                false};
-  norm.aligned = is_aligned(norm.x) && is_aligned(norm.out) &&
-                 is_aligned(Rows<const T>{norm.weight, 0}) &&
-                 is_aligned(Rows<const T>{norm.bias, 0});
+  norm.whole = args.columns % kGroup<T> == 0 && is_aligned(norm.x) && is_aligned(norm.out) &&
+               is_aligned(Rows<const T>{norm.weight, 0}) && is_aligned(Rows<const T>{norm.bias, 0});
   unsigned threads = kWarp;
   while (threads < kMostThreads && threads * kHeld * kGroup<T> < args.columns) threads *= 2;
   const unsigned rows = threads == kWarp ? kRowsOfABlock : 1;

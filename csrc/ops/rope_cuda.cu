@@ -27,35 +27,38 @@ struct Rope {
 template <class T>
 __global__ void rope_kernel(Rope<T> args) {
   constexpr int kCount = kGroup<T>;
-  const std::int64_t groups = (args.half + kCount - 1) / kCount;
   const std::int64_t chunks = (args.heads + kHeads - 1) / kHeads;
-  for_each_group(args.rows * chunks, groups, [&](std::int64_t item, std::int64_t group) {
-    const std::int64_t row = item / chunks, head = item % chunks * kHeads;
-    const std::int64_t pair = group * kCount, left = args.half - pair;
-    const std::int64_t table = args.index[row];
-    float c[kCount], s[kCount], a[kHeads][kCount], b[kHeads][kCount];
-    load(args.cos(table, pair), left, args.aligned, c);
-    load(args.sin(table, pair), left, args.aligned, s);
-    T* x = args.x + row * args.row_stride + head * args.head_stride + pair;
+  for_each_group<kCount>(
+      args.rows * chunks, args.half, args.aligned,
+      [&]<bool kWhole>(std::int64_t item, std::int64_t pair, std::int64_t left) {
+        const std::int64_t row = item / chunks, first = item % chunks * kHeads;
+        T* x = args.x + row * args.row_stride + first * args.head_stride + pair;
+        const int heads =
+            args.heads - first < kHeads ? static_cast<int>(args.heads - first) : kHeads;
+        const std::int64_t table = args.index[row];
+        Group<T> a[kHeads], b[kHeads];
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      if (head + h >= args.heads) continue;
-      load(x + h * args.head_stride, left, args.aligned, a[h]);
-      load(x + h * args.head_stride + args.half, left, args.aligned, b[h]);
-    }
+        for (int h = 0; h < kHeads; ++h) {
+          if (h < heads) a[h] = read<kWhole>(x + h * args.head_stride, left);
+          if (h < heads) b[h] = read<kWhole>(x + h * args.head_stride + args.half, left);
+        }
+        float c[kCount], s[kCount];
+        load<kWhole>(args.cos(table, pair), left, c);
+        load<kWhole>(args.sin(table, pair), left, s);
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      if (head + h >= args.heads) continue;
+        for (int h = 0; h < kHeads; ++h) {
+          if (h >= heads) continue;
+          float turned_a[kCount], turned_b[kCount];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const float old_a = a[h][i], old_b = b[h][i];
-        a[h][i] = fmaf(old_a, c[i], -(old_b * s[i]));
-        b[h][i] = fmaf(old_b, c[i], old_a * s[i]);
-      }
-      store(x + h * args.head_stride, left, args.aligned, a[h]);
-      store(x + h * args.head_stride + args.half, left, args.aligned, b[h]);
-    }
-  });
+          for (int i = 0; i < kCount; ++i) {
+            const float old_a = to_float(a[h].at[i]), old_b = to_float(b[h].at[i]);
+            turned_a[i] = fmaf(old_a, c[i], -(old_b * s[i]));
+            turned_b[i] = fmaf(old_b, c[i], old_a * s[i]);
+          }
+          store<kWhole>(x + h * args.head_stride, left, turned_a);
+          store<kWhole>(x + h * args.head_stride + args.half, left, turned_b);
+        }
+      });
 }
 
 void rope_cuda(const RopeArgs& args) {
