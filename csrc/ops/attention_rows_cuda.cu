@@ -76,11 +76,13 @@ void launch_shape(AttendParams& params, void* stream) {
 void attend_rows(const AttendArgs& args) {
   with_16_bits(args.dtype, [&]<class T>() {
     for_each_launch(args, [&](AttendParams& params) {
-      if (params.v_head_dim <= 64) {
+      // Wide queries leave room for 64 rows only.
+      const int columns = std::max(params.v_head_dim, params.head_dim > 256 ? 256 : 0);
+      if (columns <= 64) {
         launch_shape<AttendShape<T, 1, 2, 4, 1>, false>(params, args.on.stream);
-      } else if (params.v_head_dim <= 128) {
+      } else if (columns <= 128) {
         launch_shape<AttendShape<T, 2, 2, 4, 1>, false>(params, args.on.stream);
-      } else if (params.v_head_dim <= 256) {
+      } else if (columns <= 256) {
         launch_shape<AttendShape<T, 4, 2, 2, 2>, false>(params, args.on.stream);
       } else {
         launch_shape<AttendShape<T, 8, 2, 2, 4>, false>(params, args.on.stream);

@@ -108,7 +108,8 @@ def test_the_bits_of_attend_block(
 
 
 def test_wide_heads_and_long_rows(kernels, dtype, rng, normal, same_states):
-    arrays = draw(normal, rng, dtype, 40, 1100, 576, 512)
+    widest = 512 if kernels.isa == "cuda" else 576
+    arrays = draw(normal, rng, dtype, 40, 1100, widest, 512)
     options = {"q_start": 1060, "k_start": 0, "scale": 0.05}
     whole, tiled = (kernels.new_state(40, 3, 512) for _ in range(2))
     in_one_call(kernels, *arrays, whole, **options)

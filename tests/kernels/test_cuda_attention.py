@@ -107,23 +107,26 @@ def test_keys_cut_between_tiles(attend, dtype, rng, normal, decode):
 
 
 @pytest.mark.parametrize("decode", [False, True])
-def test_calls_of_many_launches(kernels, attend, dtype, rng, normal, decode):
-    """70 sequences and 131 heads are more than the parameters of one launch hold."""
-    sequences, heads = 70, 131
-    q, k, v = draw(normal, rng, dtype, sequences, 3 * sequences, heads, 2, 16)
-    kv_head_of_q = [head % 2 for head in range(heads)]
+@pytest.mark.parametrize(("sequences", "heads"), [(70, 1), (1, 131)])
+def test_calls_of_many_launches(kernels, rng, normal, sequences, heads, decode):
+    """The parameters of one launch hold 64 ranges and 128 heads."""
+    q, k, v = draw(normal, rng, np.float16, sequences, 3 * sequences, heads, 2, 16)
+    kv_head_of_q = np.arange(heads) % 2
     state = kernels.new_state(sequences, heads, 16)
     q_ranges = [(i, 2, 1) for i in range(sequences)]
     k_ranges = [(i, j, 1) for i in range(sequences) for j in range(3)]
-    options = {"kv_head_of_q": kv_head_of_q, "decode": decode}
-    kernels.attend(q, k, v, state, q_ranges=q_ranges, k_ranges=k_ranges, **options)
-    for i in (0, 33, 69):
-        keys = slice(3 * i, 3 * i + 3)
-        alone = kernels.new_state(1, heads, 16)
-        parts = [(0, j, 1) for j in range(3)]
-        one = {"q_ranges": [(0, 2, 1)], "k_ranges": parts}
-        kernels.attend(q[i : i + 1], k[keys], v[keys], alone, **one, **options)
-        same(alone, state, slice(i, i + 1))
+    kernels.attend(
+        q, k, v, state, q_ranges=q_ranges, k_ranges=k_ranges, kv_head_of_q=kv_head_of_q,
+        decode=decode,
+    )  # fmt: skip
+    for i, head in {(0, 0), (sequences // 2, heads // 2), (sequences - 1, heads - 1)}:
+        row, keys, heads_of_one = slice(i, i + 1), slice(3 * i, 3 * i + 3), slice(head, head + 1)
+        alone = kernels.new_state(1, 1, 16)
+        kernels.attend(
+            q[row, heads_of_one], k[keys], v[keys], alone, q_ranges=[(0, 2, 1)],
+            k_ranges=[(0, j, 1) for j in range(3)], kv_head_of_q=[head % 2], decode=decode,
+        )  # fmt: skip
+        same(alone, state, (row, heads_of_one))
 
 
 @pytest.mark.parametrize(("head_dim", "v_head_dim"), [(512, 512), (512, 64), (40, 512)])
