@@ -1,0 +1,63 @@
+"""A session on emulated GPUs, on as many ranks as mpirun started."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import worlds
+from emulated import EmulatedCore, EmulatedDevice, Machine
+from pympa.errors import RefusedError
+from pympa.kernels.cuda import Accelerator
+from pympa.session import Session
+from pympa.spec import DTYPES
+
+pytestmark = pytest.mark.mpi
+core = pytest.importorskip(
+    "pympa._cuda_emulated", reason="needs a build with PYMPA_CUDA_EMULATED=ON", exc_type=ImportError
+)
+
+
+def accelerator(comm=MPI.COMM_WORLD):
+    device = EmulatedDevice(Machine(comm.Get_rank()))
+    return Accelerator(device, EmulatedCore(core, device))
+
+
+def ring(comm, arrays):
+    """Return this rank's rows, o and lse; a session of all ranks, or of one."""
+    ours = accelerator(comm)
+    with Session(comm=comm, backend="cuda", device_transport="staged", accelerator=ours) as session:
+        assert session.backend == "cuda"
+        rows = session.layout(worlds.LENGTHS).global_rows(worlds.LENGTHS)
+        on_device = []
+        for array in arrays:
+            part = np.ascontiguousarray(array[rows])
+            there = ours.device.allocate(part.nbytes).view(part.dtype).reshape(part.shape)
+            ours.device.write(there, part)
+            on_device.append(there)
+        results = session.ring_attention(*on_device, lengths=worlds.LENGTHS)
+        return rows, *(ours.device.read(array).astype(np.float32) for array in results)
+
+
+def test_ring_attention():
+    rng = np.random.default_rng(0)
+    kind = DTYPES["float16"]
+    arrays = [rng.standard_normal((sum(worlds.LENGTHS), 4, 24)).astype(kind) for _ in range(3)]
+    rows, o, lse = ring(MPI.COMM_WORLD, arrays)
+    _, whole, whole_lse = ring(MPI.COMM_SELF, arrays)
+    np.testing.assert_allclose(o, whole[rows], atol=1e-3)
+    np.testing.assert_allclose(lse, whole_lse[rows], atol=1e-3)  # probabilities are rounded
+
+
+def test_nccl_is_refused_where_it_is_not():
+    with (
+        pytest.raises(
+            RefusedError, match=r"transport nccl: rank 0 has .*; take --device-transport"
+        ),
+        Session(
+            comm=MPI.COMM_WORLD,
+            backend="cuda",
+            device_transport="nccl",
+            accelerator=accelerator(),
+        ),
+    ):
+        pass
