@@ -10,8 +10,8 @@
 namespace pympa::cuda {
 
 // out [m, n] = round(act(x [m, k] weight [n, k]^T + bias [n])), sums in float32; rows are `stride`
-// elements apart. m, n and k are at least 1. Weight and bias start at multiples of 16 bytes, and so
-// do the weight's rows.
+// elements apart. m, n and k are at least 1. Weight, bias and out start at multiples of 16 bytes,
+// and so do the rows of weight and out.
 struct GemmArgs {
   std::int64_t m, n, k;
   DType dtype;      // of x and weight
@@ -28,7 +28,7 @@ struct GemmArgs {
 };
 
 // A row's bits depend on the row, the weight, and what all rows share: n, k, dtypes, bias and act,
-// and whether the rows of x, and those of out, all start at multiples of 16 bytes.
+// and whether the rows of x all start at multiples of 16 bytes.
 void gemm(const GemmArgs& args);
 
 // Loads what gemm needs before its first call: the library that the process has loaded already, or

@@ -54,7 +54,7 @@ struct Problem {
   std::int64_t n, k;
   DType dtype, out_dtype;
   bool bias, gelu;
-  std::uint32_t x_alignment, out_alignment;
+  std::uint32_t x_alignment;
 
   auto operator<=>(const Problem&) const = default;
 
@@ -108,8 +108,8 @@ Owned new_preference(const Problem& problem) {
   set(preference, lt::kReductionSchemes, lt::kNoReduction);
   set(preference, lt::kAlignmentA, kAligned);
   set(preference, lt::kAlignmentB, problem.x_alignment);
-  set(preference, lt::kAlignmentC, problem.out_alignment);
-  set(preference, lt::kAlignmentD, problem.out_alignment);
+  set(preference, lt::kAlignmentC, kAligned);
+  set(preference, lt::kAlignmentD, kAligned);
   return preference;
 }
 
@@ -142,7 +142,7 @@ lt::Algorithm choose(lt::Handle handle, const Problem& problem) {
   const Owned x = new_layout(problem.dtype, problem.k, kNominalRows,
                              nominal_stride(problem.k, problem.x_alignment, problem.dtype));
   const Owned out = new_layout(problem.out_dtype, problem.n, kNominalRows,
-                               nominal_stride(problem.n, problem.out_alignment, problem.out_dtype));
+                               nominal_stride(problem.n, kAligned, problem.out_dtype));
   const Owned preference = new_preference(problem);
   lt::Heuristic candidates[kCandidates];
   int found = 0;
@@ -192,8 +192,7 @@ void gemm(const GemmArgs& args) {
                   args.out_dtype,
                   args.bias != nullptr,
                   args.gelu,
-                  alignment(args.x, args.x_stride, args.dtype),
-                  alignment(args.out, args.out_stride, args.out_dtype)};
+                  alignment(args.x, args.x_stride, args.dtype)};
   PYMPA_CUDA_CHECK(cudaGetDevice(&problem.device));
   const auto [handle, algorithm] = Memory::of_process().recall(problem);
   const Owned operation = new_operation(problem, args.bias);

@@ -9,6 +9,7 @@
 
 #include "core/check.hpp"
 #include "cuda/gemm.hpp"
+#include "ops/copy.hpp"
 #include "ops/elementwise.hpp"
 #include "ops/linear_finish.hpp"
 
@@ -124,22 +125,32 @@ class Pass {
           padded(args_.k, size), bias, gelu, out, out_stride, args_.on.stream});
   }
 
+  // The product goes where its result is wanted if rows there are aligned, else to the workspace
+  // first, so that the library's way does not follow from where results lie.
   void fused() const {
-    const bool gelu = args_.activation == Activation::kGeluTanh;
-    void* out = own(args_.out, args_.out_stride);
-    if (!args_.residual) {
-      return multiply(0, bias(0), gelu, args_.out_dtype, out, args_.out_stride);
+    const std::int64_t size = size_of(args_.out_dtype);
+    const auto [at, stride] =
+        args_.residual ? std::pair{own(args_.branch, args_.branch_stride), args_.branch_stride}
+                       : std::pair{own(args_.out, args_.out_stride), args_.out_stride};
+    const bool is_direct = at && is_aligned(Rows<char>{static_cast<char*>(at), stride * size});
+    void* product = is_direct ? at : workspace_;
+    const std::int64_t product_stride = is_direct ? stride : padded(args_.n, size);
+    multiply(0, bias(0), args_.activation == Activation::kGeluTanh, args_.out_dtype, product,
+             product_stride);
+    if (at && !is_direct) {
+      copy_kernels.copy({{1, 1, rows_},
+                         args_.n * size,
+                         product,
+                         {0, 0, product_stride * size},
+                         at,
+                         {0, 0, stride * size},
+                         args_.on});
     }
-    void* branch = own(args_.branch, args_.branch_stride);
-    std::int64_t branch_stride = args_.branch_stride;
-    if (!branch) {
-      branch = workspace_;
-      branch_stride = padded(args_.n, size_of(args_.out_dtype));
-    }
-    multiply(0, bias(0), gelu, args_.out_dtype, branch, branch_stride);
-    elementwise_kernels.add(
-        {rows_, args_.n, args_.out_dtype, own(args_.residual, args_.residual_stride), branch,
-         args_.residual_stride, branch_stride, out, args_.out_stride, args_.on});
+    if (!args_.residual) return;
+    elementwise_kernels.add({rows_, args_.n, args_.out_dtype,
+                             own(args_.residual, args_.residual_stride), product,
+                             args_.residual_stride, product_stride,
+                             own(args_.out, args_.out_stride), args_.out_stride, args_.on});
   }
 
   template <class T, class Out>

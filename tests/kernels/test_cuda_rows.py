@@ -90,6 +90,29 @@ def test_rows_beyond_a_pass(cuda_kernels, rng, normal, same_bits, activation, wi
         same_bits(whole[part], alone)
 
 
+@pytest.mark.parametrize("activation", ["none", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("n", [16, 21])
+def test_results_anywhere_have_the_same_bits(
+    cuda_kernels, dtype, rng, normal, same_bits, activation, n
+):
+    x, weight, bias = (normal(rng, shape, dtype) for shape in ((6, 10), (n, 10), n))
+    memory, branches = normal(rng, (6, n + 7), dtype), np.zeros((6, n + 7), dtype)
+    residual, branch = normal(rng, (6, n), dtype), np.zeros((6, n), dtype)
+    options = {"bias": bias, "activation": activation}
+    plain = cuda_kernels.linear(x, weight, **options)
+    sums = cuda_kernels.linear(x, weight, residual=residual, branch=branch, **options)
+    same_bits(branch, plain)
+    out, before = memory[:, 3 : 3 + n], memory.copy()
+    cuda_kernels.linear(x, weight, out=out, **options)
+    same_bits(np.ascontiguousarray(out), plain)
+    out[:] = residual
+    cuda_kernels.linear(x, weight, residual=out, branch=branches[:, 1 : 1 + n], out=out, **options)
+    same_bits(np.ascontiguousarray(out), sums)
+    same_bits(np.ascontiguousarray(branches[:, 1 : 1 + n]), plain)
+    same_bits(memory[:, :3], before[:, :3])
+    same_bits(memory[:, 3 + n :], before[:, 3 + n :])
+
+
 def test_workspaces_do_not_grow_beyond_a_pass(cuda_kernels):
     def size(rows, gated):
         return cuda_kernels.core.linear_workspace_bytes(

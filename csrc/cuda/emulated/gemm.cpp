@@ -62,6 +62,8 @@ void gemm(const GemmArgs& args) {
   with_type(args.dtype, [&]<class T>() {
     check_aligned(args.weight, args.weight_stride * static_cast<std::int64_t>(sizeof(T)), "weight");
     check_aligned(args.bias, 0, "bias");
+    check_aligned(args.out, args.out_stride * (args.out_dtype == args.dtype ? sizeof(T) : 4),
+                  "out");
     if (args.out_dtype == args.dtype) {
       multiply<T, T>(args);
     } else {
