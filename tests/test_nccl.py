@@ -9,19 +9,33 @@ from device_checks import Setup
 from emulated import EmulatedDevice, Machine
 from fake_nccl import Fabric, FakeNccl
 from pympa.mesh import Plan
-from pympa.transport import TransportError
+from pympa.transport import TransportError, nccl
 from pympa.transport.local import LocalWorld
 from pympa.transport.nccl import NcclEndpoint
 
 
-def run(size, seed, body, fabric=None, timeout_seconds=20.0, device_class=EmulatedDevice):
+def _only_plans(value):
+    return str(value) if isinstance(value, Plan) else ""
+
+
+def run(
+    size,
+    seed,
+    body,
+    fabric=None,
+    timeout_seconds=20.0,
+    device_class=EmulatedDevice,
+    endpoint_class=NcclEndpoint,
+):
     """Run `body(Setup)` on rank threads with a device each."""
     machine, fabric = Machine(seed), fabric or Fabric()
 
     def main(inner):
         device = device_class(machine, timeout_seconds=timeout_seconds)
-        nccl = FakeNccl(fabric, device)
-        endpoint = NcclEndpoint(inner, device, nccl, timeout_seconds=timeout_seconds, naps=False)
+        library = FakeNccl(fabric, device)
+        endpoint = endpoint_class(
+            inner, device, library, timeout_seconds=timeout_seconds, naps=False
+        )
         result = body(Setup(endpoint, device))
         endpoint.close()
         assert not device.watchers
@@ -134,6 +148,40 @@ def test_ranks_that_never_connect():
         run(2, 0, lambda rank: None, Fabric(stuck=True), timeout_seconds=0.2)
 
 
+class Patient(NcclEndpoint):
+    """Returns from `start` when all is sent and received, as if the host waited every time."""
+
+    def _start(self, sends, receives, seen):
+        group = super()._start(sends, receives, seen)
+        self._until(lambda: group.finished, group.peers, group.what)
+        return group
+
+
+STREAMED = [
+    (worlds.DENSE, Plan(pp=4, micro_batches=7)),
+    (worlds.DENSE, Plan(pp=2, cp=2, micro_batches=5)),
+    (worlds.DENSE, Plan(pp=2, tp=2, micro_batches=3)),
+    (worlds.DENSE, Plan(pp=2, dim=2, micro_batches=3)),
+    (worlds.ODD_EXPERTS, Plan(pp=2, dp=2, ep=2, micro_batches=3)),
+]
+
+
+@pytest.mark.parametrize(("spec", "plan"), STREAMED, ids=_only_plans)
+@pytest.mark.parametrize("how", ["one lane", "patient"])
+def test_order_alone_keeps_ranks_from_a_circle(spec, plan, how, monkeypatch):
+    """Neither lanes of their own nor a host that runs ahead is needed to come to the end."""
+    if how == "one lane":
+        monkeypatch.setattr(nccl, "_LANES", {})
+    run(
+        plan.world,
+        3,
+        lambda rank: device_checks.same_as_on_the_host(
+            rank.endpoint, rank.device, spec, plan, "bfloat16"
+        ),
+        endpoint_class=Patient if how == "patient" else NcclEndpoint,
+    )
+
+
 @pytest.mark.parametrize(
     ("spec", "plan"),
     [
@@ -149,7 +197,7 @@ def test_ranks_that_never_connect():
         (worlds.EXPERTS, Plan(dp=2, tp=2, ep=2, etp=2)),
         (worlds.ODD_EXPERTS, Plan(cp=2, dp=2, ep=4)),
     ],
-    ids=str,
+    ids=_only_plans,
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_whole_models(spec, plan, seed):

@@ -121,7 +121,7 @@ def test_a_message_of_another_size(sizes):
         (worlds.DENSE, Plan(cp=4, ulysses=2)),
         (worlds.ODD_EXPERTS, Plan(cp=2, dp=2, ep=4)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Plan) else "",
 )
 @pytest.mark.parametrize("piece_bytes", [1 << 10, 1 << 20])
 def test_whole_models(spec, plan, piece_bytes):

@@ -13,9 +13,10 @@ are collective, so the ranks of an axis start the same messages in the same orde
 what lies inside computing i the time 2i + 3s + 2.5 and send i the time 2i + 3s + 3, which is also
 the time of receive i on stage s + 1: every rank starts its messages in the order of these times,
 and both sides of a message have the same one. Then the earliest group that is not done can always
-run, even if a device ran all groups of a rank in turn. Lanes are there to overlap, not for safety:
-`pp` and the ring have messages in flight while others start theirs, so each has a communicator and
-a stream.
+run, even if a device ran all groups of a rank in turn, or if the host waited for the device at any
+point, as it does where CUDA loads a kernel at its first call. Lanes are there to overlap, not for
+safety: `pp` and the ring have messages in flight while others start theirs, so each has a
+communicator and a stream.
 
 Devices that meet for the first time connect inside the call that issues the group, and the host
 waits there for its peer: such calls, like the first one of all, run on a thread with a deadline.
