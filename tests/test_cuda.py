@@ -147,14 +147,15 @@ def test_rehearsal_needs_what_a_run_needs(plan):
 
 
 def test_main_job(tmp_path):
-    path, output = tmp_path / "tiny.toml", tmp_path / "r.jsonl"
+    path, output, timeline = (tmp_path / name for name in ("tiny.toml", "r.jsonl", "trace.json"))
     # As narrow a model as TINY is past 1.2 times one rank's error in bfloat16, on CPUs as well.
     wider = conftest.TINY.replace("d_model = 32", "d_model = 64").replace(
         "tokens = 32", "tokens = 64"
     )
     path.write_text(wider.replace("float32", "bfloat16"))
     driver = conftest.ROOT / "tests" / "cuda_driver.py"
-    job = conftest.run_job(4, str(driver), str(path), "--backend", "cuda", "--output", str(output))
+    files = "--output", str(output), "--trace", str(timeline)
+    job = conftest.run_job(4, str(driver), str(path), "--backend", "cuda", *files)
     assert job.status == 0, job.err
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["role"] for r in records] == ["baseline", "proposed"]
@@ -164,3 +165,7 @@ def test_main_job(tmp_path):
         assert record["oversubscribed"], "two ranks share a GPU"
         assert record["environment"]["route"].startswith("host-staged MPI: ")
     assert "4 ranks share 2 GPUs" in job.out
+    times = [
+        event["ts"] for event in json.loads(timeline.read_text())["traceEvents"] if "ts" in event
+    ]
+    assert 0 <= min(times) <= max(times) < 1e6 * job.seconds, "µs since the first rank's start"

@@ -86,7 +86,7 @@ def run_plan(
     searched = {record.plan: record.tps for record in records} if len(variants) > 1 else {}
     use = _stage_use(team, candidate, parse_plan(best.plan))
     best = msgspec.structs.replace(best, searched=searched, repeat=repeat, stages=use)
-    timeline.add(best, step, rank.trace.clock, team.world)
+    timeline.add(best, step, rank.trace.host_clock, team.world)
     return best
 
 
