@@ -16,12 +16,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pympa.command import Parser, number_list, once, start
+from pympa.errors import RefusedError
 
 _OPTIONAL = {
     "mpich": ("an MPI library from PyPI", "pip install 'pympa[mpich]'"),
+    "cupy-cuda13x": ("arrays on GPUs", "pip install 'pympa[cuda]'"),
     "torch": ("the peer of tests and benchmarks", "pip install 'pympa[peers]'"),
     "pytest": ("the tests", "pip install 'pympa[test]'"),
 }
+_GPU_SECONDS = 30.0  # longer than a driver takes to wake up
 _THREAD_LEVELS = ("single", "funneled", "serialized", "multiple")
 
 
@@ -49,7 +52,7 @@ def _print_facts(ranks: list[tuple[str, list[int]]]) -> int:
     from pympa.bench.table import console
 
     table = Table.grid(padding=(0, 2))
-    for name, value in [*_software(), *_layout(ranks), *_hardware(), *_optional_parts()]:
+    for name, value in [*_software(), *_layout(ranks), *_hardware(), *_gpu(), *_optional_parts()]:
         table.add_row(name, value)
     console().print(table)
     return 0
@@ -97,6 +100,18 @@ def _hardware() -> list[tuple[str, str]]:
         ("caches", ", ".join(map(str, read_caches())) or "unknown"),
         ("memory available", f"{available_bytes() / 2**30:.1f} GiB"),
     ]
+
+
+def _gpu() -> list[tuple[str, str]]:
+    """Tell what `--backend cuda` would find on this node, or why it would refuse."""
+    from pympa.kernels.cuda import open_accelerator
+
+    try:
+        device = open_accelerator(0, timeout_seconds=_GPU_SECONDS).device
+    except RefusedError as error:
+        return [("GPU", f"none: {str(error).removeprefix('backend cuda: ')}")]
+    free, total = (size / 2**30 for size in device.memory())
+    return [("GPU", f"{device.name}, {free:.1f} of {total:.1f} GiB free")]
 
 
 def _optional_parts() -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,11 +175,20 @@ def test_info(ranks):
     job = conftest.run_job(ranks, "-m", "pympa.info", timeout=60)
     assert job.status == 0, job.err
     shown = f"ranks 0-{ranks - 1}" if ranks > 1 else "ranks 0 on"
-    for word in ("Python", "MPI", "threads multiple", shown, "instruction sets", "caches", "GiB"):
+    for word in ("Python", "MPI", "threads multiple", shown, "instruction sets", "caches", "GPU"):
         assert job.out.count(word) >= 1, word
     assert job.out.count("mpi4py") == 1
     for extra in re.findall(r"to get it: (.*?) \(", job.out):
         assert re.fullmatch(r"pip install 'pympa\[\w+\]'", extra)
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU here")
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_no_gpu_is_refused_in_one_line(ranks):
+    job = conftest.run_job(ranks, "-m", "pympa.bench", "ring-dense", "--backend", "cuda")
+    assert job.status != 0
+    assert job.seconds < 60
+    assert re.fullmatch(r"pympa: backend cuda: .*\n", job.err), job.err
 
 
 def test_a_world_of_one_in_a_slurm_step_of_many():
