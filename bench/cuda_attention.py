@@ -19,6 +19,7 @@ from pympa.layout import Layout, Range
 _WIDTH = 2048  # heads × head_dim of a prefill
 _HEAD_DIMS = (64, 128, 256, 512)
 _TOKENS = (8192, 16384, 32768)
+_SUMMARY_TOKENS = 16384
 _SAMPLED_ROWS = 16
 _MOST_SCORES = 2**31  # which torch's plain formula may write down
 _BACKENDS = (
@@ -80,7 +81,8 @@ class Attention:
         self._state = State(*map(rig.ours, parts))
         self._result = rig.ours(self._o), rig.ours(lse)
         self._kv_head_of_q = np.arange(heads, dtype=np.int32) // (heads // kv_heads)
-        self._spec = AttentionSpec(self._kv_head_of_q.astype(np.int32), head_dim**-0.5, causal)
+        scale, decodes = head_dim**-0.5, queries == 1
+        self._spec = AttentionSpec(self._kv_head_of_q, scale, causal, decode=decodes)
         self._q_layout = Layout(tuple(Range(s, keys - queries, queries) for s in range(batch)))
         self._kv_layout = Layout(tuple(Range(s, 0, keys) for s in range(batch)))
 
@@ -164,18 +166,18 @@ class Attention:
         return f"torch ({name.removesuffix('_ATTENTION').lower()})", work
 
 
-def _time(rig: Rig, what: str, shape: Shape, cost: dict[str, float]) -> None:
+def _time(rig: Rig, what: str, shape: Shape, cost: dict[str, float], headline: str | None) -> None:
     """Check and time a shape beside torch, where torch takes it."""
     case = Attention(rig, shape)
     case.check(what)
     peer = case.peer()
     if peer is None:
         print(f"{what}: no backend of torch's attention takes it", file=sys.stderr)
-        rig.tell(what, rig.time(case.run)[0], **cost)
+        rig.tell(what, rig.time(case.run)[0], **cost, headline=headline)
         return
     name, work = peer
     ours, theirs = rig.time(case.run, work)
-    rig.tell(what, ours, **cost, peer=theirs, peer_name=name)
+    rig.tell(what, ours, **cost, peer=theirs, peer_name=name, headline=headline)
 
 
 def prefill(rig: Rig) -> None:
@@ -187,7 +189,10 @@ def prefill(rig: Rig) -> None:
                 shape = Shape(1, tokens, tokens, heads, heads, head_dim, causal)
                 mask = "causal" if causal else "full"
                 what = f"attention head_dim {head_dim} {mask} {tokens // 1024}k"
-                _time(rig, what, shape, {"flops": shape.flops})
+                headline = None
+                if tokens == _SUMMARY_TOKENS and head_dim in (128, 512):
+                    headline = f"{head_dim} {mask}"
+                _time(rig, what, shape, {"flops": shape.flops}, headline)
 
 
 def decode(rig: Rig) -> None:
@@ -195,7 +200,7 @@ def decode(rig: Rig) -> None:
     for shape in _DECODE:
         heads = f"{shape.heads}/{shape.kv_heads} heads of {shape.head_dim}"
         what = f"decode {shape.batch} × {shape.keys // 1024}k, {heads}"
-        _time(rig, what, shape, {"moved": shape.moved})
+        _time(rig, what, shape, {"moved": shape.moved}, "decode" if shape == _DECODE[0] else None)
 
 
 def carried(rig: Rig) -> None:
@@ -208,4 +213,12 @@ def carried(rig: Rig) -> None:
             case: Any = Attention(rig, shape)
             case.check(what, blocks=8)
             whole, blocks = rig.time(case.run, partial(case.run, blocks=8))
-            rig.tell(what, blocks, flops=shape.flops, peer=whole, peer_name="one block")
+            headline = f"carried {head_dim}" if tokens == 32768 else None
+            rig.tell(
+                what,
+                blocks,
+                flops=shape.flops,
+                peer=whole,
+                peer_name="one block",
+                headline=headline,
+            )

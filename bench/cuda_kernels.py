@@ -77,7 +77,8 @@ def _time_linear(rig: Rig, m: int, n: int, k: int) -> None:
     rig.check(what, rig.wide(out[rows]), want)
     ours, theirs = rig.time(run, peer)
     cost = {"moved": moved} if m <= _FEW_ROWS else {"flops": 2 * m * n * k}
-    rig.tell(what, ours, **cost, peer=theirs, peer_name="torch (cuBLAS)")
+    headline = "linear" if (m, n, k) == _LINEAR[1] else None
+    rig.tell(what, ours, **cost, peer=theirs, peer_name="torch (cuBLAS)", headline=headline)
 
 
 def mlp(rig: Rig) -> None:
@@ -148,7 +149,8 @@ def rows(rig: Rig) -> None:
             run(0)
             rig.check(what, rig.wide(out[sample]), rig.wide(want(sample)))
         ours, *theirs = rig.time(run, *([peer] if peer else []))
-        rig.tell(what, ours, moved=moved, peer=theirs[0] if theirs else None)
+        headline = name if name == "rms norm" else None
+        rig.tell(what, ours, moved=moved, peer=theirs[0] if theirs else None, headline=headline)
 
     time(
         "rms norm",
@@ -216,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except (ValueError, RuntimeError, MemoryError, TimeoutError) as error:
                     failed.append(name)
                     print(f"{name}: FAILED: {type(error).__name__}: {error}")
+            print(f"key: {'; '.join(rig.headlines)}")
     except (ImportError, OSError, RefusedError) as error:
         print(f"cuda_kernels: {error}", file=sys.stderr)
         return 2

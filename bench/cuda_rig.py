@@ -51,6 +51,9 @@ class Rig:
         output: gets a JSON line for each figure.
         rounds: timed batches of which the median counts.
 
+    Attributes:
+        headlines: figures for a summary.
+
     Raises:
         RefusedError: there is no GPU, or none of our kernels.
     """
@@ -60,6 +63,7 @@ class Rig:
         self.device, self._core = accelerator.device, accelerator.core
         self._on = self._core.Execution("cuda", stream=self.device.compute)
         self._output, self._rounds = output, rounds
+        self.headlines: list[str] = []
         self.arena = Arena(device=self.device)
         self.kernels = CudaKernels(accelerator=accelerator, arena=self.arena, trace=Trace())
         self.dtype = getattr(torch, DTYPE)
@@ -169,6 +173,7 @@ class Rig:
         moved: float = 0.0,
         peer: float | None = None,
         peer_name: str = "torch",
+        headline: str | None = None,
     ) -> None:
         """Print one line and keep it.
 
@@ -179,6 +184,7 @@ class Rig:
             moved: bytes of it, where memory does.
             peer: seconds of the other.
             peer_name: what that is.
+            headline: short name, for a figure that belongs into a summary.
         """
         rate, ceiling, unit = moved / seconds / 1e9, self._ceilings.bytes / 1e9, "GB/s"
         if flops:
@@ -186,6 +192,9 @@ class Rig:
         beside = "" if peer is None else f"  {peer / seconds:5.2f} × {peer_name}"
         share = rate / ceiling
         print(f"{what:46} {1e3 * seconds:9.3f} ms {rate:8.1f} {unit:7} {share:5.0%}{beside}")
+        if headline is not None:
+            over = "" if peer is None else f" {peer / seconds:.2f}×"
+            self.headlines.append(f"{headline} {rate:,.0f} {unit} {share:.0%}{over}")
         record = {"what": what, "seconds": seconds, "rate": rate, "unit": unit, "of_ceiling": share}
         record |= {} if peer is None else {"peer": peer_name, "peer_seconds": peer}
         self._output.write(json.dumps(record) + "\n")

@@ -80,7 +80,8 @@ sys.exit(f'missing: {missing}' if missing else 0)"
   own=$("$work/venv/bin/python" -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
   echo "$base" >"$own/base.pth"
   if [[ -n $wheels ]]; then
-    "$work/venv/bin/python" -m pip install -q --no-index --no-deps --no-compile "$wheels"/*.whl
+    "$work/venv/bin/python" -m pip install -q --no-index --no-deps --no-compile \
+      --ignore-installed "$wheels"/*.whl
   fi
   "$work/venv/bin/python" -c "import importlib.util as u, sys
 missing = [n for n in '$needs'.split() if u.find_spec(n) is None]
@@ -197,7 +198,7 @@ for name in "${parts[@]}"; do
     *) state="FAILED: status $status" ;;
   esac
   ((status == 0)) || failed=1
-  table+=("$name|$state|$((SECONDS - began))|${key:0:120}")
+  table+=("$name|$state|$((SECONDS - began))|${key:0:140}")
   if [[ $name = build && -z $dry ]]; then
     PATH="$work/venv/bin:$PATH"
     # mpi4py looks for MPI beside the Python that it was installed for.
