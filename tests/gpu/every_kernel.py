@@ -84,7 +84,7 @@ def _attention(
     kv = KvBlock(k, v, Layout((Range(0, 0, keys), Range(1, 0, 9))))
     state, other = (bench.state(rows + 1, heads, head_dim) for _ in range(2))
     kv_head_of_q = np.array([0, 1, 1], np.int32)
-    spec = AttentionSpec(kv_head_of_q, head_dim**-0.5, True)
+    spec = AttentionSpec(kv_head_of_q, head_dim**-0.5, True, decode=rows == 1)
     bench.kernels.attend_block(q, q_layout, kv, state, spec)
     windowed = AttentionSpec(kv_head_of_q, head_dim**-0.5, False, 50, 9.0)
     bench.kernels.attend_block(q, q_layout, kv, other, windowed)

@@ -141,7 +141,7 @@ def test_decoding_matches_the_formula_whoever_else_decodes(bench, data):
     most = bench.most(5000, 600)
     lengths = data.draw(st.lists(st.integers(1, most), min_size=1, max_size=bench.most(5, 2)))
     kv_head_of_q = np.array([0, 0, 0, 1, 1], np.int32)
-    spec = AttentionSpec(kv_head_of_q, head_dim**-0.5, True)
+    spec = AttentionSpec(kv_head_of_q, head_dim**-0.5, True, decode=data.draw(st.booleans()))
     q = normal(rng, (len(lengths), 5, head_dim), dtype)
     k, v = (normal(rng, (sum(lengths), 2, head_dim), dtype) for _ in range(2))
 
