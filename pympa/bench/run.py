@@ -7,9 +7,11 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pympa.bench.candidate import Candidate, Row, agreed_cache, find_candidate
+from pympa.bench.energy import open_counter
 from pympa.bench.experiment import (
     Experiment,
     PlannedRun,
@@ -75,6 +77,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
         lambda: TimelineFile(options.trace, rank=session.rank, beside=options.output)
     )
     cluster = session.check(lambda: forecast_cluster(options.cluster))
+    if options.energy and session.accelerator is not None:
+        session.check(partial(open_counter, session.accelerator.device.bus_id))
     tasks = _with_forecasts(session, tasks, cluster, options.dtype)
     failures: list[str] = []
     stop = StopSignal(session)
