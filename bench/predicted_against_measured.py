@@ -40,8 +40,8 @@ from pympa.model import Model, Prepared
 from pympa.rank import Rank
 from pympa.session import Session
 from pympa.spec import LayerSpec, ModelSpec, numpy_dtype
+from pympa.step import Span, Step
 from pympa.team import Team
-from pympa.trace import Span, Step
 from pympa.virtual import VirtualEndpoint, VirtualWorld
 
 ROUNDS, STEPS = 3, 4

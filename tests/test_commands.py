@@ -18,7 +18,7 @@ from pympa.bench.record import Record, RecordFile, by_rank, environment, spread
 from pympa.bench.table import result_table
 from pympa.command import refuse_singletons
 from pympa.errors import RefusedError
-from pympa.trace import Overlap
+from pympa.step import Overlap
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
 from pympa.sheet import SheetCosts
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
-from pympa.trace import Flight, Span, Trace
+from pympa.step import Flight, Span
+from pympa.trace import Trace
 from pympa.virtual import Slow, VirtualWorld
 
 DGX = load_cluster("dgx-h100x2")

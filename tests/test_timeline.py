@@ -14,7 +14,7 @@ import conftest
 from pympa.bench.clocks import Offset, clock_offsets
 from pympa.bench.record import RecordFile
 from pympa.bench.timeline import plan_events
-from pympa.trace import Flight, Span, Step
+from pympa.step import Flight, Span, Step
 from pympa.transport.local import LocalWorld
 
 THREADS = ["step", "compute", "wait"]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import worlds
 from pympa.mesh import Plan
-from pympa.trace import Flight, Overlap, Span, Step, Times, Trace, mean_times, union
+from pympa.step import Flight, Overlap, Span, Step, Times, mean_times, union
+from pympa.trace import Trace
 from pympa.transport import Message
 from pympa.transport.local import LocalWorld
 

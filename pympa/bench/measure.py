@@ -23,8 +23,8 @@ from pympa.device_cupy import nvtx_ranges
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
+from pympa.step import Step
 from pympa.team import Team
-from pympa.trace import Step
 from pympa.verify import Verdict
 from pympa.working_set import most_rows, working_sets
 

@@ -22,7 +22,7 @@ from pympa.mesh import Plan
 from pympa.model import Model
 from pympa.partition import Bounds
 from pympa.spec import numpy_dtype
-from pympa.trace import Step, Times
+from pympa.step import Step, Times
 from pympa.virtual import Slow, VirtualEndpoint, VirtualWorld
 
 MOST_MICRO_BATCHES = 128
@@ -47,7 +47,7 @@ class SimulatedRow:
 
 
 class OfRank(NamedTuple):
-    """What one virtual rank did in a step: see `pympa.trace` and `pympa.transport.Traffic`.
+    """What one virtual rank did in a step: see `pympa.step` and `pympa.transport.Traffic`.
 
     layers: passes through layers, and how many of them were simulated. step: what it did when, if
     it was asked to keep that.

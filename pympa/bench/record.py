@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.trace import Overlap
+from pympa.step import Overlap
 
 SCHEMA = 1
 _START = b'{"schema":'  # of a record's line
@@ -139,7 +139,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         compute_seconds: in kernels, a step. comm_seconds: exposed waiting, a step.
         hidden_seconds: with messages in flight and no waiting, a step.
         overlap: seconds of a step in flight, exposed and hidden, by axis, on the rank that waits
-            most; `pympa.trace` defines them. None where pympa did not record it yet.
+            most; `pympa.step` defines them. None where pympa did not record it yet.
         comm_fraction: largest exposed waiting / step; None if oversubscribed.
         bubble_fraction: largest waiting on other stages / step; None without stages.
         bytes_sent, bytes_received: of one step.

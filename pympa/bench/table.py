@@ -14,7 +14,7 @@ from rich.table import Table
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record, StageUse
 from pympa.mesh import parse_plan
-from pympa.trace import Overlap
+from pympa.step import Overlap
 
 _WIDTH_WITHOUT_TERMINAL = 176
 _OPTION = re.compile(",(ulysses|micro_batches|balance|cp_scheme|dim_algo)")  # on lines of their own

@@ -18,7 +18,7 @@ import msgspec
 
 from pympa.bench.clocks import Offset, clock_offsets
 from pympa.bench.record import Record
-from pympa.trace import Step
+from pympa.step import Step
 from pympa.transport import Transport
 
 Event = dict[str, Any]

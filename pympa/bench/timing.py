@@ -15,8 +15,8 @@ from pympa.bench.truth import Job
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
 from pympa.spec import numpy_dtype
+from pympa.step import Overlap, mean_times
 from pympa.team import Team
-from pympa.trace import Overlap, mean_times
 
 
 @dataclass(frozen=True)

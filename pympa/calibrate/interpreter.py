@@ -12,8 +12,8 @@ from pympa.mesh import Plan
 from pympa.model import Model
 from pympa.rank import Rank
 from pympa.spec import LayerSpec, ModelSpec, numpy_dtype
+from pympa.step import Step
 from pympa.team import Team
-from pympa.trace import Step
 from pympa.transport import NullEndpoint
 
 SMALL_BYTES, LARGE_BYTES = 64 << 10, 1 << 20
