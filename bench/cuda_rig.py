@@ -67,6 +67,7 @@ class Rig:
         self.arena = Arena(device=self.device)
         self.kernels = CudaKernels(accelerator=accelerator, arena=self.arena, trace=Trace())
         self.dtype = getattr(torch, DTYPE)
+        torch.cuda.init()
         torch.set_grad_enabled(False)
         torch.manual_seed(0)
         self._stream = torch.cuda.ExternalStream(self.device.compute)

@@ -16,9 +16,9 @@ set -uo pipefail
 total_seconds=530
 needs="cupy cmake hypothesis ml_dtypes mpi4py msgspec ninja numpy pybind11 pytest rich \
 scikit_build_core shtab torch"
-parts=(build tests prefill others ranks1 ranks2 ranks4 plans memcheck racecheck)
+parts=(build tests prefill others ranks1 ranks2 ranks4 plans energy memcheck racecheck)
 declare -A limits=([build]=200 [tests]=120 [prefill]=90 [others]=60 [ranks1]=40 [ranks2]=60
-  [ranks4]=75 [plans]=60 [memcheck]=60 [racecheck]=75)
+  [ranks4]=75 [plans]=60 [energy]=30 [memcheck]=60 [racecheck]=75)
 systems="ring-dense ring-moe grid stages experts"
 
 usage() {
@@ -73,7 +73,7 @@ sys.exit(f'missing: {missing}' if missing else 0)"
     fi
     return
   fi
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
   nvcc --version | tail -n 1
   base=$(python3 -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
   python3 -m venv --without-pip "$work/venv"
@@ -162,6 +162,17 @@ part_plans() {
   $(launcher) -n 4 python tests/gpu/plans.py --device-transport staged --seconds 45
 }
 
+part_energy() {
+  if [[ -n $dry ]]; then
+    python3 -c "import pympa.bench.energy as e; print('key: windows of', e.WINDOW_SECONDS, 's')"
+    return
+  fi
+  python -m pympa.bench ring-dense --backend cuda --dtype bfloat16 --cluster none --no-verify \
+    --energy --plan dp=1 --output "$out/energy.jsonl"
+  python -c "import json
+print('key:', json.loads(open('$out/energy.jsonl').readlines()[-1])['joules_per_token'], 'J/token')"
+}
+
 # Of the library's own products there is nothing to check: racecheck takes our kernels only.
 part_check() {
   if [[ -n $dry ]]; then
@@ -172,7 +183,8 @@ part_check() {
   fi
   compute-sanitizer --tool "$@" --error-exitcode 9 python tests/gpu/every_kernel.py
 }
-part_memcheck() { part_check memcheck; }
+# CuPy asks whether events are done, which is no error; what our launches return they check.
+part_memcheck() { part_check memcheck --report-api-errors no; }
 part_racecheck() { part_check racecheck --kernel-regex kns=pympa; }
 
 export -f part_kernels launcher part_ranks part_check

@@ -34,7 +34,7 @@ def test_dry_run_of_all_parts(tmp_path):
     parts = [re.match(r"(\w+) +(ok) +(\d+)  (.+)", row) for row in table[1:]]
     assert all(parts), table
     names = [part[1] for part in parts]
-    assert len(names) == 10
+    assert len(names) == 11
     assert {f"{name}.log" for name in names} == {p.name for p in (tmp_path / "logs").iterdir()}
 
 
