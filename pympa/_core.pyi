@@ -2,10 +2,10 @@
 
 Rules that hold for every function:
 
-- `pympa._core` has them for CPUs, `pympa._cuda` for GPUs, with the same arguments. Arrays are NumPy
-  arrays in the one and CuPy arrays in the other, but ranges, head maps, counts and `group_rows`
-  are NumPy arrays in both. GPU kernels run later, in the order of their stream; those that return
-  a value or fill in counts wait for it.
+- `pympa._core` has them for CPUs, `pympa._cuda` for GPUs, with the same arguments; `mlp` and the
+  measurements of a core are only in the former. Arrays are NumPy arrays in the one and CuPy arrays
+  in the other, but ranges, head maps, counts and `group_rows` are NumPy arrays in both. GPU kernels
+  run later, in the order of their stream; those that return a value or fill in counts wait for it.
 - Arrays are of float32, float16 or `ml_dtypes.bfloat16` ("dtype" below) unless a
   type is given. Sums are float32; results are rounded to nearest, ties to even.
 - Shapes are written `[rows, columns]`. The last dimension is contiguous; outer ones may be
@@ -103,6 +103,50 @@ def gated_linear(
     on: Execution,
 ) -> None:
     """Compute out = round(act(x Wg^T + bg) * (x Wu^T + bu)); arguments as for `linear`."""
+
+def mlp_workspace_bytes(item_rows: int, hidden: int, n: int, gated: bool, on: Execution) -> int:
+    """Return the workspace bytes of `mlp`, whatever the number of rows."""
+
+def mlp(
+    x: Array,
+    packed_gate: Bytes | None,
+    packed_up: Bytes,
+    packed_down: Bytes,
+    out: Array,
+    bias_gate: Array | None,
+    bias_up: Array | None,
+    bias: Array | None,
+    activation: str,
+    hidden: int,
+    residual: Array | None,
+    branch: Array | None,
+    group_rows: Int64 | None,
+    item_rows: int,
+    workspace: Bytes,
+    on: Execution,
+) -> None:
+    """Compute `linear`, or `gated_linear`, and the `linear` after it, with their bits.
+
+    The hidden state between exists in parts of `[item_rows, 512]` only.
+
+    Args:
+        x: `[m, k]`.
+        packed_gate: the packed `[hidden, k]` weight of a gated MLP, or None.
+        packed_up: the packed `[hidden, k]` weight.
+        packed_down: the packed `[n, hidden]` weight.
+        out: `[m, n]` of x's dtype, or float32; may be `residual` or x.
+        bias_gate: `[hidden]` of x's dtype.
+        bias_up: `[hidden]` of x's dtype.
+        bias: `[n]` of x's dtype.
+        activation: see `linear`.
+        hidden: columns of the hidden state.
+        residual: see `linear`.
+        branch: see `linear`.
+        group_rows: see `linear`; weights are then `[groups, bytes]`, biases `[groups, columns]`.
+        item_rows: rows that share a pass over the weights on one thread; changes memory and speed.
+        workspace: see `mlp_workspace_bytes`.
+        on: what it runs on.
+    """
 
 def attention_workspace_bytes(head_dim: int, v_head_dim: int, dtype: str, on: Execution) -> int:
     """Return the workspace bytes of `attend_block`: fixed, whatever the number of tokens.
