@@ -9,14 +9,9 @@ message that never comes) prints one message and ends the whole job.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import sys
-import termios
-import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +19,7 @@ import numpy as np
 
 from pympa.arena import Array
 from pympa.device import local_index
+from pympa.ending import end_job, one_voice
 from pympa.errors import RefusedError
 from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.kernels.cpu import supported_isas
@@ -33,16 +29,10 @@ from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
 from pympa.team import Team, count_cores, even_threads, own_place
-from pympa.transport import TransportError
 
 if TYPE_CHECKING:
     from pympa.transport.choice import Wish
     from pympa.transport.mpi import MpiEndpoint
-
-ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
-_STAGGER_SECONDS = 0.1  # ranks that fail together speak in turn; the first one ends the job
-_LONGEST_STAGGER_SECONDS = 2.0
-_FORWARD_SECONDS = 0.05  # what a launcher takes to pass on a line that it has read
 
 
 class Session(Team):
@@ -114,7 +104,7 @@ class Session(Team):
         )
         self.gather(endpoint, places)
         if self._owns_job:
-            sys.excepthook = _one_voice(self.rank, sys.excepthook)
+            sys.excepthook = one_voice(self.rank, sys.excepthook)
         try:
             self.agree("threads", self._asked_threads)
             self.agree("isa", self._asked_isa)
@@ -137,11 +127,7 @@ class Session(Team):
         if error is None or isinstance(error, RefusedError):
             self._endpoint.close()
         elif self._owns_job:
-            time.sleep(min(_STAGGER_SECONDS * self.rank, _LONGEST_STAGGER_SECONDS))
-            _tell(self.rank, error)
-            _wait_until_read()
-            self._abort(1)
-            os._exit(1)  # some libraries return from Abort; nothing may be printed twice
+            end_job(self.rank, error, self._abort)
 
     def layouts(self, lengths: Sequence[int]) -> list[Layout]:
         """Return which tokens each rank of this rank's ring holds.
@@ -277,41 +263,3 @@ def _contiguous(rank: Rank, array: Array) -> Array:
     out = rank.arena.empty(array.shape, array.dtype, "messages")
     rank.kernels.copy(array, out)
     return out
-
-
-def _one_voice(rank: int, hook: ExceptHook) -> ExceptHook:
-    """Return an excepthook for refusals, which all ranks raise: rank 0 prints one line."""
-
-    def refuse(kind: type[BaseException], error: BaseException, where: Any) -> None:
-        if not isinstance(error, RefusedError):
-            hook(kind, error, where)
-        elif rank == 0:
-            print(f"pympa: {error}", file=sys.stderr, flush=True)
-
-    return refuse
-
-
-def _tell(rank: int, error: BaseException) -> None:
-    """Print one message; a traceback only where the message alone would not tell."""
-    if isinstance(error, SystemExit):
-        text = f"left early by sys.exit({error.code!r}) while other ranks may wait for it"
-    elif isinstance(error, (ValueError, OSError, TransportError, MemoryError)):
-        text = f"{type(error).__name__}: {error}"
-    else:
-        text = "".join(traceback.format_exception(error)).rstrip()
-    print(f"pympa: rank {rank}: {text}", file=sys.stderr, flush=True)
-
-
-def _wait_until_read() -> None:
-    """Give the launcher time to read standard error: an abort would lose what it has not read."""
-    deadline = time.monotonic() + 10 * _FORWARD_SECONDS
-    unread = bytearray(4)
-    try:
-        while time.monotonic() < deadline:
-            fcntl.ioctl(sys.stderr.fileno(), termios.FIONREAD, unread)
-            if not any(unread):
-                break
-            time.sleep(_FORWARD_SECONDS / 10)
-    except (OSError, ValueError):
-        return  # neither a pipe nor a terminal: nobody has to read it
-    time.sleep(_FORWARD_SECONDS)
