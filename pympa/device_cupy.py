@@ -33,21 +33,24 @@ class CupyDevice(Device):
         index: CUDA's number of the device in this process.
 
     Raises:
-        RefusedError: there is no CuPy, no driver or no device.
+        RefusedError: there is no CuPy, no driver or no device, or others keep it for themselves.
     """
 
     def __init__(self, local_index: int, *, timeout_seconds: float = 300.0) -> None:
         super().__init__(timeout_seconds)
         self._cupy = cupy = import_cupy()
         self._runtime = cupy.cuda.runtime
-        self.index = local_index % count_devices()
-        self.bind()
-        properties = self._runtime.getDeviceProperties(self.index)
-        self.name = f"GPU {self.index} ({properties['name'].decode()})"
-        self.bus_id = str(self._runtime.deviceGetPCIBusId(self.index))
         self._streams: list[int] = []
         self._events: list[int] = []
-        self.compute = self.stream()
+        self.index = local_index % count_devices()
+        try:
+            self.bind()
+            properties = self._runtime.getDeviceProperties(self.index)
+            self.bus_id = str(self._runtime.deviceGetPCIBusId(self.index))
+            self.compute = self.stream()
+        except self._runtime.CUDARuntimeError as error:
+            raise RefusedError(f"backend cuda: GPU {self.index}: {_reason(error)}") from None
+        self.name = f"GPU {self.index} ({properties['name'].decode()})"
 
     def bind(self) -> None:
         """See `Device.bind`."""
@@ -153,10 +156,9 @@ def count_devices() -> int:
         if "NoDevice" in str(error):
             count = 0
         else:
-            reason = str(error).partition(": ")[2] or str(error)
             raise RefusedError(
-                f"backend cuda: {reason}; install an NVIDIA driver that `nvidia-smi` reports as "
-                "CUDA 13 or newer, or take --backend cpu"
+                f"backend cuda: {_reason(error)}; install an NVIDIA driver that `nvidia-smi` "
+                "reports as CUDA 13 or newer, or take --backend cpu"
             ) from None
     if count == 0:
         raise RefusedError(
@@ -164,6 +166,11 @@ def count_devices() -> int:
             "at CUDA_VISIBLE_DEVICES, or take --backend cpu"
         )
     return count
+
+
+def _reason(error: Exception) -> str:
+    """Return what CUDA says, without the name of its code."""
+    return str(error).partition(": ")[2] or str(error)
 
 
 def nvtx_ranges() -> tuple[Callable[[str], object], Callable[[], object]]:

@@ -6,6 +6,7 @@ import pytest
 import worlds
 from pympa import device_cupy
 from pympa.device_cupy import CupyDevice
+from pympa.errors import RefusedError
 from pympa.kernels.cuda import Accelerator
 from pympa.mesh import Plan
 from pympa.transport.local import LocalWorld
@@ -44,6 +45,17 @@ def test_device(cupy_on_host):
     runtime = cupy_on_host.cuda.runtime
     assert not runtime.streams
     assert not runtime.events
+
+
+def test_a_device_that_is_taken_is_refused(cupy_on_host, monkeypatch):
+    runtime = cupy_on_host.cuda.runtime
+
+    def taken(device):
+        raise runtime.CUDARuntimeError(46)
+
+    monkeypatch.setattr(runtime, "setDevice", taken)
+    with pytest.raises(RefusedError, match=r"backend cuda: GPU 0: .*busy or unavailable"):
+        CupyDevice(0)
 
 
 @pytest.mark.parametrize(
