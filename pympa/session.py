@@ -29,9 +29,9 @@ from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
 from pympa.team import Team, count_cores, even_threads, own_place
+from pympa.transport.choice import WISHES, Wish, connect_devices
 
 if TYPE_CHECKING:
-    from pympa.transport.choice import Wish
     from pympa.transport.mpi import MpiEndpoint
 
 
@@ -44,6 +44,7 @@ class Session(Team):
             `with` ends the job.
         isa: instruction set of the kernels; None means the best that every rank has.
         threads: threads of each kernel; None means an even share of the cores that ranks may use.
+            1 or None with the backend "cuda", whose kernels have none.
         timeout_seconds: the longest any rank waits for a message.
         shares_memory: ranks of one node read each other's keys and values in place of messages,
             where the system lets them.
@@ -69,8 +70,6 @@ class Session(Team):
         device_transport: Wish = "auto",
         accelerator: Accelerator | None = None,
     ) -> None:
-        if backend not in ("cpu", "cuda"):
-            raise RefusedError(f"backend: expected cpu or cuda; got {backend!r}")
         self._plan = plan
         self._comm = comm
         self._asked_isa = isa
@@ -90,7 +89,7 @@ class Session(Team):
         self._comm = self._comm or MPI.COMM_WORLD
         self._abort = self._comm.Abort
         places = self._comm.allgather(own_place())
-        if self._asked_threads is None:
+        if self._asked_threads is None and self._asked_backend == "cpu":
             self.threads = even_threads(places)
         _, crowded = count_cores(places, self.threads)
         if self._owns_job:
@@ -109,12 +108,13 @@ class Session(Team):
             self.agree("threads", self._asked_threads)
             self.agree("isa", self._asked_isa)
             self.agree("backend", (self._asked_backend, self._asked_route))
+            self.check(self._check_backend)
             if self._asked_backend == "cuda":
                 self._open_devices(endpoint, [node for node, _ in places], naps=crowded)
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)
-        except BaseException:
-            self._endpoint.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -126,6 +126,9 @@ class Session(Team):
     ) -> None:
         if error is None or isinstance(error, RefusedError):
             self._endpoint.close()
+            if self.accelerator is not None and self._given_accelerator is None:
+                self.accelerator.device.synchronise("the session")
+                self.accelerator.device.close()
         elif self._owns_job:
             end_job(self.rank, error, self._abort)
 
@@ -211,7 +214,6 @@ class Session(Team):
 
     def _open_devices(self, endpoint: MpiEndpoint, nodes: Sequence[str], *, naps: bool) -> None:
         """Take a device each, and let arrays on it travel. Collective."""
-        from pympa.transport.choice import connect_devices
         from pympa.transport.nccl_cupy import CupyNccl
 
         local = local_index(self.rank, nodes)
@@ -230,7 +232,19 @@ class Session(Team):
             naps=naps,
         )
         buses = self.world.gather_objects(device.bus_id)
-        self.gather(connected, [(node, {bus}) for node, bus in zip(nodes, buses, strict=True)])
+        devices = [(node, {bus}) for node, bus in zip(nodes, buses, strict=True)]
+        self.gather(connected, self._places, devices)
+
+    def _check_backend(self) -> None:
+        backend, route = self._asked_backend, self._asked_route
+        if backend not in ("cpu", "cuda"):
+            raise RefusedError(f"backend: expected cpu or cuda; got {backend!r}")
+        if route not in WISHES:
+            raise RefusedError(
+                f"device_transport: expected one of {', '.join(WISHES)}; got {route!r}"
+            )
+        if backend == "cuda" and self.threads != 1:
+            raise RefusedError(f"threads: expected 1 with backend cuda; got {self.threads}")
 
     def _parsed_plan(self) -> Plan:
         plan = Plan(cp=self.size) if self._plan is None else self._plan

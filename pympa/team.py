@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Place = tuple[str, set[int] | set[str]]
-"""Where a rank is: its node, and the cores of it that it may use, or the device that it has."""
+"""Where a rank computes: its node, and the cores of it that it may use, or the device it has."""
 
 
 class Team:
@@ -56,16 +56,22 @@ class Team:
         """What computes."""
         return "cpu" if self.accelerator is None else "cuda"
 
-    def gather(self, endpoint: MpiEndpoint | DeviceEndpoint, places: Sequence[Place]) -> None:
+    def gather(
+        self,
+        endpoint: MpiEndpoint | DeviceEndpoint,
+        places: Sequence[Place],
+        devices: Sequence[Place] | None = None,
+    ) -> None:
         """Take up an endpoint and what is known of its ranks.
 
         Args:
             endpoint: of the team's ranks.
-            places: of each of them.
+            places: of each of them, in cores.
+            devices: places of each of them in devices, where these compute.
         """
-        self._endpoint, self._places = endpoint, places
+        self._endpoint, self._places, self._devices = endpoint, places, devices
         self.rank, self.size = endpoint.rank, endpoint.size
-        self.total_cores, self.oversubscribed = count_cores(places, self.threads)
+        self.total_cores, self.oversubscribed = count_cores(devices or places, self.threads)
         self.world = Transport(endpoint, WORLD, range(self.size), Arena(), Trace(), Traffic())
 
     def on_first(self, ranks: int, work: Callable[[Team], T]) -> T:
@@ -97,7 +103,8 @@ class Team:
         _, crowded = count_cores(places, self.threads)
         team.isa, team.mpi_library = self.isa, self.mpi_library
         team.accelerator, team.route = self.accelerator, self.route
-        team.gather(self._endpoint.first(ranks, naps=crowded), places)
+        devices = None if self._devices is None else self._devices[:ranks]
+        team.gather(self._endpoint.first(ranks, naps=crowded), places, devices)
         return team
 
     def agree(self, what: str, value: Any) -> None:

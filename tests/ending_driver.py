@@ -1,12 +1,15 @@
-"""Runs the main job and breaks one rank after the first record; see test_ending.py."""
+"""Runs the main job and breaks one rank, mostly after the first record; see test_ending.py."""
 
 import os
 import signal
 import sys
 import time
 
+from emulated import EmulatedDevice
+from pympa import session
 from pympa.bench import __main__ as command
 from pympa.bench import run as bench
+from pympa.kernels.cuda import Accelerator
 
 HOW, RANK = sys.argv[1], 2
 
@@ -25,7 +28,15 @@ def fail() -> None:
     os.kill(os.getpid(), getattr(signal, HOW))
 
 
+def open_device(local_index: int, *, timeout_seconds: float) -> Accelerator:
+    """Fail on one rank, in a way that nobody expects."""
+    if local_index == RANK:
+        raise RuntimeError("planned: no device today")
+    return Accelerator(EmulatedDevice(timeout_seconds=timeout_seconds), core=None)
+
+
 def main() -> int:
+    session.open_accelerator = open_device
     run_plan, calls = bench.run_plan, []
 
     def breaks_at_second_plan(session, *rest):

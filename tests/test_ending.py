@@ -42,6 +42,14 @@ def test_one_rank_ends(how, says, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_one_rank_fails_on_its_way_into_the_session():
+    job = conftest.run_job(4, "tests/ending_driver.py", "", "--backend", "cuda", timeout=60)
+    assert job.status != 0
+    assert job.err.count("pympa: rank") == job.err.count("Traceback") == 1, job.err
+    assert "RuntimeError: planned: no device today" in job.err
+
+
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("how", ["late", "SIGSTOP"])
 def test_a_rank_that_stays_away_is_not_waited_for(how, tmp_path: Path):
     experiment = tmp_path / "tiny.toml"

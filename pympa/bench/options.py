@@ -6,6 +6,7 @@ import argparse
 
 from pympa.command import Parser, byte_count, count, seconds, threads
 from pympa.errors import RefusedError
+from pympa.transport.choice import WISHES
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 _OF_CPUS = ("threads", "no_shared_memory", "isa")
@@ -62,7 +63,7 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     )
     add(
         "--device-transport",
-        choices=("auto", "nccl", "staged"),
+        choices=WISHES,
         default="auto",
         help="of the cuda backend: NCCL, MPI through memory of the host, or auto: staged where "
         "ranks share a GPU or there is no NCCL (default)",

@@ -48,6 +48,23 @@ def test_ring_attention():
     np.testing.assert_allclose(lse, whole_lse[rows], atol=1e-3)  # probabilities are rounded
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"backend": "gpu"}, "backend: expected cpu or cuda; got 'gpu'"),
+        ({"backend": "cuda", "threads": 2}, "threads: expected 1 with backend cuda; got 2"),
+        (
+            {"backend": "cuda", "device_transport": "mpi"},
+            "device_transport: expected one of auto, nccl, staged; got 'mpi'",
+        ),
+    ],
+    ids=["backend", "threads", "transport"],
+)
+def test_arguments_are_refused_on_all_ranks_together(how, message):
+    with pytest.raises(RefusedError, match=message), Session(comm=MPI.COMM_WORLD, **how):
+        pass
+
+
 def test_nccl_is_refused_where_it_is_not():
     with (
         pytest.raises(
