@@ -63,9 +63,10 @@ class Candidate:
 def agreed_cache(session: Session, asked: int | None) -> int | None:
     """Return the cache that a rank may call its own: as asked for, or the least found. Collective.
 
-    None if some rank cannot tell.
+    None if some rank cannot tell, or computes on a GPU.
     """
-    caches = session.world.gather_objects(asked or cache_of_rank(session.threads))
+    found = cache_of_rank(session.threads) if session.accelerator is None else None
+    caches = session.world.gather_objects(asked or found)
     return None if None in caches else min(caches)
 
 

@@ -99,7 +99,7 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         type=byte_count,
         metavar="BYTES",
         help="cache of a rank, as in 50MB or 2MiB, that chunks of the stages families fit; "
-        "default: second level of its cores and its share of the third",
+        "default: second level of its cores and its share of the third; none on GPUs",
     )
     add(
         "--weight-limit",
