@@ -39,12 +39,11 @@ def lacking_memory(session: Session, job: Job, plan: Plan, stages: Bounds) -> st
 
     Ranks that the plan does not take need what a process needs.
     """
-    place, beside, available = f"node {platform.node()}", PROCESS_BYTES, available_bytes()
+    place, needed, available = f"node {platform.node()}", PROCESS_BYTES, available_bytes()
     if session.accelerator is not None:
         device = session.accelerator.device
         place = f"GPU {device.bus_id} of {place}"
-        beside, available = DEVICE_BYTES, device.memory()[0]
-    needed = beside
+        needed, available = DEVICE_BYTES, device.memory()[0]
     if session.rank < plan.world:
         rehearsed = rehearsal(session, job, plan, stages)
         rehearsed.step(job.size.lengths)
@@ -52,15 +51,15 @@ def lacking_memory(session: Session, job: Job, plan: Plan, stages: Bounds) -> st
     everyone = session.world.gather_objects((place, needed, available))
     total: Counter[str] = Counter()
     present: dict[str, int] = {}
-    for node, peak, available in everyone:
-        total[node] += peak
-        present[node] = min(available, present.get(node, available))
-    for node in total:
-        if total[node] > present[node]:
+    for place, of_rank, seen in everyone:
+        total[place] += of_rank
+        present[place] = min(seen, present.get(place, seen))
+    for place in total:
+        if total[place] > present[place]:
             return (
-                f"plan {plan} at size {job.size_name} does not fit: {node} needs "
-                f"{total[node]:,} bytes ({max(p for _, p, _ in everyone):,} on the largest rank), "
-                f"{present[node]:,} are available; use more nodes, another plan or another size"
+                f"plan {plan} at size {job.size_name} does not fit: {place} needs "
+                f"{total[place]:,} bytes ({max(n for _, n, _ in everyone):,} on the largest rank), "
+                f"{present[place]:,} are available; use more nodes, another plan or another size"
             )
     return None
 

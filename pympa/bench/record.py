@@ -147,7 +147,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             None if simulated.
         flops_per_token: useful ones. performed_flops: over useful ones, 1 where no rank does what
             another does. roofline_fraction: least possible seconds / measured.
-        oversubscribed: some node has more ranks × threads than cores.
+        oversubscribed: some node has more ranks × threads than cores, or more ranks than GPUs.
         error, tolerance: of `error_of`, the output that comes closest to its tolerance.
         error_one_rank: of the same output on one rank.
         sampled_rows: rows checked where the whole oracle would not fit; None means all.

@@ -43,7 +43,7 @@ def find_measured(
     """Return which (repeat, row) an earlier run has measured in the same way.
 
     The same way: experiment, size, dtype, plan, stages, cache, ranks, threads, instruction set,
-    way between GPUs, iterations, verified or not, version of pympa.
+    way between GPUs, iterations, verified or not, joules where asked for, version of pympa.
     """
     found: dict[tuple[int, int], Record] = {}
     for record in earlier:
@@ -54,13 +54,19 @@ def find_measured(
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == session.threads
             and record.environment.isa == session.isa
-            and record.environment.route == session.route
+            and _way(record.environment.route) == _way(session.route)
+            and (record.joules_per_token is not None or not options.energy)
             and record.environment.pympa == version("pympa")
         )
         for index, candidate in enumerate(candidates):
             if same and record.repeat <= options.repeat and _is_of(record, candidate):
                 found[record.repeat, index] = record
     return found
+
+
+def _way(route: str | None) -> str:
+    """Return the way between GPUs without the reason, which may name a GPU of another node."""
+    return (route or "").partition(":")[0]
 
 
 def _is_of(record: Record, candidate: Candidate) -> bool:
