@@ -154,9 +154,12 @@ def test_main_job(tmp_path):
     )
     path.write_text(wider.replace("float32", "bfloat16"))
     driver = conftest.ROOT / "tests" / "cuda_driver.py"
-    files = "--output", str(output), "--trace", str(timeline)
-    job = conftest.run_job(4, str(driver), str(path), "--backend", "cuda", *files)
+    run = str(driver), str(path), "--backend", "cuda", "--output", str(output)
+    job = conftest.run_job(4, *run, "--trace", str(timeline))
     assert job.status == 0, job.err
+    again = conftest.run_job(4, *run, "--resume")
+    assert again.status == 0, again.err
+    assert "oracle" not in again.err, "all that was measured is measured the same way"
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["role"] for r in records] == ["baseline", "proposed"]
     for record in records:

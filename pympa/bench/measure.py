@@ -49,45 +49,57 @@ def run_plan(
         The record, or why it failed verification.
     """
     reset_process_peak()
-    job, variants, stages = candidate.job, candidate.variants, candidate.row.stages
-    rank = team.on(variants[0])
+    rank = team.on(candidate.variants[0])
     if options.nvtx:
         rank.trace.named_ranges = nvtx_ranges()
-    try:
-        model = Model(job.size.model, rank, job.dtype, job.source, stages=stages)
-        loading_peak = rank.arena.restart_peak()
-        records: list[Record] = []
-        steps: list[Step] = []  # the last one of each
-        for variant in variants:
-            with rank.arena.scope():
-                prepared = model.prepare(job.ids, variant.micro_batches)
-                verdicts = _verify(truth, team, model, prepared)
-                if verdicts is not None and variant.exact and not verdicts[0].passed:
-                    return _failure(variant, verdicts)
-                timing = time_steps(team, rank, model, prepared, options, loading_peak)
-                record = _record(team, candidate, variant, rank, verdicts, machine, timing, options)
-                steps.append(rank.trace.last)
-                if options.energy:
-                    record = msgspec.structs.replace(
-                        record,
-                        joules_per_token=joules_per_token(
-                            team,
-                            partial(model.forward, prepared),
-                            tokens=sum(job.size.lengths),
-                            step_seconds=record.step_seconds.median,
-                        ),
-                    )
-                records.append(record)
-            if records[-1].tps < CLEARLY_SLOWER * max(record.tps for record in records):
-                break
-    finally:
-        rank.arena.close()
-    best, step = max(zip(records, steps, strict=True), key=lambda pair: pair[0].tps)
-    searched = {record.plan: record.tps for record in records} if len(variants) > 1 else {}
+    tried = _try_variants(team, rank, candidate, truth, machine, options)
+    # Not after an error, which ends the job: a device would first wait for messages under way.
+    rank.arena.close()
+    if isinstance(tried, str):
+        return tried
+    best, step = max(tried, key=lambda pair: pair[0].tps)
+    several = len(candidate.variants) > 1
+    searched = {record.plan: record.tps for record, _ in tried} if several else {}
     use = _stage_use(team, candidate, parse_plan(best.plan))
     best = msgspec.structs.replace(best, searched=searched, repeat=repeat, stages=use)
     timeline.add(best, step, rank.trace.host_clock, team.world)
     return best
+
+
+def _try_variants(
+    team: Team,
+    rank: Rank,
+    candidate: Candidate,
+    truth: Truth | None,
+    machine: Machine,
+    options: argparse.Namespace,
+) -> list[tuple[Record, Step]] | str:
+    """Return each variant's record and last step, or why one failed verification. Collective."""
+    job, stages = candidate.job, candidate.row.stages
+    model = Model(job.size.model, rank, job.dtype, job.source, stages=stages)
+    loading_peak = rank.arena.restart_peak()
+    tried: list[tuple[Record, Step]] = []
+    for variant in candidate.variants:
+        with rank.arena.scope():
+            prepared = model.prepare(job.ids, variant.micro_batches)
+            verdicts = _verify(truth, team, model, prepared)
+            if verdicts is not None and variant.exact and not verdicts[0].passed:
+                return _failure(variant, verdicts)
+            timing = time_steps(team, rank, model, prepared, options, loading_peak)
+            record = _record(team, candidate, variant, rank, verdicts, machine, timing, options)
+            step = rank.trace.last
+            if options.energy:
+                joules = joules_per_token(
+                    team,
+                    partial(model.forward, prepared),
+                    tokens=sum(job.size.lengths),
+                    step_seconds=record.step_seconds.median,
+                )
+                record = msgspec.structs.replace(record, joules_per_token=joules)
+            tried.append((record, step))
+        if record.tps < CLEARLY_SLOWER * max(other.tps for other, _ in tried):
+            break
+    return tried
 
 
 def _stage_use(team: Team, candidate: Candidate, plan: Plan) -> StageUse | None:
