@@ -125,11 +125,6 @@ class Arena:
         """Blocks taken from the system so far."""
         return len(self._own.blocks) + len(self._shared.blocks)
 
-    @property
-    def reserved_bytes(self) -> int:
-        """Bytes taken from the system so far."""
-        return sum(block.size for block in (*self._own.blocks, *self._shared.blocks))
-
     def empty(
         self,
         shape: tuple[int, ...],

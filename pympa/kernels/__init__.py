@@ -273,4 +273,4 @@ class Kernels(Protocol):
 
 
 Core = Any
-"""The functions of `pympa._core`, or shape-only stand-ins for them."""
+"""The functions of `pympa._core` or `pympa._cuda`, or shape-only stand-ins for them."""

@@ -122,7 +122,7 @@ class AttentionKernels:
 
 
 def _rule(spec: AttentionSpec) -> dict[str, Any]:
-    """Return what `_core` calls the rule that turns scores into probabilities."""
+    """Return what a core calls the rule that turns scores into probabilities."""
     return {
         "scale": spec.scale,
         "causal": spec.causal,

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pympa import _core
 from pympa.arena import Arena, Array
 from pympa.caches import cache_of_rank
-from pympa.kernels import Core
 from pympa.kernels.core import CoreKernels
 from pympa.trace import Trace
 
@@ -38,16 +37,13 @@ class CpuKernels(CoreKernels):
         threads: OpenMP threads of a call.
         arena: where workspaces and packed weights come from.
         trace: collects the time of each kernel.
-        core: `pympa._core`, or shape-only stand-ins.
     """
 
     piece_flops: float = PIECE_FLOPS
 
-    def __init__(
-        self, *, isa: str, threads: int, arena: Arena, trace: Trace, core: Core = _core
-    ) -> None:
+    def __init__(self, *, isa: str, threads: int, arena: Arena, trace: Trace) -> None:
         on = _core.Execution(isa, threads=threads)
-        super().__init__(core=core, on=on, arena=arena, trace=trace)
+        super().__init__(core=_core, on=on, arena=arena, trace=trace)
         self.threads = threads
         self.cache_bytes = cache_bytes(threads)
 
