@@ -23,6 +23,7 @@ from pympa.model import Model
 from pympa.session import Session
 from pympa.spec import DTYPES, ModelSpec
 from pympa.team import Team
+from pympa.transport.choice import WISHES
 from pympa.verify import compare
 
 MODELS = {
@@ -104,7 +105,7 @@ def main(arguments: list[str]) -> int:
     """Check all models on all ranks; return 1 if a plan is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--device-transport", choices=("nccl", "staged"))
+    parser.add_argument("--device-transport", choices=WISHES, default="auto")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--most", type=int, default=8, help="plans of each model and world (8)")
     parser.add_argument("--seconds", type=float, default=60, help="after which none starts (60)")
