@@ -149,7 +149,7 @@ def test_sums_are_partials_of_512(cpu_kernels, rng, normal, same_bits):
     for k in range(0, 1300, 512):
         part = np.ascontiguousarray(x[:, k : k + 512])
         total += cpu_kernels.linear(part, np.ascontiguousarray(weight[:, k : k + 512]))
-    same_bits(kernels.linear(x, weight), total)
+    same_bits(cpu_kernels.linear(x, weight), total)
 
 
 @pytest.mark.parametrize(
