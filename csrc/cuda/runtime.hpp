@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -80,13 +81,19 @@ inline int most_shared_bytes() {
   return bytes;
 }
 
+// Held from the setting of a kernel's limit to its launch: the limit is the process's, and another
+// host thread with a smaller launch would lower it in between.
+inline std::mutex shared_limits;
+
 // Launches on `stream` (a cudaStream_t). A grid with no block does nothing.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes,
             void* stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   constexpr std::size_t kFreeBytes = 48 * 1024;  // more must be asked for, kernel by kernel
+  std::unique_lock hold(shared_limits, std::defer_lock);
   if (shared_bytes > kFreeBytes) {
+    hold.lock();
     PYMPA_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           static_cast<int>(shared_bytes)));
