@@ -35,7 +35,9 @@ template <class Shape>
 struct Place {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int row_group = warp / Shape::kColumnGroups, column_group = warp % Shape::kColumnGroups;
+  // Constants where there is one group: a barrier whose number is known takes one, others all 16.
+  const int row_group = Shape::kRowGroups > 1 ? warp / Shape::kColumnGroups : 0;
+  const int column_group = Shape::kRowGroups > 1 ? warp % Shape::kColumnGroups : warp;
   const int row0 = row_group * Shape::kWarpRows;           // of the warp in the block
   const int key0 = column_group * Shape::kWarpKeys;        // of its scores in the tile
   const int column0 = column_group * Shape::kWarpColumns;  // of its output
