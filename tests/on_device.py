@@ -133,12 +133,13 @@ def wide(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float64)
 
 
-def assert_close(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], dtype: Any) -> None:
+def assert_close(got: Any, want: Any, dtype: Any) -> None:
     """Compare with float64 as the contract does: the norm, and the worst row by 8; no NaN."""
+    got, want = wide(np.asarray(got)), wide(np.asarray(want))
     assert got.shape == want.shape
     if not got.size:
         return
-    got, tolerance = wide(got), TOLERANCE[np.dtype(dtype).name]
+    tolerance = TOLERANCE[np.dtype(dtype).name]
     assert np.isfinite(got).all(), "NaN, or an element that was not written"
     error = np.linalg.norm(got - want)
     assert error <= tolerance * np.linalg.norm(want) + 1e-30, error / np.linalg.norm(want)
@@ -149,7 +150,7 @@ def assert_close(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], dtype: A
 
 def assert_same_bits(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> None:
     """Compare byte by byte."""
-    assert got.dtype == want.dtype
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
     different = (raw_rows(got) != raw_rows(want)).any(axis=1)
     assert not different.any(), f"rows {np.flatnonzero(different)[:8]} of {len(got)} differ"
 

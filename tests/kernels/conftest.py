@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from on_device import assert_close, assert_same_bits, normal
 from pympa import _core
 from pympa.spec import DTYPES
-from pympa.verify import TOLERANCE
 
 
 class Kernels:
@@ -296,45 +296,19 @@ def rng():
     return np.random.default_rng(20250711)
 
 
-@pytest.fixture(scope="session")
-def normal():
+@pytest.fixture(scope="session", name="normal")
+def normal_fixture():
     """Return a function that draws standard normal arrays of a dtype."""
-
-    def draw(rng, shape, dtype, scale=1.0):
-        return (rng.standard_normal(shape) * scale).astype(np.float32).astype(dtype)
-
-    return draw
+    return normal
 
 
 @pytest.fixture(scope="session")
 def check():
     """Return the check of a result against float64: whole norm x 1, worst row x 8, no NaN."""
-
-    def compare(got, want, dtype):
-        tolerance = TOLERANCE[np.dtype(dtype).name]
-        got = np.asarray(got).astype(np.float64)
-        want = np.asarray(want, np.float64)
-        assert got.shape == want.shape
-        if got.size == 0:
-            return
-        assert np.isfinite(got).all()
-        error = np.linalg.norm(got - want)
-        assert error <= tolerance * np.linalg.norm(want) + 1e-30
-        row_axes = tuple(range(1, got.ndim))
-        row_error = np.sqrt(((got - want) ** 2).sum(axis=row_axes))
-        typical = np.sqrt((want**2).sum() / len(want))
-        assert row_error.max() <= 8 * tolerance * typical + 1e-30
-
-    return compare
+    return assert_close
 
 
 @pytest.fixture(scope="session")
 def same_bits():
     """Return the check that two arrays are equal byte for byte."""
-
-    def compare(a, b):
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
-        assert a.tobytes() == b.tobytes()
-
-    return compare
+    return assert_same_bits
