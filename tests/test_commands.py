@@ -14,7 +14,8 @@ import pytest
 
 import conftest
 from pympa.bench.compare import compare
-from pympa.bench.record import Record, RecordFile, by_rank, environment, spread
+from pympa.bench.record import Record, by_rank, environment, spread
+from pympa.bench.record_file import RecordFile
 from pympa.bench.table import result_table
 from pympa.command import refuse_singletons
 from pympa.errors import RefusedError

@@ -7,7 +7,7 @@ import pytest
 import conftest
 from pympa.bench.forecast import forecast_cluster
 from pympa.bench.options import build_parser, refuse_idle
-from pympa.bench.record import RecordFile
+from pympa.bench.record_file import RecordFile
 from pympa.bench.slow import parse_slow
 from pympa.cluster import load_cluster
 from pympa.errors import RefusedError

@@ -7,7 +7,8 @@ import pytest
 
 import conftest
 from pympa.bench.experiment import load_experiment, packaged_experiments
-from pympa.bench.record import Record, RecordFile
+from pympa.bench.record import Record
+from pympa.bench.record_file import RecordFile
 from pympa.mesh import parse_plan
 
 STAGED = conftest.TINY.replace('family = "ring"', 'family = "stages"').replace(

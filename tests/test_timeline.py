@@ -12,7 +12,7 @@ import pytest
 import checks
 import conftest
 from pympa.bench.clocks import Offset, clock_offsets
-from pympa.bench.record import RecordFile
+from pympa.bench.record_file import RecordFile
 from pympa.bench.timeline import plan_events
 from pympa.step import Flight, Span, Step
 from pympa.transport.local import LocalWorld

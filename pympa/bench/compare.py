@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pympa.bench.record import Record, RecordFile
+from pympa.bench.record import Record
+from pympa.bench.record_file import RecordFile
 from pympa.command import Parser, once, start
 
 Key = tuple[str, str, str, str, str, int]

@@ -1,10 +1,8 @@
-"""One JSON line for each measured plan."""
+"""What is kept of each measured plan; `pympa.bench.record_file` writes it down."""
 
 from __future__ import annotations
 
-import os
 import platform
-import stat
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,7 +16,6 @@ from numpy.typing import NDArray
 from pympa.step import Overlap
 
 SCHEMA = 1
-_START = b'{"schema":'  # of a record's line
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -262,74 +259,3 @@ def environment(
         device=device,
         route=route,
     )
-
-
-class RecordFile:
-    """Appends records to a file; each is on the disk before the next plan starts.
-
-    Args:
-        path: JSON lines; None writes nothing.
-
-    Raises:
-        OSError: the file cannot be written; its message names it.
-    """
-
-    def __init__(self, path: str | None) -> None:
-        self._path = None if path is None else Path(path)
-        self._append(b"")
-
-    def write(self, record: Record) -> None:
-        """Append one line and flush it to the disk."""
-        self._append(msgspec.json.encode(record) + b"\n")
-
-    def read(self) -> list[Record]:
-        """Return the records already there; a last line that was cut short is removed.
-
-        Raises:
-            ValueError: a line is no record of this schema.
-        """
-        if self._path is None:
-            return []
-        whole, newline, cut = self._path.read_bytes().rpartition(b"\n")
-        records = _decode(whole, str(self._path))
-        if cut and not cut.startswith(_START[: len(cut)]):
-            raise ValueError(f"{self._path}: the last line is not a record")
-        if cut:
-            os.truncate(self._path, len(whole) + len(newline))
-        return records
-
-    @staticmethod
-    def load(path: str) -> list[Record]:
-        """Return all records of a file.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: a line is no record of this schema.
-        """
-        try:
-            lines = Path(path).read_bytes()
-        except OSError as error:
-            raise OSError(f"{path}: {error.strerror}") from None
-        return _decode(lines, path)
-
-    def _append(self, line: bytes) -> None:
-        if self._path is None:
-            return
-        try:
-            with self._path.open("ab") as file:
-                file.write(line)
-                file.flush()
-                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or device cannot sync
-                    os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(f"--output {self._path}: {error.strerror}") from None
-
-
-def _decode(lines: bytes, path: str) -> list[Record]:
-    records = []
-    for number, line in enumerate(lines.splitlines(), 1):
-        try:
-            records.append(msgspec.json.decode(line, type=Record))
-        except msgspec.DecodeError as error:
-            raise ValueError(f"{path}: line {number} is not a record: {error}") from None
-    return records

@@ -23,7 +23,8 @@ from pympa.bench.experiment import (
 from pympa.bench.forecast import forecast_cluster, forecasts
 from pympa.bench.machine import Machine
 from pympa.bench.measure import run_plan
-from pympa.bench.record import Record, RecordFile
+from pympa.bench.record import Record
+from pympa.bench.record_file import RecordFile
 from pympa.bench.resume import StopSignal, find_measured
 from pympa.bench.table import console, result_table
 from pympa.bench.timeline import TimelineFile

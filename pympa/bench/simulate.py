@@ -16,7 +16,7 @@ from pympa.bench.experiment import (
     packaged_experiments,
 )
 from pympa.bench.predict import Prediction, SimulatedRow, fastest, predict
-from pympa.bench.record import RecordFile
+from pympa.bench.record_file import RecordFile
 from pympa.bench.simulated import simulated_record, simulated_table
 from pympa.bench.slow import parse_slow
 from pympa.bench.table import console
