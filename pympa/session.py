@@ -243,6 +243,8 @@ class Session(Team):
             raise RefusedError(
                 f"device_transport: expected one of {', '.join(WISHES)}; got {route!r}"
             )
+        if backend == "cpu" and self._given_accelerator is not None:
+            raise RefusedError("accelerator: expected none with backend cpu; got one")
         if backend == "cuda" and self.threads != 1:
             raise RefusedError(f"threads: expected 1 with backend cuda; got {self.threads}")
 

@@ -52,13 +52,14 @@ def test_ring_attention():
     ("how", "message"),
     [
         ({"backend": "gpu"}, "backend: expected cpu or cuda; got 'gpu'"),
+        ({"accelerator": object()}, "accelerator: expected none with backend cpu; got one"),
         ({"backend": "cuda", "threads": 2}, "threads: expected 1 with backend cuda; got 2"),
         (
             {"backend": "cuda", "device_transport": "mpi"},
             "device_transport: expected one of auto, nccl, staged; got 'mpi'",
         ),
     ],
-    ids=["backend", "threads", "transport"],
+    ids=["backend", "accelerator", "threads", "transport"],
 )
 def test_arguments_are_refused_on_all_ranks_together(how, message):
     with pytest.raises(RefusedError, match=message), Session(comm=MPI.COMM_WORLD, **how):
