@@ -11,7 +11,12 @@ from pympa.kernels.cuda import Accelerator
 from pympa.session import Session
 from pympa.spec import DTYPES
 
-pytestmark = pytest.mark.mpi
+pytestmark = [
+    pytest.mark.mpi,
+    pytest.mark.skipif(
+        MPI.COMM_WORLD.Get_size() > 4, reason="kernels of many ranks take minutes to emulate"
+    ),
+]
 core = pytest.importorskip(
     "pympa._cuda_emulated", reason="needs a build with PYMPA_CUDA_EMULATED=ON", exc_type=ImportError
 )
