@@ -61,15 +61,17 @@ export PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=i
 part_build() {
   if [[ -n $dry ]]; then
     bash -n bench/gpu_check.sh
+    # Of what it needs, peers, CuPy and tools to build with may be missing where nothing is built.
     python3 -c "import importlib.util as u, sys
-missing = [n for n in '$needs'.split() if u.find_spec(n) is None and n not in ('torch', 'cupy')]
+others = 'cmake cupy ninja pybind11 scikit_build_core torch'.split()
+missing = [n for n in '$needs'.split() if u.find_spec(n) is None and n not in others]
 sys.exit(f'missing: {missing}' if missing else 0)"
-    if command -v nvcc; then
+    if command -v nvcc && command -v cmake && python3 -c 'import pybind11'; then
       cmake -S . -B "$work/build" -DPYMPA_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90a-real \
         -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(command -v python3)"
       echo "key: configured, $(nvcc --version | sed -n 's/.*release \([^,]*\),.*/nvcc \1/p')"
     else
-      echo "key: no nvcc"
+      echo "key: not configured, for want of nvcc, cmake or pybind11"
     fi
     return
   fi
