@@ -68,10 +68,15 @@ def test_requests_that_cannot_be_met_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--slow", "rank=1,factor=2"], "--slow needs --backend virtual"),
-        (["--routing-from", "o.jsonl"], "--routing-from needs --backend virtual"),
-        (["--backend", "virtual", "--resume"], "--resume: --backend virtual, which runs nothing"),
-        (["--backend", "virtual", "--router-skew", "0"], "--router-skew: --backend virtual"),
+        (["--slow", "rank=1,factor=2"], "--slow is of --backend virtual; cpu has no use for it"),
+        (["--routing-from", "o.jsonl"], "--routing-from is of --backend virtual; cpu"),
+        (["--backend", "virtual", "--resume"], "--resume is of --backend cpu or cuda; virtual has"),
+        (["--backend", "cuda", "--threads", "2"], "--threads is of --backend cpu; cuda has"),
+        (["--energy"], "--energy is of --backend cuda; cpu has no use for it"),
+        (
+            ["--backend", "virtual", "--router-skew", "0"],
+            "--router-skew is of --backend cpu or cuda",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(arguments, says):
