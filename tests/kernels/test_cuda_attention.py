@@ -59,7 +59,8 @@ def same(some, whole, rows=slice(None)):
     rows=st.integers(1, 9),
     keys=st.integers(1, 1300),
     kv_head_of_q=st.sampled_from([[0], [0, 0, 1], [1, 0, 1], [2, 2, 0, 2, 0]]),
-    dims=st.sampled_from([(1, 1), (24, 37), (64, 64), (33, 130), (128, 128), (40, 300)]),
+    # Not one column of v: a sum of many that nearly vanishes has no relative error to speak of.
+    dims=st.sampled_from([(1, 7), (24, 37), (64, 64), (33, 130), (128, 128), (40, 300)]),
     ahead=st.integers(0, 600),
     k_start=st.sampled_from([0, 0, 1, 300, 511]),
     causal=st.booleans(),
