@@ -13,6 +13,7 @@ by the first message; a step that repeats an earlier one takes no memory.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -51,7 +52,7 @@ class _Buffer(NamedTuple):
     copied: int
 
 
-class _Lane:
+class _Lane(ABC):
     """Messages of one channel to or from one peer, in order; see the module.
 
     Args:
@@ -87,9 +88,9 @@ class _Lane:
             last = start == starts[-1]
             self._waiting.append(_Piece(raw[start : start + size], ready, end if last else None))
 
+    @abstractmethod
     def move_on(self) -> None:
         """Take pieces as far as they can go."""
-        raise NotImplementedError
 
     @property
     def idle(self) -> bool:
