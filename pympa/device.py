@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 DeviceArray = Any
 """An array in the memory of a device; it has the attributes of a NumPy array that pympa uses."""
 
-_WINDOW_BYTES = 4 << 20  # 80 µs of PCIe 5: long enough to hide what a copy costs to start
+_HALF_WINDOW_BYTES = 4 << 20  # 80 µs of PCIe 5: long enough to hide what a copy costs to start
 
 
 class Device(ABC):
@@ -35,6 +35,7 @@ class Device(ABC):
         timeout_seconds: the longest that the host waits for its kernels.
         watchers: called again and again while the host waits. They tell whether the device itself
             waits for other ranks, the time of which is theirs to limit, by raising an error.
+        timed_events: of the marks of a step; the next step uses them again.
     """
 
     name: str
@@ -44,8 +45,11 @@ class Device(ABC):
     def __init__(self, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self.watchers: list[Callable[[], bool]] = []
+        self.timed_events: list[int] = []
         self._spare: list[int] = []
         self._window: NDArray[np.uint8] | None = None
+        self._copied: list[int] = []
+        self._half = self._filled = 0
 
     @abstractmethod
     def bind(self) -> None:
@@ -160,16 +164,18 @@ class Device(ABC):
         """
         host = np.empty(array.shape, array.dtype)
         target, source = host.reshape(-1).view(np.uint8), flat_bytes(array)
-        window = self._pinned_window()
-        for start in range(0, len(source), len(window)):
-            piece = source[start : start + len(window)]
-            self.copy(window[: len(piece)], piece, self.compute)
+        for piece in _pieces(len(source)):
+            room = self._room(len(source[piece]))
+            self.copy(room, source[piece], self.compute)
             self.synchronise("a copy to the host")
-            target[start : start + len(piece)] = window[: len(piece)]
+            target[piece] = room
         return host
 
     def write(self, array: DeviceArray, host: NDArray[Any]) -> None:
         """Set a C-contiguous device array to a host array of its shape and dtype, after kernels.
+
+        May return before the copies are done; kernels after it see them, and the host array may
+        change.
 
         Raises:
             ValueError: another shape or dtype. TimeoutError: see `finish`.
@@ -180,17 +186,32 @@ class Device(ABC):
                 f"got {host.dtype} {list(host.shape)}"
             )
         target, source = flat_bytes(array), np.ascontiguousarray(host).reshape(-1).view(np.uint8)
-        window = self._pinned_window()
-        for start in range(0, len(target), len(window)):
-            piece = target[start : start + len(window)]
-            window[: len(piece)] = source[start : start + len(piece)]
-            self.copy(piece, window[: len(piece)], self.compute)
-            self.synchronise("a copy from the host")
+        for piece in _pieces(len(target)):
+            room = self._room(len(source[piece]))
+            room[:] = source[piece]
+            self.copy(target[piece], room, self.compute)
 
-    def _pinned_window(self) -> NDArray[np.uint8]:
+    def _room(self, size: int) -> NDArray[np.uint8]:
+        """Return pinned memory for a copy by the stream of kernels, of half the window at most.
+
+        While one half of the window fills, the copies of the other one end.
+        """
         if self._window is None:
-            self._window = self.pinned(_WINDOW_BYTES)
-        return self._window
+            self._window = self.pinned(2 * _HALF_WINDOW_BYTES)
+            self._copied = [self.event() for _ in range(2)]
+        if self._filled + size > _HALF_WINDOW_BYTES:
+            self.record(self._copied[self._half], self.compute)
+            self._half, self._filled = 1 - self._half, 0
+            self.finish(self._copied[self._half], "copies between it and the host")
+        start = self._half * _HALF_WINDOW_BYTES + self._filled
+        self._filled += size
+        return self._window[start : start + size]
+
+
+def _pieces(size: int) -> list[slice]:
+    """Cut so many bytes into pieces that half the window can take."""
+    step = _HALF_WINDOW_BYTES
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def flat_bytes(array: Any) -> Any:

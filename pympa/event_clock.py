@@ -2,7 +2,8 @@
 
 A kernel runs long after the host has started it, so reading a wall clock around the start tells
 nothing. `EventClock` puts events on streams, which cost a microsecond each and hold nothing up,
-and turns them all into seconds when the step is over. Events are used again by the next step.
+and turns them all into seconds when the step is over. Events are used again by the next step, of
+whatever plan.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class EventClock:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._events: list[int] = []
+        self._events = device.timed_events
         self._marks = 0
         self._zero = 0.0
 

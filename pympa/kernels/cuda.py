@@ -24,8 +24,6 @@ _DTYPES = ("bfloat16", "float16")  # that the tensor cores multiply without loss
 ROW_CHUNK = 8192  # of an MLP: fills a device, and its hidden state is a few hundred MB
 DISPATCH_ROWS = 65536  # on their way to experts at a time
 
-_WINDOW_BYTES = 8 << 20  # of indices on their way to the device: 2 million tokens
-
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -81,38 +79,6 @@ def _cublas_directory() -> str:
     return ""
 
 
-class _Window:
-    """Pinned memory through which small host arrays go to the device, without waiting for it.
-
-    It has two halves: while one fills, the copies out of the other one end.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._memory: NDArray[np.uint8] | None = None
-        self._events: list[int] = []
-        self._half = self._filled = 0
-
-    def send(self, host: NDArray[Any], target: Array) -> None:
-        """Copy a C-contiguous host array to the device, in the order of its kernels."""
-        half = _WINDOW_BYTES // 2
-        if host.nbytes > half:
-            self._device.write(target, host)
-            return
-        if self._memory is None:
-            self._memory = self._device.pinned(_WINDOW_BYTES)
-            self._events = [self._device.event() for _ in range(2)]
-        if self._filled + host.nbytes > half:
-            self._device.record(self._events[self._half], self._device.compute)
-            self._half, self._filled = 1 - self._half, 0
-            self._device.finish(self._events[self._half], "copies of indices")
-        start = self._half * half + self._filled
-        place = self._memory[start : start + host.nbytes]
-        place[:] = host.reshape(-1).view(np.uint8)
-        self._device.copy(target, place, self._device.compute)
-        self._filled += host.nbytes
-
-
 class CudaKernels(CoreKernels):
     """See `Kernels`. Calls return before kernels have run, but for those that return a value.
 
@@ -133,7 +99,6 @@ class CudaKernels(CoreKernels):
         self._device, core = accelerator.device, accelerator.core
         on = core.Execution("cuda", stream=self._device.compute)
         super().__init__(core=core, on=on, arena=arena, trace=trace)
-        self._window = _Window(self._device)
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """See `Kernels.fill`."""
@@ -154,8 +119,7 @@ class CudaKernels(CoreKernels):
         if self._device.owns(index):
             return index
         here = self._arena.empty(index.shape, index.dtype, "workspaces")
-        if index.size:
-            self._window.send(np.ascontiguousarray(index), here)
+        self._device.write(here, index)
         return here
 
     def _settle(self, what: str) -> None:
