@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,24 @@ def repeats_take_nothing_new(rank: Setup) -> None:
             2 * (group.size - 1) + (group.size - 1 if group.index == 0 else 1)
         )
     assert taken == [device.allocated, device.pinned_bytes, device.events, len(device._streams)]
+
+
+class Forgetful(EmulatedDevice):
+    """Streams never wait for each other."""
+
+    def wait(self, stream: int, event: int) -> None:
+        pass
+
+
+def missing_waits_show(run: Callable[..., Any]) -> None:
+    """The checks would find an endpoint that forgets an event: most orders of streams show it."""
+    found = 0
+    for seed in range(10):
+        try:
+            run(3, seed, kernels_and_messages_take_turns, device_class=Forgetful)
+        except AssertionError:
+            found += 1
+    assert found >= 5
 
 
 EVERYWHERE = (

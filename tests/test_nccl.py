@@ -56,22 +56,8 @@ def test_repeats_take_nothing_new():
     run(3, 1, device_checks.repeats_take_nothing_new)
 
 
-class Forgetful(EmulatedDevice):
-    """Streams never wait for each other."""
-
-    def wait(self, stream, event):
-        pass
-
-
 def test_the_emulation_shows_a_wait_that_is_missing():
-    """The checks would find an endpoint that forgets an event."""
-    found = 0
-    for seed in range(10):
-        try:
-            run(3, seed, device_checks.kernels_and_messages_take_turns, device_class=Forgetful)
-        except AssertionError:
-            found += 1
-    assert found >= 5
+    device_checks.missing_waits_show(run)
 
 
 def test_a_peer_that_stays_away_has_a_deadline():
