@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -228,10 +228,14 @@ class Model:
         sin = self._arena.empty((len(positions), half), np.float32)
         rope = layer.rope
         if rope is not None:
-            frequency = rope.theta ** (-np.arange(half) / half)
+
+            @cache
+            def angle() -> NDArray[np.float64]:
+                frequency = rope.theta ** (-np.arange(half) / half)
+                return (positions / rope.scaling_factor)[:, None] * frequency
 
             def write(out: Array, function: np.ufunc) -> None:
-                out[:] = function((positions / rope.scaling_factor)[:, None] * frequency)
+                out[:] = function(angle())
 
             self._kernels.fill(cos, partial(write, function=np.cos))
             self._kernels.fill(sin, partial(write, function=np.sin))
