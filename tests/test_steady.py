@@ -53,7 +53,7 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "plan"), CASES, ids=[plan for _, plan in CASES])
 def test_few_passes_stand_for_all(model, plan, monkeypatch):
-    monkeypatch.setattr(virtual_kernels, "_DEVICE_ROWS", 96)
+    monkeypatch.setattr(virtual_kernels, "DEVICE_ROWS", 96)
     size, plan = Size(model=model, batch=16, tokens=200), parse_plan(plan)
     few = predict(size, plan, "bfloat16", DGX)
     all_of_it = predict(size, plan, "bfloat16", DGX, whole=True)

@@ -21,8 +21,8 @@ from pympa.trace import Trace
 
 _DTYPES = ("bfloat16", "float16")  # that the tensor cores multiply without loss
 
-ROW_CHUNK = 8192  # of an MLP: fills a device, and its hidden state is a few hundred MB
-DISPATCH_ROWS = 65536  # on their way to experts at a time
+DEVICE_ROWS = 65536
+"""Rows of an MLP, or on their way to experts, at a time: enough to fill a device, real or not."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ class CudaKernels(CoreKernels):
     """
 
     piece_flops = math.inf  # the host looks at messages while kernels run
-    row_chunk = ROW_CHUNK
-    dispatch_rows = DISPATCH_ROWS
+    row_chunk = dispatch_rows = DEVICE_ROWS
     fuses_mlp = False
     threads = 1
     cache_bytes = 0

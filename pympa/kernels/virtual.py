@@ -24,11 +24,9 @@ from pympa.costs import Costs
 from pympa.kernels import Core
 from pympa.kernels.core import CoreKernels
 from pympa.kernels.cpu import PIECE_FLOPS, cache_bytes
-from pympa.kernels.cuda import DISPATCH_ROWS, ROW_CHUNK, Accelerator
+from pympa.kernels.cuda import DEVICE_ROWS, Accelerator
 from pympa.kernels.extents import extent, nbytes
 from pympa.trace import Trace
-
-_DEVICE_ROWS = 65536  # of an MLP, or on their way to experts, at a time: enough to fill a device
 
 _SIZES = (
     "packed_weight_bytes",
@@ -229,15 +227,12 @@ class VirtualKernels(CoreKernels):
         )
         super().__init__(core=core, on=on, arena=arena, trace=trace)
         self.threads, self.cache_bytes = threads, cache_bytes(threads)
-        if costs is not None and costs.takes_large_pieces:
-            self.row_chunk, self.dispatch_rows = _DEVICE_ROWS, _DEVICE_ROWS
+        self._uploads = accelerator is not None
+        if self._uploads or (costs is not None and costs.takes_large_pieces):
+            self.row_chunk = self.dispatch_rows = DEVICE_ROWS
             self.fuses_mlp = False
         elif costs is not None:
             self.piece_flops = PIECE_FLOPS
-        self._uploads = accelerator is not None
-        if accelerator is not None:
-            self.row_chunk, self.dispatch_rows = ROW_CHUNK, DISPATCH_ROWS
-            self.fuses_mlp = False
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """Leave the array as it is: it has no memory."""
