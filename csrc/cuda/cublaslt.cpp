@@ -47,6 +47,7 @@ Library load(const std::string& directory) {
   find(opened, "cublasLtMatmulPreferenceDestroy", library.preference_destroy);
   find(opened, "cublasLtMatmulPreferenceSetAttribute", library.preference_set);
   find(opened, "cublasLtMatmulAlgoGetHeuristic", library.heuristic);
+  find(opened, "cublasLtMatmulAlgoCheck", library.algorithm_check);
   find(opened, "cublasLtMatmulAlgoConfigGetAttribute", library.algorithm_get);
   find(opened, "cublasLtMatmul", library.multiply);
   return library;

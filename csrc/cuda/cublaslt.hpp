@@ -60,6 +60,8 @@ struct Library {
   Status (*preference_set)(Preference, PreferenceAttribute, const void*, std::size_t);
   Status (*heuristic)(Handle, Operation, Layout a, Layout b, Layout c, Layout d, Preference,
                       int requested, Heuristic*, int* found);
+  Status (*algorithm_check)(Handle, Operation, Layout a, Layout b, Layout c, Layout d,
+                            const Algorithm*, Heuristic*);
   Status (*algorithm_get)(const Algorithm*, AlgorithmAttribute, void*, std::size_t, std::size_t*);
   Status (*multiply)(Handle, Operation, const void* alpha, const void* a, Layout, const void* b,
                      Layout, const void* beta, const void* c, Layout, void* d, Layout,

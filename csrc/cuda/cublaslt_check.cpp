@@ -45,6 +45,7 @@ static_assert(are_alike(&::cublasLtMatmulPreferenceCreate, kOurs.preference_crea
 static_assert(are_alike(&::cublasLtMatmulPreferenceDestroy, kOurs.preference_destroy));
 static_assert(are_alike(&::cublasLtMatmulPreferenceSetAttribute, kOurs.preference_set));
 static_assert(are_alike(&::cublasLtMatmulAlgoGetHeuristic, kOurs.heuristic));
+static_assert(are_alike(&::cublasLtMatmulAlgoCheck, kOurs.algorithm_check));
 static_assert(are_alike(&::cublasLtMatmulAlgoConfigGetAttribute, kOurs.algorithm_get));
 static_assert(are_alike(&::cublasLtMatmul, kOurs.multiply));
 

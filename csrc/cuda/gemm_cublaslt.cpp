@@ -4,6 +4,7 @@
 // any number of them: its tile, stages and order of k are what a row's bits depend on. It may not
 // split k: no reduction scheme, no split, and no workspace in which blocks could meet.
 
+#include <algorithm>
 #include <compare>
 #include <map>
 #include <memory>
@@ -23,6 +24,7 @@ namespace {
 namespace lt = cublaslt;
 
 constexpr std::int64_t kNominalRows = 4096;  // a prefill's; few rows take the same tiles
+constexpr std::int64_t kOtherRows[] = {1, kNominalRows - 1};  // that an algorithm must serve, too
 constexpr int kCandidates = 32;
 constexpr std::uint32_t kAligned = 16;  // bytes; of pointers and of rows
 
@@ -132,29 +134,53 @@ std::int64_t nominal_stride(std::int64_t columns, std::uint32_t alignment, DType
   return (columns + group - 1) / group * group + (alignment == kAligned ? 0 : 1);
 }
 
+// Arrays of a problem with some rows of x.
+struct Layouts {
+  Owned weight, x, out;
+
+  Layouts(const Problem& problem, std::int64_t rows)
+      : weight(new_layout(problem.dtype, problem.k, problem.n,
+                          nominal_stride(problem.k, kAligned, problem.dtype))),
+        x(new_layout(problem.dtype, problem.k, rows,
+                     nominal_stride(problem.k, problem.x_alignment, problem.dtype))),
+        out(new_layout(problem.out_dtype, problem.n, rows,
+                       nominal_stride(problem.n, kAligned, problem.out_dtype))) {}
+};
+
+bool serves(lt::Handle handle, const Owned& operation, const Layouts& layouts,
+            const lt::Algorithm& algorithm) {
+  lt::Heuristic result{};
+  const lt::Status status =
+      lt::library().algorithm_check(handle, operation.get(), layouts.weight.get(), layouts.x.get(),
+                                    layouts.out.get(), layouts.out.get(), &algorithm, &result);
+  return status == 0 && result.workspace_bytes == 0;
+}
+
 lt::Algorithm choose(lt::Handle handle, const Problem& problem) {
   // Only the alignment of a bias counts here, and other layers' are no better aligned than this.
   const void* bias =
       problem.bias ? reinterpret_cast<const void*>(std::uintptr_t{kAligned}) : nullptr;
   const Owned operation = new_operation(problem, bias);
-  const Owned weight = new_layout(problem.dtype, problem.k, problem.n,
-                                  nominal_stride(problem.k, kAligned, problem.dtype));
-  const Owned x = new_layout(problem.dtype, problem.k, kNominalRows,
-                             nominal_stride(problem.k, problem.x_alignment, problem.dtype));
-  const Owned out = new_layout(problem.out_dtype, problem.n, kNominalRows,
-                               nominal_stride(problem.n, kAligned, problem.out_dtype));
+  const Layouts nominal(problem, kNominalRows);
   const Owned preference = new_preference(problem);
   lt::Heuristic candidates[kCandidates];
   int found = 0;
-  check(lt::library().heuristic(handle, operation.get(), weight.get(), x.get(), out.get(),
-                                out.get(), preference.get(), kCandidates, candidates, &found),
+  check(lt::library().heuristic(handle, operation.get(), nominal.weight.get(), nominal.x.get(),
+                                nominal.out.get(), nominal.out.get(), preference.get(), kCandidates,
+                                candidates, &found),
         "MatmulAlgoGetHeuristic");
   for (const lt::Heuristic& candidate : std::span(candidates, static_cast<std::size_t>(found))) {
-    if (candidate.state == 0 && candidate.workspace_bytes == 0 && !splits_k(candidate.algorithm)) {
-      return candidate.algorithm;
+    const lt::Algorithm& algorithm = candidate.algorithm;
+    if (candidate.state == 0 && candidate.workspace_bytes == 0 && !splits_k(algorithm) &&
+        std::ranges::all_of(kOtherRows, [&](std::int64_t rows) {
+          return serves(handle, operation, Layouts(problem, rows), algorithm);
+        })) {
+      return algorithm;
     }
   }
-  throw std::runtime_error("cuBLASLt: no algorithm that keeps k whole for n " +
+  throw std::runtime_error("cuBLASLt: none of " + std::to_string(found) +
+                           " algorithms keeps k whole, without a workspace, for 1 and " +
+                           std::to_string(kNominalRows) + " rows of n " +
                            std::to_string(problem.n) + ", k " + std::to_string(problem.k));
 }
 

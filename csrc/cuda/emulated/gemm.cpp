@@ -59,6 +59,7 @@ void check_aligned(const void* at, std::int64_t stride_bytes, const char* what) 
 
 void gemm(const GemmArgs& args) {
   if (args.m < 1 || args.n < 1 || args.k < 1) throw std::runtime_error("gemm: empty product");
+  if (args.x_stride < args.k) throw std::runtime_error("gemm: rows of x overlap");
   with_type(args.dtype, [&]<class T>() {
     check_aligned(args.weight, args.weight_stride * static_cast<std::int64_t>(sizeof(T)), "weight");
     check_aligned(args.bias, 0, "bias");
