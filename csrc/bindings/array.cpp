@@ -2,6 +2,7 @@
 
 #include <pybind11/gil_safe_call_once.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "core/check.hpp"
@@ -29,7 +30,9 @@ DType dtype_of(const char* op, const char* name, const py::dtype& dtype) {
   fail(op, name, "dtype float32, float16, bfloat16, int32, int64 or uint8", py::str(dtype));
 }
 
-// Fills in what is alike for all kinds of arrays, whose strides are in bytes.
+// Fills in what is alike for all kinds of arrays, whose strides are in bytes. Where an axis has one
+// element its stride may be anything (x[None] has 0); one that is too small for what lies behind an
+// index becomes just enough. A larger one tells how the array is aligned that this is a part of.
 TensorView strided_view(const char* op, const char* name, void* data, const py::dtype& dtype,
                         std::size_t rank, const py::ssize_t* shape, const py::ssize_t* bytes) {
   TensorView view;
@@ -41,14 +44,18 @@ TensorView strided_view(const char* op, const char* name, void* data, const py::
   }
   view.rank = static_cast<int>(rank);
   const py::ssize_t itemsize = dtype.itemsize();
-  for (int axis = 0; axis < view.rank; ++axis) {
+  const int last = view.rank - 1;
+  for (int axis = last; axis >= 0; --axis) {
     view.shape[axis] = shape[axis];
     view.stride[axis] = bytes[axis] / itemsize;
+    if (view.shape[axis] == 1) {
+      const std::int64_t least = axis == last ? 1 : view.shape[axis + 1] * view.stride[axis + 1];
+      view.stride[axis] = std::max(view.stride[axis], least);
+    }
     if (bytes[axis] % itemsize != 0 && view.shape[axis] > 1) {
       fail(op, name, "strides in whole elements", std::to_string(bytes[axis]) + " bytes");
     }
   }
-  const int last = view.rank - 1;
   // NumPy gives the strides of an empty array no meaning.
   if (view.size() > 0 && last >= 0 && view.shape[last] > 1 && view.stride[last] != 1) {
     fail(op, name, "a contiguous last dimension",

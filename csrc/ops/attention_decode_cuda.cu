@@ -6,6 +6,9 @@
 // folds them into the carried state in ascending order. Splits are key tiles of the call's ranges,
 // so cuts of the keys at multiples of 512 change no bits, nor do other rows or sequences.
 
+#include <limits>
+
+#include "core/check.hpp"
 #include "ops/attention_launch_cuda.hpp"
 
 namespace pympa::cuda {
@@ -13,7 +16,8 @@ namespace pympa::cuda {
 namespace {
 
 constexpr int kSplit = static_cast<int>(kKeyTile);
-constexpr int kFoldRows = 4;  // (row, head) pairs of a block that folds: a warp each
+constexpr std::int64_t kMostTiles = 65535;  // the third axis of a grid
+constexpr int kFoldRows = 4;                // (row, head) pairs of a block that folds: a warp each
 
 // What a launch needs besides AttendParams. Items are the (key range, split) pairs that a query
 // range sees; its partial rows are [items][rows of the range][heads of the launch].
@@ -168,6 +172,12 @@ __global__ void __launch_bounds__(kWarp* kFoldRows)
 
 std::int64_t round_up(std::int64_t count, std::int64_t to) { return (count + to - 1) / to * to; }
 
+void check_at_most(const std::string& what, std::int64_t count, std::int64_t most) {
+  if (count <= most) return;
+  fail("attend", "q_ranges", "rows for at most " + std::to_string(most) + " " + what,
+       std::to_string(count));
+}
+
 // Where items, rows and partial states of a launch lie; returns the bytes of the latter.
 std::int64_t plan(const AttendParams& params, void* workspace, DecodeParams& decode) {
   decode.groups = 0;
@@ -186,7 +196,9 @@ std::int64_t plan(const AttendParams& params, void* workspace, DecodeParams& dec
     }
     decode.first_item[i + 1] = decode.first_item[i] + items;
     decode.first_row[i + 1] = decode.first_row[i] + queries.length;
-    decode.first_partial[i + 1] = decode.first_partial[i] + items * queries.length;
+    const std::int64_t partials = decode.first_partial[i] + std::int64_t{items} * queries.length;
+    check_at_most("partial states where decode is set", partials, std::numeric_limits<int>::max());
+    decode.first_partial[i + 1] = static_cast<int>(partials);
   }
   const std::int64_t rows = std::int64_t{decode.first_partial[params.q_range_count]} * params.heads;
   const std::int64_t columns = round_up(params.v_head_dim, 4), sums = round_up(rows, 4);
@@ -210,8 +222,10 @@ void launch_decode(AttendParams& params, const DecodeParams& decode, void* strea
     most_heads = std::max(most_heads, decode.group_first[i + 1] - decode.group_first[i]);
   }
   const auto items = static_cast<unsigned>(decode.first_item[params.q_range_count]);
-  const auto tiles =
-      static_cast<unsigned>((most_rows * most_heads + Shape::kRows - 1) / Shape::kRows);
+  const std::int64_t packed = std::int64_t{most_rows} * most_heads;
+  check_at_most("pairs of a row and a head of one K/V head where decode is set", packed,
+                kMostTiles * Shape::kRows);
+  const auto tiles = static_cast<unsigned>((packed + Shape::kRows - 1) / Shape::kRows);
   const int bytes = fit_shared<Shape>(params);
   launch(decode_kernel<Shape>, dim3{items, static_cast<unsigned>(decode.groups), tiles},
          dim3{Shape::kThreads}, static_cast<std::size_t>(bytes), stream, params, decode);

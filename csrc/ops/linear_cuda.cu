@@ -187,6 +187,10 @@ void linear_cuda(const LinearArgs& args) {
     const std::int64_t stride = args.groups > 1 ? args.packed_bytes[which] : 0;
     check_packed("linear", "packed weight", args.packed[which], stride);
   }
+  if (args.m > 0 && args.x_stride < args.k) {  // the library takes no such matrix
+    fail("linear", "x", "rows of " + std::to_string(args.k) + " elements that do not overlap",
+         "a row stride of " + std::to_string(args.x_stride));
+  }
   if (args.n == 0) return;
   std::int64_t row = 0;
   for (std::int64_t group = 0; group < args.groups; ++group) {

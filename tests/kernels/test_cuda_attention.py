@@ -171,3 +171,13 @@ def test_wider_heads_are_refused(attend, rng, normal, head_dim, v_head_dim, mess
 def test_float32_is_refused(attend, rng, normal):
     with pytest.raises(ValueError, match="expected dtype float16 or bfloat16, got float32"):
         attend(*draw(normal, rng, np.float32, 1, 1), 0)
+
+
+def test_more_rows_than_decoding_takes_are_refused(kernels, attend, rng, normal):
+    rows = 16 * 65535 + 1
+    q, k, v = draw(normal, rng, np.float16, 1, 1, head_dim=8)
+    with pytest.raises(ValueError, match=f"q_ranges: .* at most {rows - 1} pairs .* got {rows}"):
+        attend(np.broadcast_to(q, (rows, 1, 8)), k, v, 0, decode=True)
+    ranges = [np.array([r], np.int64) for r in [(0, 2**21, 10**6), (0, 0, 2**21)]]
+    with pytest.raises(ValueError, match=r"partial states .* got 4096000000"):
+        kernels.core.decode_workspace_bytes(8, 1, *ranges, kernels.on())

@@ -106,6 +106,12 @@ def test_strided_rows(kernels, dtype, rng, normal, same_bits):
     assert not wide_out[:, 3 + len(w) :].any()
 
 
+def test_one_row_without_a_stride(kernels, dtype, rng, normal, same_bits):
+    x, weight = normal(rng, 83, dtype), normal(rng, (20, 83), dtype)
+    assert x[None].strides[0] == 0
+    same_bits(kernels.linear(x[None], weight), kernels.linear(x.reshape(1, 83), weight))
+
+
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
