@@ -28,11 +28,13 @@ from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
-from pympa.team import Team, count_cores, even_threads, own_place
+from pympa.team import Team, count_processors, even_threads, own_place
 from pympa.transport.choice import WISHES, Wish, connect_devices
 
 if TYPE_CHECKING:
     from pympa.transport.mpi import MpiEndpoint
+
+F32 = np.float32
 
 
 class Session(Team):
@@ -80,6 +82,7 @@ class Session(Team):
         self._owns_job = comm is None
         self._asked_backend, self._asked_route = backend, device_transport
         self._given_accelerator = accelerator
+        self._rank: Rank | None = None
 
     def __enter__(self) -> Session:
         from mpi4py import MPI
@@ -91,7 +94,7 @@ class Session(Team):
         places = self._comm.allgather(own_place())
         if self._asked_threads is None and self._asked_backend == "cpu":
             self.threads = even_threads(places)
-        _, crowded = count_cores(places, self.threads)
+        _, crowded = count_processors(places, self.threads)
         if self._owns_job:
             unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
         self.mpi_library = " ".join(MPI.Get_library_version().split("\n")[0].split())
@@ -125,6 +128,8 @@ class Session(Team):
         where: TracebackType | None,
     ) -> None:
         if error is None or isinstance(error, RefusedError):
+            if self._rank is not None:
+                self._rank.arena.close()
             self._endpoint.close()
             if self.accelerator is not None and self._given_accelerator is None:
                 self.accelerator.device.synchronise("the session")
@@ -189,12 +194,7 @@ class Session(Team):
                 f"ring_attention: expected {own.rows} rows on rank {self.rank}; got q {q.shape}, "
                 f"k {k.shape}, v {v.shape}"
             )
-        rank, heads = self.on(self.plan), q.shape[1]
-        state = State(
-            rank.arena.empty(q.shape[:2], np.float32),
-            rank.arena.empty(q.shape[:2], np.float32),
-            rank.arena.empty((*q.shape[:2], v.shape[2]), np.float32),
-        )
+        rank, heads = self._own_rank(), q.shape[1]
         spec = AttentionSpec(
             kv_head_of_q=(np.arange(heads) * k.shape[1] // heads).astype(np.int32),
             scale=1.0 / math.sqrt(q.shape[2]) if scale is None else scale,
@@ -202,15 +202,34 @@ class Session(Team):
             window=window,
             softcap=softcap,
         )
-        block = KvBlock(_contiguous(rank, k), _contiguous(rank, v), own)
-        ring_attention(
-            rank.kernels, rank.transports["cp"], rank.arena, q, block, layouts, layouts, spec, state
-        )
-        o, lse = self._result(state.out.shape, q.dtype), self._result(q.shape[:2], np.float32)
-        rank.kernels.finish(state, o, lse)
+        o, lse = self._result((*q.shape[:2], v.shape[2]), q.dtype), self._result(q.shape[:2], F32)
+        with rank.arena.scope():
+            state = State(
+                rank.arena.empty(q.shape[:2], F32),
+                rank.arena.empty(q.shape[:2], F32),
+                rank.arena.empty(o.shape, F32),
+            )
+            ring_attention(
+                rank.kernels,
+                rank.transports["cp"],
+                rank.arena,
+                q,
+                KvBlock(_contiguous(rank, k), _contiguous(rank, v), own),
+                layouts,
+                layouts,
+                spec,
+                state,
+            )
+            rank.kernels.finish(state, o, lse)
         if self.accelerator is not None:
             self.accelerator.device.synchronise("ring_attention")
         return o, lse
+
+    def _own_rank(self) -> Rank:
+        """Return what this rank has at hand for the session's plan; all calls share its memory."""
+        if self._rank is None:
+            self._rank = self.on(self.plan)
+        return self._rank
 
     def _open_devices(self, endpoint: MpiEndpoint, nodes: Sequence[str], *, naps: bool) -> None:
         """Take a device each, and let arrays on it travel. Collective."""
