@@ -212,7 +212,8 @@ def _kinds(turns: Sequence[_Turn]) -> list[int]:
         tuple(tuple(tuple(layout.spans.values()) for layout in group) for group in turn)
         for turn in turns
     ]
-    return [shapes.index(shape) for shape in shapes]
+    first = {shape: index for index, shape in reversed([*enumerate(shapes)])}
+    return [first[shape] for shape in shapes]
 
 
 def _union(spans_of: Sequence[Sequence[Span]]) -> NDArray[np.int64]:

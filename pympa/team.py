@@ -36,8 +36,8 @@ class Team:
 
     Attributes:
         rank, size: among the team. world: transport between all of the team.
-        total_cores: that the team may use, or devices. oversubscribed: some node has more threads
-            than cores, or ranks than devices.
+        processors: cores that the team may use, or devices. oversubscribed: some node has more
+            threads than that, or ranks.
         isa: instruction set of the kernels. mpi_library: its name and version.
         accelerator: this rank's, in place of the CPU. route: how its arrays travel.
     """
@@ -71,7 +71,7 @@ class Team:
         """
         self._endpoint, self._places, self._devices = endpoint, places, devices
         self.rank, self.size = endpoint.rank, endpoint.size
-        self.total_cores, self.oversubscribed = count_cores(devices or places, self.threads)
+        self.processors, self.oversubscribed = count_processors(devices or places, self.threads)
         self.world = Transport(endpoint, WORLD, range(self.size), Arena(), Trace(), Traffic())
 
     def on_first(self, ranks: int, work: Callable[[Team], T]) -> T:
@@ -100,7 +100,7 @@ class Team:
 
     def _first(self, ranks: int) -> Team:
         team, places = Team(self.threads), self._places[:ranks]
-        _, crowded = count_cores(places, self.threads)
+        _, crowded = count_processors(places, self.threads)
         team.isa, team.mpi_library = self.isa, self.mpi_library
         team.accelerator, team.route = self.accelerator, self.route
         devices = None if self._devices is None else self._devices[:ranks]
@@ -180,18 +180,18 @@ def own_place() -> Place:
     return platform.node(), os.sched_getaffinity(0)
 
 
-def count_cores(places: Sequence[Place], threads: int) -> tuple[int, bool]:
-    """Return the cores that ranks may use, and whether some node has more threads than cores.
+def count_processors(places: Sequence[Place], threads: int) -> tuple[int, bool]:
+    """Return the cores, or devices, of all ranks, and whether some node has more threads than them.
 
     Ranks that are pinned count the cores that they are pinned to.
     """
-    cores: defaultdict[str, set[int | str]] = defaultdict(set)
+    found: defaultdict[str, set[int | str]] = defaultdict(set)
     ranks: Counter[str] = Counter()
-    for node, affinity in places:
-        cores[node] |= affinity
+    for node, of_rank in places:
+        found[node] |= of_rank
         ranks[node] += 1
-    crowded = any(ranks[node] * threads > len(cores[node]) for node in cores)
-    return sum(map(len, cores.values())), crowded
+    crowded = any(ranks[node] * threads > len(found[node]) for node in found)
+    return sum(map(len, found.values())), crowded
 
 
 def even_threads(places: Sequence[Place]) -> int:
@@ -200,6 +200,6 @@ def even_threads(places: Sequence[Place]) -> int:
     The same for all ranks: what those with the fewest cores can take.
     """
     ranks = Counter(node for node, _ in places)
-    cores = {node: count_cores([p for p in places if p[0] == node], 1)[0] for node in ranks}
+    cores = {node: count_processors([p for p in places if p[0] == node], 1)[0] for node in ranks}
     share = min(cores[node] // ranks[node] for node in ranks)
     return max(1, min(share, *(len(affinity) for _, affinity in places)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pympa.team import count_cores, even_threads
+from pympa.team import count_processors, even_threads
 
 
 @pytest.mark.parametrize(
@@ -22,5 +22,7 @@ from pympa.team import count_cores, even_threads
 def test_threads_fill_the_cores_and_no_more(places, threads):
     assert even_threads(places) == threads
     if threads > 1:
-        assert not count_cores(places, threads)[1]
-        assert count_cores(places, threads + 1)[1] or len({len(cores) for _, cores in places}) > 1
+        assert not count_processors(places, threads)[1]
+        assert (
+            count_processors(places, threads + 1)[1] or len({len(cores) for _, cores in places}) > 1
+        )

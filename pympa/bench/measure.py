@@ -216,7 +216,7 @@ def _record(
         published_tps=planned.published_tps,
         published_tpot_ms=planned.published_tpot_ms,
         environment=environment(
-            cores=team.total_cores,
+            cores=team.processors,
             isa=team.isa,
             threads=team.threads,
             mpi=team.mpi_library,

@@ -110,5 +110,5 @@ def roofline(job: Job, team: Team, machine: Machine) -> float:
         job.dtype.itemsize,
         flops_per_second=machine.flops_per_second,
         bytes_per_second=machine.bytes_per_second,
-        cores=min(team.size * team.threads, team.total_cores),
+        cores=min(team.size * team.threads, team.processors),
     )

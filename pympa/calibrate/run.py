@@ -38,7 +38,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     if session.oversubscribed:
         raise RefusedError(
             f"calibrate: expected a core for each rank; {session.size} ranks share "
-            f"{session.total_cores}: start it with mpirun -n {session.total_cores}"
+            f"{session.processors}: start it with mpirun -n {session.processors}"
         )
     profile, link = calibrate(session, options.dtype or _DEFAULT_DTYPES)
     if session.rank == 0:
