@@ -431,5 +431,5 @@ def sum_partials(parts: Array, bias: Array | None, out: Array, on: Execution) ->
 def fma_peak(dtype: str, isa: str, seconds: float) -> float:
     """Measure the flop/s of one core on register-only multiply-adds as products of dtype use."""
 
-def read_bandwidth(bytes: int, seconds: float) -> float:
-    """Measure the bytes/s at which one core reads a buffer of `bytes` bytes, over and over."""
+def read_bandwidth(bytes: int, seconds: float, tries: int) -> float:
+    """Measure the bytes/s of one core over a buffer of `bytes` bytes: the best of some tries."""

@@ -36,8 +36,8 @@ class Team:
 
     Attributes:
         rank, size: among the team. world: transport between all of the team.
-        processors: cores that the team may use, or devices. oversubscribed: some node has more
-            threads than that, or ranks.
+        cores: that the team may use. processors: the same, or its devices. oversubscribed: some
+            node has more threads than that, or ranks.
         isa: instruction set of the kernels. mpi_library: its name and version.
         accelerator: this rank's, in place of the CPU. route: how its arrays travel.
     """
@@ -71,6 +71,7 @@ class Team:
         """
         self._endpoint, self._places, self._devices = endpoint, places, devices
         self.rank, self.size = endpoint.rank, endpoint.size
+        self.cores, _ = count_processors(places, self.threads)
         self.processors, self.oversubscribed = count_processors(devices or places, self.threads)
         self.world = Transport(endpoint, WORLD, range(self.size), Arena(), Trace(), Traffic())
 

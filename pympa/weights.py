@@ -22,6 +22,7 @@ from pympa.spec import LayerSpec, ModelSpec, NormKind
 
 _PER_COUNTER = 8  # one Philox counter gives four 64-bit words = eight 32-bit elements
 _CHUNK_ELEMENTS = 1 << 20  # bounds the float64 scratch of a fill to 8 MB
+_STREAM_ELEMENTS = 6144  # take as long as the start of a stream at some index
 SCORE_STD = 2.0  # attention must matter: q·k/sqrt(head_dim) has about this deviation
 
 
@@ -146,11 +147,20 @@ class PhiloxSource:
     def _fill_columns(
         self, spec: WeightSpec, out: NDArray[Any], start: int, cols: Sequence[Span]
     ) -> None:
-        first, last = cols[0][0], cols[-1][1]
-        wanted = np.concatenate([np.arange(*span) for span in cols]) - first
-        for row in range(len(out)):
-            values = self._values(spec, start + row * spec.shape[1] + first, last - first)
-            out[row] = values[wanted]
+        width, first, last = spec.shape[1], cols[0][0], cols[-1][1]
+        rows = _CHUNK_ELEMENTS // width
+        if width - (last - first) > _STREAM_ELEMENTS or rows == 0:
+            rows = 1  # of which only what is wanted is made
+        else:
+            first, last = 0, width
+        for at in range(0, len(out), rows):
+            part = out[at : at + rows]
+            begin, count = start + at * width + first, (len(part) - 1) * width + last - first
+            values = self._values(spec, begin, count).reshape(len(part), -1)
+            to = 0
+            for one, end in cols:
+                part[:, to : to + end - one] = values[:, one - first : end - first]
+                to += end - one
 
     def full(self, spec: WeightSpec, dtype: np.dtype[Any]) -> NDArray[np.float64]:
         """Return the whole tensor, rounded to `dtype`, as float64: what the oracle computes on."""

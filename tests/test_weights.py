@@ -39,6 +39,18 @@ def test_any_shard_is_a_part_of_the_whole(data, dtype):
     assert gaps.tobytes() == picked.tobytes()
 
 
+@pytest.mark.parametrize("width", [700_000, 7_000])
+def test_columns_of_wide_rows(width):
+    """Few columns are made row by row, many of them with all that lies between."""
+    spec = WeightSpec("w", (3, width), 1.0)
+    whole = PhiloxSource().full(spec, DTYPES["float32"])
+    for cols in ([(5, 60), (100, 103)], [(0, 3), (width - 4_000, width - 1)]):
+        part = np.empty((2, sum(last - first for first, last in cols)), np.float32)
+        PhiloxSource().fill(spec, part, [(2, 3), (0, 1)], cols)
+        picked = [whole[[2, 0], first:last] for first, last in cols]
+        np.testing.assert_array_equal(part, np.concatenate(picked, axis=1))
+
+
 @given(st.integers(0, 1000), st.integers(0, 100))
 def test_stream_starts_anywhere(start, count):
     whole = philox_bits("name", 0, start + count)

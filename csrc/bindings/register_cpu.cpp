@@ -45,9 +45,9 @@ double bind_fma_peak(const std::string& dtype, const std::string& isa, double se
   return fma_peak(chosen_dtype, chosen, seconds);
 }
 
-double bind_read_bandwidth(std::int64_t bytes, double seconds) {
+double bind_read_bandwidth(std::int64_t bytes, double seconds, std::int64_t tries) {
   py::gil_scoped_release release;
-  return read_bandwidth(bytes, seconds);
+  return read_bandwidth(bytes, seconds, tries);
 }
 
 }  // namespace
@@ -65,7 +65,8 @@ void register_cpu(py::module_& module) {
       py::arg("hidden"), py::arg("residual").none(true), py::arg("branch").none(true),
       py::arg("group_rows").none(true), py::arg("item_rows"), py::arg("workspace"), py::arg("on"));
   module.def("fma_peak", &bind_fma_peak, py::arg("dtype"), py::arg("isa"), py::arg("seconds"));
-  module.def("read_bandwidth", &bind_read_bandwidth, py::arg("bytes"), py::arg("seconds"));
+  module.def("read_bandwidth", &bind_read_bandwidth, py::arg("bytes"), py::arg("seconds"),
+             py::arg("tries"));
 }
 
 }  // namespace pympa::bindings

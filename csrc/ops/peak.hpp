@@ -17,7 +17,8 @@ PYMPA_DECLARE_KERNELS(PeakKernels, peak_kernels)
 // Flop/s of one core on the multiply-add that products of `dtype` use.
 double fma_peak(DType dtype, Isa isa, double seconds);
 
-// Bytes/s that one core reads from a buffer of `bytes` bytes, swept again and again.
-double read_bandwidth(std::int64_t bytes, double seconds);
+// Bytes/s that one core reads from a buffer of `bytes` bytes, swept again and again: the best of
+// some tries of at least `seconds`.
+double read_bandwidth(std::int64_t bytes, double seconds, std::int64_t tries);
 
 }  // namespace pympa

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from pympa.bench.experiment import PlannedRun, Size
-from pympa.bench.memory import lacking_memory, rehearsal
+from pympa.bench.memory import Room, rehearsal
 from pympa.bench.record import Forecast
 from pympa.bench.truth import Job
 from pympa.caches import cache_of_rank
@@ -50,14 +51,21 @@ class Candidate:
 
     Attributes:
         row: of the table. job: at its size.
-        variants: of its plan, in micro-batches.
+        variants: of its plan, in micro-batches; the first one fits into memory.
+        room: tells whether another one does.
         cache_bytes: of a rank; None where it is not known.
     """
 
     row: Row
     job: Job
     variants: tuple[Plan, ...]
+    room: Room
     cache_bytes: int | None
+
+    def fits(self, team: Team, variant: Plan) -> bool:
+        """Tell whether a variant fits into memory. Collective, of the ranks of the plan."""
+        first = variant == self.variants[0]
+        return first or self.room.lacking(team, self.job, variant, self.row.stages) is None
 
 
 def agreed_cache(session: Session, asked: int | None) -> int | None:
@@ -71,7 +79,7 @@ def agreed_cache(session: Session, asked: int | None) -> int | None:
 
 
 def find_candidate(
-    session: Session, job: Job, row: Row, cache_bytes: int | None
+    session: Session, job: Job, row: Row, room: Room, cache_bytes: int | None
 ) -> Candidate | str:
     """Return what can be measured of a row, or why nothing fits into memory. Collective.
 
@@ -89,14 +97,13 @@ def find_candidate(
         most = max(min(MOST_MICRO_BATCHES, parts), fewest)
         counts = [fewest << i for i in range((most // fewest).bit_length())]
         variants = [msgspec.structs.replace(row.plan, micro_batches=count) for count in counts]
-    fitting, complaint = [], ""
-    for variant in variants:
-        lacking = lacking_memory(session, job, variant, row.stages)
+    lacking: str | None = None
+    for index, variant in enumerate(variants):
+        rehearse = partial(room.lacking, job=job, plan=variant, stages=row.stages)
+        lacking = session.on_first(row.plan.world, rehearse)
         if lacking is None:
-            fitting.append(variant)
-        else:
-            complaint = lacking
-    return Candidate(row, job, tuple(fitting), cache_bytes) if fitting else complaint
+            return Candidate(row, job, tuple(variants[index:]), room, cache_bytes)
+    return str(lacking)
 
 
 def _fewest_within(team: Team, job: Job, row: Row, cache_bytes: int) -> int:

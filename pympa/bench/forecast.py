@@ -41,7 +41,7 @@ def forecast_cluster(name: str | None) -> Cluster | None:
 def forecasts(
     team: Team, rows: Sequence[Planned], cluster: Cluster | None, dtype: str | None
 ) -> list[Forecast | None]:
-    """Predict rows, a part of them on each rank, and return them all on all ranks. Collective.
+    """Predict rows, a part of them on some ranks, and return them all on all ranks. Collective.
 
     Args:
         team: who works.
@@ -57,7 +57,9 @@ def forecasts(
         return [None for _ in rows]
     wanted = [_row(*row, cluster, dtype) for row in rows]
     different = [*dict.fromkeys(row for row in wanted if row is not None)]
-    mine = {row: _forecast(*row, cluster) for row in different[team.rank :: team.size]}
+    workers = min(team.size, team.cores)  # more would only take turns on a core
+    share = different[team.rank :: workers] if team.rank < workers else []
+    mine = {row: _forecast(*row, cluster) for row in share}
     team.rest()  # some rows take much longer than others
     found: dict[tuple[SimulatedRow, str], Forecast] = {}
     for of_rank in team.world.gather_objects(mine):

@@ -38,9 +38,8 @@ class Machine:
 def measure_core(dtype: str, isa: str) -> Machine:
     """Measure one core: the best of many short tries."""
     flops = [_core.fma_peak(dtype, isa, _FMA_SECONDS) for _ in range(_FMA_TRIES)]
-    read = (_BANDWIDTH_BYTES, _BANDWIDTH_SECONDS)
-    reads = [_core.read_bandwidth(*read) for _ in range(_BANDWIDTH_TRIES)]
-    return Machine(max(flops), max(reads))
+    read = _core.read_bandwidth(_BANDWIDTH_BYTES, _BANDWIDTH_SECONDS, _BANDWIDTH_TRIES)
+    return Machine(max(flops), read)
 
 
 def measure_device(accelerator: Accelerator, dtype: np.dtype[Any]) -> Machine:

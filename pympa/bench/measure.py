@@ -80,6 +80,8 @@ def _try_variants(
     loading_peak = rank.arena.restart_peak()
     tried: list[tuple[Record, Step]] = []
     for variant in candidate.variants:
+        if not candidate.fits(team, variant):
+            continue
         with rank.arena.scope():
             prepared = model.prepare(job.ids, variant.micro_batches)
             verdicts = _verify(truth, team, model, prepared)

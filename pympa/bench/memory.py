@@ -34,34 +34,42 @@ def rehearsal(team: Team, job: Job, plan: Plan, stages: Bounds) -> Rehearsal:
     )
 
 
-def lacking_memory(session: Session, job: Job, plan: Plan, stages: Bounds) -> str | None:
-    """Rehearse the plan on shapes and say which node or GPU lacks the memory, if any. Collective.
+class Room:
+    """What nodes, or GPUs, have left before anything is loaded. Collective to make.
 
-    Ranks that the plan does not take need what a process needs.
+    Args:
+        session: its ranks use it.
     """
-    place, needed, available = f"node {platform.node()}", PROCESS_BYTES, available_bytes()
-    if session.accelerator is not None:
-        device = session.accelerator.device
-        place = f"GPU {device.bus_id} of {place}"
-        needed, available = DEVICE_BYTES, device.memory()[0]
-    if session.rank < plan.world:
-        rehearsed = rehearsal(session, job, plan, stages)
+
+    def __init__(self, session: Session) -> None:
+        self._place = f"node {platform.node()}"
+        self._own, available = PROCESS_BYTES, available_bytes()
+        if session.accelerator is not None:
+            device = session.accelerator.device
+            self._place = f"GPU {device.bus_id} of {self._place}"
+            self._own, available = DEVICE_BYTES, device.memory()[0]
+        self._present: dict[str, int] = {}
+        for place, seen in session.world.gather_objects((self._place, available)):
+            self._present[place] = min(seen, self._present.get(place, seen))
+
+    def lacking(self, team: Team, job: Job, plan: Plan, stages: Bounds) -> str | None:
+        """Rehearse a plan on shapes and say which place lacks the memory, if any. Collective."""
+        rehearsed = rehearsal(team, job, plan, stages)
         rehearsed.step(job.size.lengths)
-        needed += rehearsed.arena.peak_bytes
-    everyone = session.world.gather_objects((place, needed, available))
-    total: Counter[str] = Counter()
-    present: dict[str, int] = {}
-    for place, of_rank, seen in everyone:
-        total[place] += of_rank
-        present[place] = min(seen, present.get(place, seen))
-    for place in total:
-        if total[place] > present[place]:
-            return (
-                f"plan {plan} at size {job.size_name} does not fit: {place} needs "
-                f"{total[place]:,} bytes ({max(n for _, n, _ in everyone):,} on the largest rank), "
-                f"{present[place]:,} are available; use more nodes, another plan or another size"
-            )
-    return None
+        needed = self._own + rehearsed.arena.peak_bytes
+        everyone = team.world.gather_objects((self._place, needed))
+        total: Counter[str] = Counter()
+        for place, of_rank in everyone:
+            total[place] += of_rank
+        for place, of_place in total.items():
+            if of_place > self._present[place]:
+                return (
+                    f"plan {plan} at size {job.size_name} does not fit: {place} needs "
+                    f"{of_place:,} bytes ({max(n for _, n in everyone):,} on the largest rank), "
+                    f"{self._present[place]:,} are available; use more nodes, another plan or "
+                    "another size"
+                )
+        return None
 
 
 def available_bytes() -> int:

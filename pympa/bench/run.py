@@ -23,6 +23,7 @@ from pympa.bench.experiment import (
 from pympa.bench.forecast import forecast_cluster, forecasts
 from pympa.bench.machine import Machine
 from pympa.bench.measure import run_plan
+from pympa.bench.memory import Room
 from pympa.bench.record import Record
 from pympa.bench.record_file import RecordFile
 from pympa.bench.resume import StopSignal, find_measured
@@ -170,13 +171,13 @@ def _find_candidates(
     """Return the rows that can be measured, and why others cannot. Collective."""
     dtype = numpy_dtype(options.dtype or task.experiment.dtype)
     ids = tuple(session.check(lambda: load_ids(options.input, task.size)))
-    cache_bytes = agreed_cache(session, options.cache)
+    cache_bytes, room = agreed_cache(session, options.cache), Room(session)
     candidates, failures = [], []
     for row in task.rows:
         times = row.planned.grow
         size_name = options.size if times == 1 else f"{options.size}, {times} × the layers"
         job = Job(task.name, size_name, row.size, dtype, ids, PhiloxSource())
-        found = find_candidate(session, job, row, cache_bytes)
+        found = find_candidate(session, job, row, room, cache_bytes)
         if isinstance(found, str):
             failures.append(f"{task.name}: {found}")
         else:

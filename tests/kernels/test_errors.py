@@ -283,13 +283,13 @@ def test_names_and_sizes():
     with pytest.raises(ValueError, match=r"seconds: expected a number in \(0, 60\]"):
         _core.fma_peak("float32", ISA, 0.0)
     with pytest.raises(ValueError, match=r"bytes: expected at least 4096, got 1"):
-        _core.read_bandwidth(1, 0.1)
+        _core.read_bandwidth(1, 0.1, 1)
 
 
 def test_peaks_are_plausible(kernels):
     for dtype in ("float32", "float16", "bfloat16"):
         assert 1e8 < _core.fma_peak(dtype, kernels.isa, 0.01) < 1e14
-    assert 1e7 < _core.read_bandwidth(1 << 20, 0.01) < 1e13
+    assert 1e7 < _core.read_bandwidth(1 << 20, 0.01, 2) < 1e13
 
 
 @pytest.mark.parametrize(
