@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -192,7 +192,8 @@ def prefill(rig: Rig) -> None:
                 headline = None
                 if tokens == _SUMMARY_TOKENS and head_dim in (128, 512):
                     headline = f"{head_dim} {mask}"
-                _time(rig, what, shape, {"flops": shape.flops}, headline)
+                cost = {"flops": shape.flops}
+                rig.attempt(what, partial(_time, rig, what, shape, cost, headline))
 
 
 def decode(rig: Rig) -> None:
@@ -200,7 +201,8 @@ def decode(rig: Rig) -> None:
     for shape in _DECODE:
         heads = f"{shape.heads}/{shape.kv_heads} heads of {shape.head_dim}"
         what = f"decode {shape.batch} × {shape.keys // 1024}k, {heads}"
-        _time(rig, what, shape, {"moved": shape.moved}, "decode" if shape == _DECODE[0] else None)
+        headline = "decode" if shape == _DECODE[0] else None
+        rig.attempt(what, partial(_time, rig, what, shape, {"moved": shape.moved}, headline))
 
 
 def carried(rig: Rig) -> None:
@@ -210,15 +212,12 @@ def carried(rig: Rig) -> None:
             heads = _WIDTH // head_dim
             shape = Shape(1, tokens, tokens, heads, heads, head_dim, False)
             what = f"carried state head_dim {head_dim}: 8 blocks of {tokens // 8192}k"
-            case: Any = Attention(rig, shape)
-            case.check(what, blocks=8)
-            whole, blocks = rig.time(case.run, partial(case.run, blocks=8))
             headline = f"carried {head_dim}" if tokens == 32768 else None
-            rig.tell(
-                what,
-                blocks,
-                flops=shape.flops,
-                peer=whole,
-                peer_name="one block",
-                headline=headline,
-            )
+            rig.attempt(what, partial(_carry, rig, what, shape, headline))
+
+
+def _carry(rig: Rig, what: str, shape: Shape, headline: str | None) -> None:
+    case = Attention(rig, shape)
+    case.check(what, blocks=8)
+    whole, blocks = rig.time(case.run, partial(case.run, blocks=8))
+    rig.tell(what, blocks, flops=shape.flops, peer=whole, peer_name="one block", headline=headline)

@@ -196,7 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE.jsonl", default="/dev/null", help="JSON lines")
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    failed = []
     try:
         from cuda_attention import carried, decode, prefill
         from cuda_rig import Rig
@@ -213,16 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rig = Rig(output, options.rounds)
             rig.measure_ceilings()
             for name in options.only:
-                try:
-                    run[name](rig)
-                except (ValueError, RuntimeError, MemoryError, TimeoutError) as error:
-                    failed.append(name)
-                    print(f"{name}: FAILED: {type(error).__name__}: {error}")
-            print(f"key: {'; '.join(rig.headlines)}")
+                rig.attempt(name, partial(run[name], rig))
     except (ImportError, OSError, RefusedError) as error:
         print(f"cuda_kernels: {error}", file=sys.stderr)
         return 2
-    return 1 if failed else 0
+    return 1 if rig.failed else 0
 
 
 if __name__ == "__main__":

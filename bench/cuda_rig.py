@@ -52,7 +52,7 @@ class Rig:
         rounds: timed batches of which the median counts.
 
     Attributes:
-        headlines: figures for a summary.
+        headlines: figures for a summary. failed: cases that did.
 
     Raises:
         RefusedError: there is no GPU, or none of our kernels.
@@ -64,6 +64,7 @@ class Rig:
         self._on = self._core.Execution("cuda", stream=self.device.compute)
         self._output, self._rounds = output, rounds
         self.headlines: list[str] = []
+        self.failed: list[str] = []
         self.arena = Arena(device=self.device)
         self.kernels = CudaKernels(accelerator=accelerator, arena=self.arena, trace=Trace())
         self.dtype = getattr(torch, DTYPE)
@@ -75,6 +76,14 @@ class Rig:
         self._cache_bytes = int(torch.cuda.get_device_properties(0).L2_cache_size)
         self._ceilings = Ceilings(1.0, 1.0)
         self._events = self.device.event(timed=True), self.device.event(timed=True)
+
+    def attempt(self, what: str, case: Callable[[], None]) -> None:
+        """Run a case; one that fails is told, and hides no other."""
+        try:
+            case()
+        except (ValueError, RuntimeError, MemoryError, TimeoutError) as error:
+            self.failed.append(what)
+            print(f"{what}: FAILED: {type(error).__name__}: {error}")
 
     def measure_ceilings(self) -> None:
         """Measure what later figures are shares of."""
@@ -196,6 +205,7 @@ class Rig:
         if headline is not None:
             over = "" if peer is None else f" {peer / seconds:.2f}×"
             self.headlines.append(f"{headline} {rate:,.0f} {unit} {share:.0%}{over}")
+            print(f"key: {'; '.join(self.headlines)}")
         record = {"what": what, "seconds": seconds, "rate": rate, "unit": unit, "of_ceiling": share}
         record |= {} if peer is None else {"peer": peer_name, "peer_seconds": peer}
         self._output.write(json.dumps(record) + "\n")

@@ -10,6 +10,7 @@
 namespace pympa::cuda::cublaslt {
 
 using Status = int;  // 0 is success
+constexpr Status kNotSupported = 15;
 using Handle = void*;
 using Operation = void*;   // cublasLtMatmulDesc_t
 using Layout = void*;      // cublasLtMatrixLayout_t

@@ -50,6 +50,7 @@ static_assert(are_alike(&::cublasLtMatmulAlgoConfigGetAttribute, kOurs.algorithm
 static_assert(are_alike(&::cublasLtMatmul, kOurs.multiply));
 
 static_assert(is_same(CUBLAS_STATUS_SUCCESS, 0));
+static_assert(is_same(CUBLAS_STATUS_NOT_SUPPORTED, kNotSupported));
 static_assert(is_same(CUDA_R_32F, kFloat32));
 static_assert(is_same(CUDA_R_16F, kFloat16));
 static_assert(is_same(CUDA_R_16BF, kBFloat16));

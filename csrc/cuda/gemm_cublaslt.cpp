@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -101,17 +102,18 @@ Owned new_operation(const Problem& problem, const void* bias) {
   return operation;
 }
 
-Owned new_preference(const Problem& problem) {
+// `alignment` is that of the weight, the bias and the result.
+Owned new_preference(const Problem& problem, std::uint32_t alignment) {
   const lt::Library& library = lt::library();
   lt::Preference created = nullptr;
   check(library.preference_create(&created), "MatmulPreferenceCreate");
   Owned preference{created, library.preference_destroy};
   set(preference, lt::kMaxWorkspaceBytes, std::uint64_t{0});
   set(preference, lt::kReductionSchemes, lt::kNoReduction);
-  set(preference, lt::kAlignmentA, kAligned);
+  set(preference, lt::kAlignmentA, alignment);
   set(preference, lt::kAlignmentB, problem.x_alignment);
-  set(preference, lt::kAlignmentC, kAligned);
-  set(preference, lt::kAlignmentD, kAligned);
+  set(preference, lt::kAlignmentC, alignment);
+  set(preference, lt::kAlignmentD, alignment);
   return preference;
 }
 
@@ -156,19 +158,23 @@ bool serves(lt::Handle handle, const Owned& operation, const Layouts& layouts,
   return status == 0 && result.workspace_bytes == 0;
 }
 
-lt::Algorithm choose(lt::Handle handle, const Problem& problem) {
+// The first algorithm that keeps k whole, takes no workspace and serves any number of rows, if the
+// library offers one for this alignment.
+std::optional<lt::Algorithm> find(lt::Handle handle, const Problem& problem,
+                                  std::uint32_t alignment) {
   // Only the alignment of a bias counts here, and other layers' are no better aligned than this.
   const void* bias =
-      problem.bias ? reinterpret_cast<const void*>(std::uintptr_t{kAligned}) : nullptr;
+      problem.bias ? reinterpret_cast<const void*>(std::uintptr_t{alignment}) : nullptr;
   const Owned operation = new_operation(problem, bias);
   const Layouts nominal(problem, kNominalRows);
-  const Owned preference = new_preference(problem);
+  const Owned preference = new_preference(problem, alignment);
   lt::Heuristic candidates[kCandidates];
   int found = 0;
-  check(lt::library().heuristic(handle, operation.get(), nominal.weight.get(), nominal.x.get(),
-                                nominal.out.get(), nominal.out.get(), preference.get(), kCandidates,
-                                candidates, &found),
-        "MatmulAlgoGetHeuristic");
+  const lt::Status status = lt::library().heuristic(
+      handle, operation.get(), nominal.weight.get(), nominal.x.get(), nominal.out.get(),
+      nominal.out.get(), preference.get(), kCandidates, candidates, &found);
+  if (status == lt::kNotSupported) return {};
+  check(status, "MatmulAlgoGetHeuristic");
   for (const lt::Heuristic& candidate : std::span(candidates, static_cast<std::size_t>(found))) {
     const lt::Algorithm& algorithm = candidate.algorithm;
     if (candidate.state == 0 && candidate.workspace_bytes == 0 && !splits_k(algorithm) &&
@@ -178,10 +184,19 @@ lt::Algorithm choose(lt::Handle handle, const Problem& problem) {
       return algorithm;
     }
   }
-  throw std::runtime_error("cuBLASLt: none of " + std::to_string(found) +
-                           " algorithms keeps k whole, without a workspace, for 1 and " +
+  return {};
+}
+
+// Where x is not aligned, the library may have no algorithm for arrays of both kinds. It is then
+// asked for one that takes the others, too, to be no better aligned, which does them no harm.
+lt::Algorithm choose(lt::Handle handle, const Problem& problem) {
+  for (const std::uint32_t alignment : {kAligned, problem.x_alignment}) {
+    if (const auto found = find(handle, problem, alignment)) return *found;
+  }
+  throw std::runtime_error("cuBLASLt: no algorithm keeps k whole, without a workspace, for 1 and " +
                            std::to_string(kNominalRows) + " rows of n " +
-                           std::to_string(problem.n) + ", k " + std::to_string(problem.k));
+                           std::to_string(problem.n) + ", k " + std::to_string(problem.k) +
+                           ", x aligned to " + std::to_string(problem.x_alignment) + " bytes");
 }
 
 // Handles and algorithms by what they are made for. Each is a function of its key, so it does not

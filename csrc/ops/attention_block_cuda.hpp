@@ -15,11 +15,12 @@ struct Buffers {
   float* maxima;
 
   __device__ __forceinline__ explicit Buffers(const AttendParams& params) {
-    const int panels = panels_of(params.head_dim);
+    const int panels = panels_of_k<Shape>(params);
+    const bool one_buffer = has_one_buffer<Shape>(params);
     q = dynamic_shared();
     k = q + panels * Shape::kRows * kRowBytes;
-    v = params.one_buffer ? k : k + panels * kKeys * kRowBytes;
-    p = v + (params.one_buffer ? max(panels * kKeys * kRowBytes, Shape::kVBytes) : Shape::kVBytes);
+    v = one_buffer ? k : k + panels * kKeys * kRowBytes;
+    p = v + (one_buffer ? max(panels * kKeys * kRowBytes, Shape::kVBytes) : Shape::kVBytes);
     maxima = reinterpret_cast<float*>(p + Shape::kPBytes);
   }
 };
@@ -56,9 +57,13 @@ __device__ __forceinline__ void load_keys(unsigned char* to, const HeadRows<cons
   const auto stride = static_cast<std::uint32_t>(from.row);  // 32 bits to save registers
   const Span keys = tile.keys();
   const int first = keys.first - tile.base, last = keys.last - tile.base;
-  load_tile<kKeys, Shape::kThreads>(to, columns, panels, aligned, [&](int row) {
-    return row >= first && row < last ? row0 + static_cast<std::uint32_t>(row) * stride : nullptr;
-  });
+  if constexpr (Shape::kEven) {
+    load_even_tile<kKeys, Shape::kThreads, Shape::kVPanels>(to, columns, row0, stride, first, last);
+  } else {
+    load_tile<kKeys, Shape::kThreads>(to, columns, panels, aligned, [&](int row) {
+      return row >= first && row < last ? row0 + static_cast<std::uint32_t>(row) * stride : nullptr;
+    });
+  }
   commit_copies();
 }
 
@@ -133,7 +138,7 @@ struct Block {
       wait_for_copies<0>();
       __syncthreads();  // K is there, and nobody reads V or P any more
       const KeyTiles tile = tiles;
-      if (!params.one_buffer) load_v(tile);
+      if (!has_one_buffer<Shape>(params)) load_v(tile);
       const Span keys = tile.keys(), seen = seen_by_any(keys);
       const bool any = seen.first < seen.last;
       Scores<Shape> s;
@@ -145,14 +150,14 @@ struct Block {
           score<Shape>(s, buffers.q, buffers.k, panels_of(params.head_dim), place);
         }
       }
-      if (params.one_buffer) {
+      if (has_one_buffer<Shape>(params)) {
         __syncthreads();
         load_v(tile);
       }
       more = tiles.next();
       wait_for_copies<0>();
       __syncthreads();  // V is there, and nobody reads K any more
-      if (more && !params.one_buffer) load_k(tiles);
+      if (more && !has_one_buffer<Shape>(params)) load_k(tiles);
       if (any) {
         const float unit = natural_unit<Shape>(s, params.scale, params.softcap);
         if (!all_see(tile.base, keys)) {
@@ -163,7 +168,7 @@ struct Block {
         if constexpr (Shape::kColumnGroups > 1) state.share(s, buffers.p, place);
         state.weigh(s, buffers.p, buffers.v, place);
       }
-      if (more && params.one_buffer) {
+      if (more && has_one_buffer<Shape>(params)) {
         __syncthreads();
         load_k(tiles);
       }

@@ -15,11 +15,14 @@ namespace pympa::cuda {
 
 // kVPanels: 64 columns each of V. kRowGroups warps (times 16 kTiles rows) stand below each other;
 // kColumnGroups warps share their rows, and each has its share of a tile's keys and of V's columns.
-template <class Element, int kPanelsOfV, int kTilesOfWarp, int kGroupsOfRows, int kGroupsOfColumns>
+// kEven: what most calls are, and then known to the compiler; see is_even.
+template <class Element, int kPanelsOfV, int kTilesOfWarp, int kGroupsOfRows, int kGroupsOfColumns,
+          bool kIsEven = false>
 struct AttendShape {
   using T = Element;
   static constexpr int kVPanels = kPanelsOfV, kTiles = kTilesOfWarp, kRowGroups = kGroupsOfRows,
                        kColumnGroups = kGroupsOfColumns;
+  static constexpr bool kEven = kIsEven;
   static constexpr int kThreads = kWarp * kRowGroups * kColumnGroups;
   static constexpr int kWarpRows = 16 * kTiles, kRows = kWarpRows * kRowGroups;
   static constexpr int kWarpKeys = kKeys / kColumnGroups;
@@ -29,6 +32,27 @@ struct AttendShape {
       kColumnGroups > 1 ? kColumnGroups * kRows * static_cast<int>(sizeof(float)) : 0;
   static constexpr int kVBytes = kVPanels * kKeys * kRowBytes;
 };
+
+// Whether K has as many panels as V, all rows are whole aligned chunks, K and V have a buffer each,
+// and scores take a positive factor and no more.
+template <class Shape>
+bool is_even(const AttendParams& params) {
+  return panels_of(params.head_dim) == Shape::kVPanels &&
+         panels_of(params.v_head_dim) == Shape::kVPanels && params.head_dim % kChunk == 0 &&
+         params.v_head_dim % kChunk == 0 && params.k_aligned && params.v_aligned &&
+         !params.one_buffer && params.softcap == 0.0F && params.scale > 0.0F;
+}
+
+// Panels of Q and K.
+template <class Shape>
+__device__ __forceinline__ int panels_of_k(const AttendParams& params) {
+  return Shape::kEven ? Shape::kVPanels : panels_of(params.head_dim);
+}
+
+template <class Shape>
+__device__ __forceinline__ bool has_one_buffer(const AttendParams& params) {
+  return !Shape::kEven && params.one_buffer;
+}
 
 // Where this thread stands.
 template <class Shape>
@@ -63,35 +87,49 @@ __device__ __forceinline__ void clear(Scores<Shape>& s) {
   }
 }
 
-// S += Q K^T over `panels` panels of 64 columns.
+// S += Q K^T over one panel of 64 columns.
+template <class Shape>
+__device__ __forceinline__ void score_panel(Scores<Shape>& s, const unsigned char* q,
+                                            const unsigned char* k, const Place<Shape>& place) {
+  using T = typename Shape::T;
+  const int q_offset = chunk_offset(place.row0 + row_of_a(place.lane), chunk_of_a(place.lane));
+  const int k_offset = chunk_offset(place.key0 + row_of_b(place.lane), chunk_of_b(place.lane));
+#pragma unroll
+  for (int step = 0; step < kPanel / 16; ++step) {
+    std::uint32_t a[Shape::kTiles][4];
+#pragma unroll
+    for (int m = 0; m < Shape::kTiles; ++m) {
+      load_matrices<false>(a[m], q + (q_offset ^ step * kStepBytes) + m * 16 * kRowBytes);
+    }
+#pragma unroll
+    for (int n = 0; n < Shape::kWarpKeys / 8; n += 2) {
+      std::uint32_t b[4];
+      load_matrices<false>(b, k + (k_offset ^ step * kStepBytes) + n * 8 * kRowBytes);
+#pragma unroll
+      for (int m = 0; m < Shape::kTiles; ++m) {
+        mma<T>(s[m][n], a[m], b[0], b[1]);
+        mma<T>(s[m][n + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// S += Q K^T. Where the number of panels is known, fragments of one are loaded while others are
+// multiplied.
 template <class Shape>
 __device__ __forceinline__ void score(Scores<Shape>& s, const unsigned char* q,
                                       const unsigned char* k, int panels,
                                       const Place<Shape>& place) {
-  using T = typename Shape::T;
-  const int q_offset = chunk_offset(place.row0 + row_of_a(place.lane), chunk_of_a(place.lane));
-  const int k_offset = chunk_offset(place.key0 + row_of_b(place.lane), chunk_of_b(place.lane));
-  for (int panel = 0; panel < panels; ++panel) {
+  constexpr int kQBytes = Shape::kRows * kRowBytes, kKBytes = kKeys * kRowBytes;
+  if constexpr (Shape::kEven) {
 #pragma unroll
-    for (int step = 0; step < kPanel / 16; ++step) {
-      std::uint32_t a[Shape::kTiles][4];
-#pragma unroll
-      for (int m = 0; m < Shape::kTiles; ++m) {
-        load_matrices<false>(a[m], q + (q_offset ^ step * kStepBytes) + m * 16 * kRowBytes);
-      }
-#pragma unroll
-      for (int n = 0; n < Shape::kWarpKeys / 8; n += 2) {
-        std::uint32_t b[4];
-        load_matrices<false>(b, k + (k_offset ^ step * kStepBytes) + n * 8 * kRowBytes);
-#pragma unroll
-        for (int m = 0; m < Shape::kTiles; ++m) {
-          mma<T>(s[m][n], a[m], b[0], b[1]);
-          mma<T>(s[m][n + 1], a[m], b[2], b[3]);
-        }
-      }
+    for (int panel = 0; panel < Shape::kVPanels; ++panel) {
+      score_panel<Shape>(s, q + panel * kQBytes, k + panel * kKBytes, place);
     }
-    q += Shape::kRows * kRowBytes;
-    k += kKeys * kRowBytes;
+  } else {
+    for (int panel = 0; panel < panels; ++panel, q += kQBytes, k += kKBytes) {
+      score_panel<Shape>(s, q, k, place);
+    }
   }
 }
 
@@ -262,7 +300,8 @@ __device__ __forceinline__ float tanh_approximate(float x) {
 // Makes scores natural ones where that is more than a positive factor; returns that factor.
 template <class Shape>
 __device__ __forceinline__ float natural_unit(Scores<Shape>& s, float scale, float softcap) {
-  if (softcap == 0.0F && scale > 0.0F) return scale;
+  if (Shape::kEven || (softcap == 0.0F && scale > 0.0F)) return scale;
+  const float inverse = 1.0F / softcap;
 #pragma unroll
   for (int m = 0; m < Shape::kTiles; ++m) {
 #pragma unroll
@@ -270,7 +309,7 @@ __device__ __forceinline__ float natural_unit(Scores<Shape>& s, float scale, flo
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float x = s[m][n][i] * scale;
-        s[m][n][i] = softcap > 0.0F ? softcap * tanh_approximate(x / softcap) : x;
+        s[m][n][i] = softcap > 0.0F ? softcap * tanh_approximate(x * inverse) : x;
       }
     }
   }

@@ -63,12 +63,23 @@ __global__ void __launch_bounds__(Shape::kThreads)
 }
 
 template <class Shape, bool kFromScores>
-void launch_shape(AttendParams& params, void* stream) {
+void launch_shape(const AttendParams& params, int bytes, void* stream) {
   std::int64_t tiles = 0;
   for (int i = 0; i < params.q_range_count; ++i) tiles += tiles_of<Shape>(params.q_ranges[i]);
-  const int bytes = fit_shared<Shape>(params);
   launch(attend_kernel<Shape, kFromScores>, dim3{static_cast<unsigned>(tiles * params.heads)},
          dim3{Shape::kThreads}, static_cast<std::size_t>(bytes), stream, params);
+}
+
+template <class T, int kVPanels, int kRowGroups, int kColumnGroups>
+void launch_rows(AttendParams& params, void* stream) {
+  using Shape = AttendShape<T, kVPanels, 2, kRowGroups, kColumnGroups>;
+  using Even = AttendShape<T, kVPanels, 2, kRowGroups, kColumnGroups, true>;
+  const int bytes = fit_shared<Shape>(params);
+  if (is_even<Shape>(params)) {
+    launch_shape<Even, false>(params, bytes, stream);
+  } else {
+    launch_shape<Shape, false>(params, bytes, stream);
+  }
 }
 
 }  // namespace
@@ -79,13 +90,13 @@ void attend_rows(const AttendArgs& args) {
       // Wide queries leave room for 64 rows only.
       const int columns = std::max(params.v_head_dim, params.head_dim > 256 ? 256 : 0);
       if (columns <= 64) {
-        launch_shape<AttendShape<T, 1, 2, 4, 1>, false>(params, args.on.stream);
+        launch_rows<T, 1, 4, 1>(params, args.on.stream);
       } else if (columns <= 128) {
-        launch_shape<AttendShape<T, 2, 2, 4, 1>, false>(params, args.on.stream);
+        launch_rows<T, 2, 4, 1>(params, args.on.stream);
       } else if (columns <= 256) {
-        launch_shape<AttendShape<T, 4, 2, 2, 2>, false>(params, args.on.stream);
+        launch_rows<T, 4, 2, 2>(params, args.on.stream);
       } else {
-        launch_shape<AttendShape<T, 8, 2, 2, 4>, false>(params, args.on.stream);
+        launch_rows<T, 8, 2, 4>(params, args.on.stream);
       }
     });
   });
@@ -99,7 +110,8 @@ void fold_scores(const AttendArgs& args) {
       for (int column = 0; column < columns; column += kPanel) {
         params.v_head_dim = std::min(columns - column, kPanel);
         params.writes_sums = column + kPanel >= columns;
-        launch_shape<AttendShape<T, 1, 2, 4, 1>, true>(params, args.on.stream);
+        using Shape = AttendShape<T, 1, 2, 4, 1>;
+        launch_shape<Shape, true>(params, fit_shared<Shape>(params), args.on.stream);
         params.v.data = static_cast<const std::uint16_t*>(params.v.data) + kPanel;
         params.out.data += kPanel;
       }

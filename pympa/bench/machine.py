@@ -21,6 +21,7 @@ _BANDWIDTH_TRIES, _BANDWIDTH_SECONDS = 5, 0.04
 _BANDWIDTH_BYTES = 256 << 20
 _DEVICE_TRIES = 10
 _DEVICE_PRODUCT = 8192  # rows, columns and terms
+_DEVICE_NUMBERS = 1_000_003  # random ones in it, and then the same again
 _DEVICE_COPY = (32768, 8192)  # float32: 1 GiB, many times the cache
 
 
@@ -47,10 +48,10 @@ def measure_device(accelerator: Accelerator, dtype: np.dtype[Any]) -> Machine:
     device, n = accelerator.device, _DEVICE_PRODUCT
     arena = Arena(device=device)
     kernels = CudaKernels(accelerator=accelerator, arena=arena, trace=Trace())
-    bits = np.random.default_rng(0)
+    numbers = np.random.default_rng(0).standard_normal(_DEVICE_NUMBERS, np.float32)
 
     def fill(out: Array) -> None:
-        out[:] = bits.standard_normal(out.shape, np.float32)
+        out[:] = np.resize(numbers, out.shape)
 
     weight = kernels.pack((n, n), dtype, fill)
     x, out = arena.empty((n, n), dtype), arena.empty((n, n), dtype)

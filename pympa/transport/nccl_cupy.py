@@ -34,7 +34,7 @@ class CupyNccl:
 
     def unique_id(self) -> bytes:
         """See `Nccl.unique_id`."""
-        return bytes(self._nccl.get_unique_id())
+        return bytes(_checked(self._nccl, self._nccl.get_unique_id))
 
     def connect(self, size: int, unique_id: bytes, rank: int) -> CupyCommunicator:
         """See `Nccl.connect`."""
