@@ -1,4 +1,4 @@
-"""The caches of a core, as Linux tells them in sysfs."""
+"""The caches of a core, as Linux tells them in sysfs, and how many cores there may be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+MOST_THREADS = 1024  # of a kernel: more than the cores of any machine
 SYSFS = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from pympa.caches import MOST_THREADS
 from pympa.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pympa.session import Session
     from pympa.transport.choice import Wish
 
+MOST, MOST_BYTES = 10**9, 1e18  # that an argument may say: larger ones are slips
 _NAP_SECONDS = 2e-3
 _BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024} | {
     f"{prefix}{unit}": base**power
@@ -61,12 +63,14 @@ def start(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace | int:
     return once(lambda: print(parser.format_help()) or 0) if options.help else options
 
 
-def count(least: int) -> Callable[[str], int]:
-    """Return an argument type: a whole number of at least `least`."""
+def count(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return an argument type: a whole number from `least` to `most`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        if not text.isdecimal() or float(text) < least:
             raise argparse.ArgumentTypeError(f"expected a number of at least {least}; got {text!r}")
+        if float(text) > most:
+            raise argparse.ArgumentTypeError(f"expected a number of at most {most:,}; got {text!r}")
         return int(text)
 
     return number
@@ -74,7 +78,7 @@ def count(least: int) -> Callable[[str], int]:
 
 def threads(text: str) -> int | None:
     """Parse an argument: threads of each rank, or None for `auto`."""
-    return None if text == "auto" else count(1)(text)
+    return None if text == "auto" else count(1, MOST_THREADS)(text)
 
 
 def seconds(text: str) -> float:
@@ -92,7 +96,7 @@ def byte_count(text: str) -> int:
     """Parse an argument: bytes, as in 65536, 50MB (10^6) or 2MiB (2^20)."""
     parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
     value = float(parts[1]) * _BYTES.get(parts[2], 0) if parts else 0
-    if value < 1:
+    if not 1 <= value < MOST_BYTES:
         raise argparse.ArgumentTypeError(
             f"expected bytes of at least 1, as in 65536, 50MB or 2MiB; got {text!r}"
         )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pympa.caches import MOST_THREADS
 from pympa.command import Parser, byte_count, complain, count
 from pympa.errors import RefusedError
 
@@ -67,7 +68,13 @@ def build_parser(prog: str = "python -m pympa.footprint") -> Parser:
         metavar="BYTES",
         help="cut layers into stages so that no rank holds more of the weight matrices",
     )
-    add("--threads", type=count(1), default=1, metavar="N", help="threads of each rank (1)")
+    add(
+        "--threads",
+        type=count(1, MOST_THREADS),
+        default=1,
+        metavar="N",
+        help="threads of each rank (1)",
+    )
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser
 
@@ -206,7 +213,7 @@ def _request(options: argparse.Namespace, experiment: Experiment, size: Size) ->
     plan = parse_plan(options.plan)
     if options.micro_batches is not None:
         plan = msgspec.structs.replace(plan, micro_batches=options.micro_batches)
-    check_plan(plan, size.model, plan.world, size.batch)
+    check_plan(plan, size.model, plan.world, size.batch, sum(size.lengths))
     dtype = numpy_dtype(options.dtype or experiment.dtype)
     stages = stage_bounds(
         size.model,

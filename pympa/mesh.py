@@ -25,6 +25,10 @@ _CHOICES: dict[str, Any] = {"balance": Balance, "cp_scheme": CpScheme, "dim_algo
 _WRITTEN_ORDER = ("cp", "tp", "dim", "pp", "dp", "ep", "etp")
 
 
+MOST = 1 << 20
+"""Of any degree."""
+
+
 class PlanError(ValueError):
     """A plan that is malformed, or does not fit the model or the number of ranks."""
 
@@ -138,8 +142,10 @@ def parse_plan(text: str) -> Plan:
                 raise PlanError(f"plan {text!r}: {key} is {allowed}; got {value!r}")
             fields[key] = value
         elif key in Plan.__struct_fields__:
-            if not value.isdecimal() or int(value) < 1:
+            if not value.isdecimal() or float(value) < 1:
                 raise PlanError(f"plan {text!r}: {key} is a number of at least 1; got {value!r}")
+            if float(value) > MOST:
+                raise PlanError(f"plan: {key} is a number of at most {MOST:,}; got {value}")
             fields[key] = int(value)
         else:
             allowed = ", ".join(Plan.__struct_fields__)

@@ -103,8 +103,17 @@ def _broken_cp_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
     return None
 
 
-def check_plan(plan: Plan, spec: ModelSpec, world: int, sequences: int) -> None:
-    """Refuse a plan that does not fit `world` ranks, the model or a batch of `sequences`.
+def check_plan(
+    plan: Plan, spec: ModelSpec, world: int, sequences: int, tokens: int | None = None
+) -> None:
+    """Refuse a plan that does not fit `world` ranks, the model or a batch.
+
+    Args:
+        plan: to check.
+        spec: the model.
+        world: ranks.
+        sequences: of the batch.
+        tokens: of all of them; None where they are not known.
 
     Purely local arithmetic: nothing is sent, and every rank comes to the same verdict.
 
@@ -115,6 +124,11 @@ def check_plan(plan: Plan, spec: ModelSpec, world: int, sequences: int) -> None:
     if plan.world != world:
         degrees = "·".join(f"{axis}={getattr(plan, axis)}" for axis in AXES)
         rule = f"{degrees} takes {plan.world} ranks; this run has {world}"
+    if rule is None and tokens is not None and plan.micro_batches > tokens:
+        rule = (
+            f"micro_batches={plan.micro_batches} leaves some empty: the batch has {tokens} tokens"
+        )
+        plan = msgspec.structs.replace(plan, micro_batches=1)
     if rule is None:
         return
     near = nearest_plans(plan, spec, world, sequences)

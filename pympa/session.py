@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pympa.arena import Array
+from pympa.caches import MOST_THREADS
 from pympa.device import local_index
 from pympa.ending import end_job, one_voice
 from pympa.errors import RefusedError
@@ -28,7 +29,7 @@ from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
-from pympa.team import Team, count_processors, even_threads, own_place
+from pympa.team import Team, check_same, count_processors, even_threads, own_place
 from pympa.transport.choice import WISHES, Wish, connect_devices
 
 if TYPE_CHECKING:
@@ -89,9 +90,16 @@ class Session(Team):
 
         from pympa.transport.mpi import MpiEndpoint, unlink_shared_files
 
-        self._comm = self._comm or MPI.COMM_WORLD
-        self._abort = self._comm.Abort
-        places = self._comm.allgather(own_place())
+        if self._comm is None:
+            self._comm = MPI.COMM_WORLD
+        if self._comm == MPI.COMM_NULL:
+            raise RefusedError("comm: expected a communicator that this rank is in; got COMM_NULL")
+        self._abort, self.rank = self._comm.Abort, self._comm.Get_rank()
+        if self._owns_job:
+            sys.excepthook = one_voice(self.rank, sys.excepthook)
+        places, asked = zip(*self._comm.allgather((own_place(), self._asked())), strict=True)
+        for what in asked[0]:
+            check_same(what, [of_rank[what] for of_rank in asked])
         if self._asked_threads is None and self._asked_backend == "cpu":
             self.threads = even_threads(places)
         _, crowded = count_processors(places, self.threads)
@@ -105,17 +113,13 @@ class Session(Team):
             shares_memory=self._shares_memory and self._asked_backend == "cpu",
         )
         self.gather(endpoint, places)
-        if self._owns_job:
-            sys.excepthook = one_voice(self.rank, sys.excepthook)
         try:
-            self.agree("threads", self._asked_threads)
-            self.agree("isa", self._asked_isa)
-            self.agree("backend", (self._asked_backend, self._asked_route))
-            self.check(self._check_backend)
+            self.check(self._check_asked)
             if self._asked_backend == "cuda":
                 self._open_devices(endpoint, [node for node, _ in places], naps=crowded)
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)
+            self.agree("plan", str(self.plan))
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -180,6 +184,7 @@ class Session(Team):
             o `[rows, heads, v_head_dim]` of q's dtype, lse float32 `[rows, heads]` (natural log).
 
         Raises:
+            RefusedError: the ranks differ in their arguments.
             ValueError: arrays that fit neither each other nor the layout, or a window with the
                 zigzag order, which undoes it.
         """
@@ -189,6 +194,12 @@ class Session(Team):
             raise ValueError(f"plan {self.plan}: a window needs balance=contiguous; got zigzag")
         layouts = self.layouts(lengths)
         own = self.layout(lengths)
+        self.agree(
+            "ring_attention",
+            f"lengths {list(lengths)}, q {q.dtype} {q.shape[1:]}, k {k.dtype} {k.shape[1:]}, "
+            f"v {v.dtype} {v.shape[1:]}, causal {causal}, scale {scale}, window {window}, "
+            f"softcap {softcap}",
+        )
         if not len(q) == len(k) == len(v) == own.rows:
             raise ValueError(
                 f"ring_attention: expected {own.rows} rows on rank {self.rank}; got q {q.shape}, "
@@ -254,8 +265,25 @@ class Session(Team):
         devices = [(node, {bus}) for node, bus in zip(nodes, buses, strict=True)]
         self.gather(connected, self._places, devices)
 
-    def _check_backend(self) -> None:
+    def _asked(self) -> dict[str, Any]:
+        """Return what all ranks must ask for alike."""
+        return {
+            "threads": self._asked_threads,
+            "isa": self._asked_isa,
+            "timeout_seconds": self.timeout_seconds,
+            "shares_memory": self._shares_memory,
+            "backend": self._asked_backend,
+            "device_transport": self._asked_route,
+        }
+
+    def _check_asked(self) -> None:
         backend, route = self._asked_backend, self._asked_route
+        if not (isinstance(self.threads, int) and 1 <= self.threads <= MOST_THREADS):
+            raise RefusedError(f"threads: expected 1 to {MOST_THREADS}; got {self.threads!r}")
+        if not self.timeout_seconds > 0:
+            raise RefusedError(
+                f"timeout_seconds: expected a positive number; got {self.timeout_seconds!r}"
+            )
         if backend not in ("cpu", "cuda"):
             raise RefusedError(f"backend: expected cpu or cuda; got {backend!r}")
         if route not in WISHES:

@@ -24,6 +24,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 T = TypeVar("T")
+MOST_LAYERS = 10_000
+MOST_SIZE, MOST_FACTOR = 1 << 30, 1e9
+"""Of a model's numbers, whole ones and others: larger ones are slips."""
 _ROUNDING = 1e-9  # a share like 2.0000000000000004 is 2
 
 
@@ -42,6 +45,16 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return DTYPES[name]
 
 
+def _positive(spec: msgspec.Struct, *fields: str) -> None:
+    for field in fields:
+        value = getattr(spec, field)
+        most = MOST_SIZE if isinstance(value, int) else MOST_FACTOR
+        if value is not None and not value > 0:
+            raise SpecError(f"{field}: expected a positive number; got {value}")
+        if value is not None and value > most:
+            raise SpecError(f"{field}: expected at most {most:g}; got {value:g}")
+
+
 class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Rotary position embedding (Su et al. 2021), half-split pairs (i, i + rotated/2).
 
@@ -54,6 +67,9 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     theta: float = 10000.0
     rotated_dim: int | None = None
     scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "theta", "scaling_factor")
 
 
 class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -127,6 +143,10 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             "capacity_group",
             "repeat",
         )
+        if not 0 <= self.norm_eps <= MOST_FACTOR:
+            raise SpecError(
+                f"norm_eps: expected a number from 0 to {MOST_FACTOR:g}; got {self.norm_eps}"
+            )
         if self.n_kv_heads > self.heads:
             raise SpecError(f"kv_heads: expected at most heads={self.heads}; got {self.kv_heads}")
         if self.rope is not None:
@@ -150,10 +170,10 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise SpecError(f"top_k: expected 1..{self.experts} (experts); got {self.top_k}")
         if (self.capacity_factor is None) != (self.capacity_group is None):
             raise SpecError("capacity_factor, capacity_group: expected both or neither")
-        if not math.isfinite(self.router_skew) or (self.router_skew and self.experts < 2):
+        if not abs(self.router_skew) <= MOST_FACTOR or (self.router_skew and self.experts < 2):
             raise SpecError(
-                "router_skew: expected a finite number, and at least 2 experts; "
-                f"got {self.router_skew} and {self.experts}"
+                f"router_skew: expected a finite number up to {MOST_FACTOR:g}, and at least 2 "
+                f"experts; got {self.router_skew} and {self.experts}"
             )
 
     @property
@@ -204,6 +224,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         _positive(self, "d_model", "vocabulary")
         if not self.layers:
             raise SpecError("layers: expected at least one layer; got none")
+        layers = sum(layer.repeat for layer in self.layers)
+        if layers > MOST_LAYERS:
+            raise SpecError(f"layers: expected at most {MOST_LAYERS:,} of them; got {layers:,}")
 
     @property
     def blocks(self) -> tuple[LayerSpec, ...]:
@@ -214,13 +237,6 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def has_experts(self) -> bool:
         """Some layer has experts."""
         return any(layer.experts for layer in self.layers)
-
-
-def _positive(spec: msgspec.Struct, *fields: str) -> None:
-    for field in fields:
-        value = getattr(spec, field)
-        if value is not None and not value > 0:
-            raise SpecError(f"{field}: expected a positive number; got {value}")
 
 
 def parse_toml(text: bytes, kind: type[T], where: str) -> T:

@@ -114,13 +114,7 @@ class Team:
         Raises:
             RefusedError: names the ranks that differ from rank 0.
         """
-        values = self.world.gather_objects(value)
-        others = [rank for rank, other in enumerate(values) if other != values[0]]
-        if others:
-            raise RefusedError(
-                f"{what}: expected the same on all ranks; rank 0 has {values[0]!r}, "
-                f"rank {others[0]} has {values[others[0]]!r}"
-            )
+        check_same(what, self.world.gather_objects(value))
 
     def check(self, local: Callable[[], T]) -> T:
         """Run a check on every rank and go on only if none objects. Collective.
@@ -173,6 +167,16 @@ class Team:
             threads=self.threads,
             dry=dry,
             accelerator=self.accelerator,
+        )
+
+
+def check_same(what: str, values: Sequence[Any]) -> None:
+    """Refuse unless the values of all ranks are the same; see `Team.agree`."""
+    others = [rank for rank, other in enumerate(values) if other != values[0]]
+    if others:
+        raise RefusedError(
+            f"{what}: expected the same on all ranks; rank 0 has {values[0]!r}, "
+            f"rank {others[0]} has {values[others[0]]!r}"
         )
 
 

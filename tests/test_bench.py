@@ -122,6 +122,10 @@ def test_list_and_help():
         (["--plan", "cp"], "expected key=value, as in 'tp=8,pp=2'; got 'cp'"),
         (["--plan", "cp=4,cp=1"], "cp is given twice"),
         (["--plan", "cp=0"], "cp is a number of at least 1; got '0'"),
+        (["--plan", f"cp=4,micro_batches={9**30}"], "micro_batches is a number of at most"),
+        (["--plan", "cp=4,micro_batches=9999"], "leaves some empty: the batch has 2048 tokens"),
+        (["--threads", "9" * 400], "expected a number of at most 1,024; got"),
+        (["--cache", "9" * 400], "expected bytes of at least 1"),
         (["--size", "huge"], "size is one of paper, local; got 'huge'"),
         (["--dtype", "int8"], "dtype: expected one of float32, float16, bfloat16; got 'int8'"),
         (["--iterations", "0"], "expected a number of at least 1; got '0'"),
@@ -243,3 +247,34 @@ def test_a_skew_that_is_no_number(tmp_path):
     job = conftest.run_job(2, "-m", "pympa.bench", str(path), "--router-skew", "nan", timeout=60)
     assert job.status == 2
     assert "router_skew: expected a finite number" in job.err
+
+
+def test_records_of_another_model_are_no_records_of_this_one(tiny, tmp_path):
+    output = tmp_path / "r.jsonl"
+    command = ("-m", "pympa.bench", str(tiny), "--plan", "cp=2", "--cluster", "none")
+
+    def run(*options):
+        return conftest.run_job(2, *command, "--output", str(output), *options, timeout=60)
+
+    assert run().status == 0
+    assert "verified" not in run("--resume").err
+    tiny.write_text(tiny.read_text().replace("mlp_hidden = 64", "mlp_hidden = 48"))
+    assert "verified" in run("--resume").err
+    assert len({record.job for record in records(output)}) == 2
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-1])  # a record that lacks its newline is one
+    assert "verified" not in run("--resume").err
+    assert output.read_bytes() == whole
+    output.write_bytes(whole[:-9])
+    refused = run()
+    assert refused.status == 2
+    assert "the last line is cut short; --resume takes it away" in refused.err
+
+
+@pytest.mark.parametrize("option", ["--output", "--trace"])
+def test_what_the_job_reads_is_not_written_over(tiny, option):
+    text = tiny.read_bytes()
+    job = conftest.run_job(2, "-m", "pympa.bench", str(tiny), option, str(tiny), timeout=60)
+    assert job.status == 2
+    assert "expected a file that this job does not read" in job.err
+    assert tiny.read_bytes() == text

@@ -23,6 +23,11 @@ def test_kv_heads_need_not_divide():
     ("change", "says"),
     [
         (("heads = 2", "heads = 0"), "heads: expected a positive number; got 0"),
+        (("heads = 2", f"heads = {2**31}"), "heads: expected at most 1.07374e+09; got 2.14748e+09"),
+        (("heads = 2", "heads = 2, repeat = 10001"), "expected at most 10,000 of them; got 10,001"),
+        (("heads = 2", "heads = 2, norm_eps = nan"), "norm_eps: expected a number from 0 to 1e+09"),
+        (("heads = 2", "heads = 2, softcap = inf"), "softcap: expected at most 1e+09; got inf"),
+        (("heads = 2", "heads = 2, rope = {theta = 0.0}"), "theta: expected a positive number"),
         (("heads = 2", "heads = 2, kv_heads = 3"), "kv_heads: expected at most heads=2"),
         (("head_dim = 4", "head_dim = 5"), "expected an even number in 2..5"),
         (

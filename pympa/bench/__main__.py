@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pympa.bench.options import build_parser, refuse_idle
+from pympa.bench.options import build_parser, refuse_idle, refuse_overwriting
 from pympa.command import in_session, once, start
 
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
         return options
     if options.list:
         return once(lambda: _print_list(options.experiments))
-    if refused := once(lambda: refuse_idle(options)):
+    if refused := once(lambda: refuse_idle(options) or refuse_overwriting(options)):
         return refused
     if options.backend == "virtual":
         from pympa.bench.simulate import simulate

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pympa.bench.published import PublishedFootprint
 from pympa.mesh import Plan, parse_plan
 from pympa.rules import family_plan
-from pympa.spec import ModelSpec, SpecError, parse_toml
+from pympa.spec import MOST_LAYERS, MOST_SIZE, ModelSpec, SpecError, parse_toml
 from pympa.weights import input_ids
 
+MOST_TOKENS = 1 << 40  # of a batch: more is a slip
 LARGEST_FILE_BYTES = 1 << 20  # an experiment is a page of text; anything else is another file
 
 
@@ -38,6 +39,11 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         tokens = self.tokens if isinstance(self.tokens, tuple) else (self.tokens,)
         if self.batch < 1 or any(length < 1 for length in tokens):
             raise SpecError(f"batch and tokens are at least 1; got {self.batch} and {self.tokens}")
+        if self.batch > MOST_SIZE or self.batch * max(tokens) > MOST_TOKENS:
+            raise SpecError(
+                f"batch and tokens: expected at most {MOST_TOKENS:,} tokens; got {self.batch} × "
+                f"{max(tokens)}"
+            )
         if isinstance(self.tokens, tuple) and len(tokens) != self.batch:
             raise SpecError(f"tokens: expected batch={self.batch} lengths; got {len(tokens)}")
 
@@ -99,10 +105,10 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
         if self.options is not None and self.family is None:
             raise SpecError(f"plans: role {self.role!r}: options go with a family, not with a plan")
-        if self.grow < 1 or (self.ranks is not None and self.ranks < 1):
+        if not 1 <= self.grow <= MOST_LAYERS or (self.ranks is not None and self.ranks < 1):
             raise SpecError(
-                f"plans: role {self.role!r}: ranks and grow are at least 1; "
-                f"got {self.ranks} and {self.grow}"
+                f"plans: role {self.role!r}: ranks and grow are at least 1, grow at most "
+                f"{MOST_LAYERS:,}; got {self.ranks} and {self.grow}"
             )
 
     def resolve(self, spec: ModelSpec, world: int) -> Plan:
@@ -142,6 +148,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         Raises:
             SpecError: there is none.
         """
+        if not self.sizes:
+            raise SpecError(f"{where}: sizes: expected at least one; got none")
         if name not in self.sizes:
             raise SpecError(f"{where}: size is one of {', '.join(self.sizes)}; got {name!r}")
         return self.sizes[name]

@@ -177,6 +177,7 @@ def _record(
     bubble = None if team.oversubscribed or plan.pp == 1 else max(bubbles) / step.median
     return Record(
         experiment=job.experiment,
+        job=job.digest(options.warmup, options.no_shared_memory),
         role=planned.role,
         plan=str(plan),
         ranks=team.size,

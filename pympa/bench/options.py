@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from pympa.command import Parser, byte_count, count, seconds, threads
 from pympa.errors import RefusedError
@@ -159,6 +160,21 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     )
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser
+
+
+def refuse_overwriting(options: argparse.Namespace) -> int:
+    """Refuse to write over what the job reads; return 0.
+
+    Raises:
+        RefusedError: names the option and the file.
+    """
+    read = [*options.experiments, options.input, options.cluster]
+    for option, more in (("output", None), ("trace", options.routing_from)):
+        name = getattr(options, option)
+        sources = [Path(path) for path in (*read, more) if path and Path(path).exists()]
+        if name and Path(name).exists() and any(Path(name).samefile(path) for path in sources):
+            raise RefusedError(f"--{option} {name}: expected a file that this job does not read")
+    return 0
 
 
 def refuse_idle(options: argparse.Namespace) -> int:

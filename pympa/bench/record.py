@@ -128,6 +128,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         schema: version of these fields.
+        job: digest of model, lengths, input and the options that change what is measured; None if
+            simulated.
         role: "baseline", "proposed", "given" (by --plan), or an experiment's own word.
         clock: "measured", or "simulated" by a cost model; never mixed in a column.
         tokens: of the longest of `batch` sequences.
@@ -162,6 +164,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     experiment: str
+    job: str | None = None
     role: str
     plan: str
     ranks: int

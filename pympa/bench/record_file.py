@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pympa.bench.record import Record
+from pympa.bench.record import SCHEMA, Record
 
 _START = b'{"schema":'  # of a record's line
 
@@ -43,9 +43,29 @@ class RecordFile:
         records = _decode(whole, str(self._path))
         if cut and not cut.startswith(_START[: len(cut)]):
             raise ValueError(f"{self._path}: the last line is not a record")
+        if cut.endswith(b"}") and _is_record(cut):
+            self._append(b"\n")
+            return [*records, *_decode(cut, str(self._path))]
         if cut:
             os.truncate(self._path, len(whole) + len(newline))
         return records
+
+    def end_line(self) -> None:
+        """Make sure that a new record gets a line of its own.
+
+        Raises:
+            ValueError: the file ends within a record.
+        """
+        if self._path is None or not self._path.is_file():
+            return
+        cut = self._path.read_bytes().rpartition(b"\n")[2]
+        if cut and not _is_record(cut):
+            raise ValueError(
+                f"--output {self._path}: the last line is cut short; --resume takes it away, or "
+                "give another file"
+            )
+        if cut:
+            self._append(b"\n")
 
     @staticmethod
     def load(path: str) -> list[Record]:
@@ -74,11 +94,26 @@ class RecordFile:
             raise OSError(f"--output {self._path}: {error.strerror}") from None
 
 
+def _is_record(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line, type=Record)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def _decode(lines: bytes, path: str) -> list[Record]:
     records = []
     for number, line in enumerate(lines.splitlines(), 1):
         try:
-            records.append(msgspec.json.decode(line, type=Record))
+            record = msgspec.json.decode(line, type=Record)
         except msgspec.DecodeError as error:
             raise ValueError(f"{path}: line {number} is not a record: {error}") from None
+        if record.schema != SCHEMA or not (record.tps > 0 and record.step_seconds.median > 0):
+            raise ValueError(
+                f"{path}: line {number} is not a record: expected schema {SCHEMA}, and tps and "
+                f"step_seconds above 0; got {record.schema}, {record.tps:g} and "
+                f"{record.step_seconds.median:g}"
+            )
+        records.append(record)
     return records

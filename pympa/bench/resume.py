@@ -42,8 +42,9 @@ def find_measured(
 ) -> dict[tuple[int, int], Record]:
     """Return which (repeat, row) an earlier run has measured in the same way.
 
-    The same way: experiment, size, dtype, plan, stages, cache, ranks, threads, instruction set,
-    way between GPUs, iterations, verified or not, joules where asked for, version of pympa.
+    The same way: experiment, model, input, size, dtype, plan, stages, cache, ranks, threads,
+    instruction set, shared memory, way between GPUs, warm-up, iterations, verified or not, joules
+    where asked for, version of pympa.
     """
     found: dict[tuple[int, int], Record] = {}
     for record in earlier:
@@ -59,7 +60,8 @@ def find_measured(
             and record.environment.pympa == version("pympa")
         )
         for index, candidate in enumerate(candidates):
-            if same and record.repeat <= options.repeat and _is_of(record, candidate):
+            same_job = record.job == candidate.job.digest(options.warmup, options.no_shared_memory)
+            if same and same_job and record.repeat <= options.repeat and _is_of(record, candidate):
                 found[record.repeat, index] = record
     return found
 

@@ -73,8 +73,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
     if options.router_skew is not None and not any(t.size.model.has_experts for t in tasks):
         raise RefusedError(f"--router-skew: none of {', '.join(names)} has experts")
     output = session.check(lambda: RecordFile(options.output if session.rank == 0 else None))
-    earlier = session.check(lambda: output.read() if options.resume else [])
-    earlier = session.world.gather_objects(earlier)[0]
+    earlier = session.check(lambda: output.read() if options.resume else output.end_line())
+    earlier = session.world.gather_objects(earlier or [])[0]
     timeline = session.check(
         lambda: TimelineFile(options.trace, rank=session.rank, beside=options.output)
     )
@@ -112,7 +112,7 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
             continue
         of_row = size.grown(planned.grow)
         plan = planned.resolve(of_row.model, ranks)
-        check_plan(plan, of_row.model, ranks, size.batch)
+        check_plan(plan, of_row.model, ranks, size.batch, sum(size.lengths))
         stages = stage_bounds(
             of_row.model,
             plan,

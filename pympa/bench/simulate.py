@@ -125,7 +125,7 @@ def simulated_row(
     plan = planned.resolve(of_row.model, ranks)
     if planned.plan is not None and plan.world < cluster.ranks:
         ranks = plan.world  # a plan that is given may leave ranks of the cluster idle
-    check_plan(plan, of_row.model, ranks, of_row.batch)
+    check_plan(plan, of_row.model, ranks, of_row.batch, sum(of_row.lengths))
     costs_of(cluster.device, dtype, ranks)  # refuses a dtype that the device has no figures of
     itemsize = numpy_dtype(dtype).itemsize
     stages = stage_bounds(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +42,14 @@ class Job:
     dtype: np.dtype[np.generic]
     ids: tuple[NDArray[np.int32], ...]
     source: PhiloxSource
+
+    def digest(self, *options: object) -> str:
+        """Return what tells this model, batch and these options from others."""
+        told = hashlib.sha256(msgspec.json.encode((self.size.model, self.size.lengths)))
+        for ids in self.ids:
+            told.update(ids.tobytes())
+        told.update(repr(options).encode())
+        return told.hexdigest()[:16]
 
 
 class Truth:

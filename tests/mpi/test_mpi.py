@@ -136,6 +136,44 @@ def test_session_refuses_ranks_that_differ():
         s.agree("seed", int(s.rank == s.size - 1))
 
 
+@pytest.mark.parametrize(
+    ("usual", "other", "what"),
+    [
+        ({"plan": f"cp={SIZE}"}, {"plan": f"cp={SIZE},balance=contiguous"}, "plan"),
+        ({"shares_memory": True}, {"shares_memory": False}, "shares_memory"),
+        ({"timeout_seconds": 50.0}, {"timeout_seconds": 60.0}, "timeout_seconds"),
+        ({"backend": "cpu"}, {"backend": "cuda"}, "backend"),
+    ],
+    ids=["plan", "memory", "timeout", "backend"],
+)
+def test_session_refuses_arguments_that_differ(usual, other, what):
+    if SIZE == 1:
+        pytest.skip("one rank differs from nobody")
+    asked = other if MPI.COMM_WORLD.Get_rank() == SIZE - 1 else usual
+    with pytest.raises(RefusedError, match=f"{what}: expected the same on all ranks"):
+        Session(**asked).__enter__()
+
+
+def test_session_refuses_no_communicator():
+    with pytest.raises(RefusedError, match="comm: expected a communicator that this rank is in"):
+        Session(comm=MPI.COMM_NULL).__enter__()
+
+
+@pytest.mark.parametrize("what", ["lengths", "causal", "dtype"])
+def test_ring_attention_refuses_arguments_that_differ(what):
+    if SIZE == 1:
+        pytest.skip("one rank differs from nobody")
+    with Session(f"cp={SIZE},balance=contiguous") as session:
+        differs = session.rank == SIZE - 1
+        lengths = [32 * SIZE] * 2 if differs and what == "lengths" else [64 * SIZE]
+        dtype = np.float16 if differs and what == "dtype" else np.float32
+        q = np.ones((64, 2, 8), dtype)
+        with pytest.raises(RefusedError, match="ring_attention: expected the same on all ranks"):
+            session.ring_attention(
+                q, q, q, lengths=lengths, causal=not (differs and what == "causal")
+            )
+
+
 def test_session_refuses_where_one_rank_objects():
     def local(rank):
         if rank == SIZE - 1:
