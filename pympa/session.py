@@ -84,6 +84,7 @@ class Session(Team):
         self._asked_backend, self._asked_route = backend, device_transport
         self._given_accelerator = accelerator
         self._rank: Rank | None = None
+        self._open = False
 
     def __enter__(self) -> Session:
         from mpi4py import MPI
@@ -96,7 +97,8 @@ class Session(Team):
             raise RefusedError("comm: expected a communicator that this rank is in; got COMM_NULL")
         self._abort, self.rank = self._comm.Abort, self._comm.Get_rank()
         if self._owns_job:
-            sys.excepthook = one_voice(self.rank, sys.excepthook)
+            self._usual_hook = sys.excepthook
+            sys.excepthook = one_voice(self.rank, self._usual_hook)
         places, asked = zip(*self._comm.allgather((own_place(), self._asked())), strict=True)
         for what in asked[0]:
             check_same(what, [of_rank[what] for of_rank in asked])
@@ -120,6 +122,7 @@ class Session(Team):
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)
             self.agree("plan", str(self.plan))
+            self._open = True
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -134,7 +137,10 @@ class Session(Team):
         if error is None or isinstance(error, RefusedError):
             if self._rank is not None:
                 self._rank.arena.close()
+            self._rank, self._open = None, False
             self._endpoint.close()
+            if error is None and self._owns_job:
+                sys.excepthook = self._usual_hook
             if self.accelerator is not None and self._given_accelerator is None:
                 self.accelerator.device.synchronise("the session")
                 self.accelerator.device.close()
@@ -147,6 +153,10 @@ class Session(Team):
         Args:
             lengths: tokens of each sequence of the batch.
         """
+        if not self._open:
+            raise RuntimeError("session: expected to be used inside its with block")
+        if not all(isinstance(n, (int, np.integer)) and n >= 0 for n in lengths):
+            raise ValueError(f"lengths: expected whole numbers of at least 0; got {list(lengths)}")
         mesh = Mesh(self.plan, self.rank)
         mine = split_batch(lengths, self.plan.dp)[mesh.coordinate("dp")]
         return split_tokens(mine, self.plan.cp, self.plan.balance)
@@ -188,12 +198,18 @@ class Session(Team):
             ValueError: arrays that fit neither each other nor the layout, or a window with the
                 zigzag order, which undoes it.
         """
+        layouts, own = self.layouts(lengths), self.layout(lengths)
+        for name, array in (("q", q), ("k", k), ("v", v)):
+            if getattr(array, "ndim", None) != 3:
+                got = getattr(array, "shape", type(array).__name__)
+                raise ValueError(f"{name}: expected an array [rows, heads, head_dim]; got {got}")
+        for name, limit in (("window", window), ("softcap", softcap)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}: expected a positive number or None; got {limit}")
         if self.plan.head_exchange > 1 or self.plan.dim > 1 or self.plan.cp_scheme != "ring":
             raise ValueError(f"plan {self.plan}: ring_attention takes whole heads and a ring")
         if window is not None and self.plan.cp > 1 and self.plan.balance == "zigzag":
             raise ValueError(f"plan {self.plan}: a window needs balance=contiguous; got zigzag")
-        layouts = self.layouts(lengths)
-        own = self.layout(lengths)
         self.agree(
             "ring_attention",
             f"lengths {list(lengths)}, q {q.dtype} {q.shape[1:]}, k {k.dtype} {k.shape[1:]}, "
@@ -298,6 +314,8 @@ class Session(Team):
     def _parsed_plan(self) -> Plan:
         plan = Plan(cp=self.size) if self._plan is None else self._plan
         plan = parse_plan(plan) if isinstance(plan, str) else plan
+        if not isinstance(plan, Plan):
+            raise PlanError(f"plan: expected a Plan, or text as in 'cp=4,tp=2'; got {plan!r}")
         if plan.world != self.size:
             raise PlanError(f"plan {plan} takes {plan.world} ranks; this session has {self.size}")
         return plan
