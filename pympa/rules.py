@@ -124,14 +124,15 @@ def check_plan(
     if plan.world != world:
         degrees = "·".join(f"{axis}={getattr(plan, axis)}" for axis in AXES)
         rule = f"{degrees} takes {plan.world} ranks; this run has {world}"
+    fitting = plan
     if rule is None and tokens is not None and plan.micro_batches > tokens:
         rule = (
             f"micro_batches={plan.micro_batches} leaves some empty: the batch has {tokens} tokens"
         )
-        plan = msgspec.structs.replace(plan, micro_batches=1)
+        fitting = msgspec.structs.replace(plan, micro_batches=1)
     if rule is None:
         return
-    near = nearest_plans(plan, spec, world, sequences)
+    near = nearest_plans(fitting, spec, world, sequences)
     advice = (
         f"nearest plans that work on {world}: {'; '.join(map(str, near))}"
         if near

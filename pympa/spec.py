@@ -25,8 +25,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 T = TypeVar("T")
 MOST_LAYERS = 10_000
-MOST_SIZE, MOST_FACTOR = 1 << 30, 1e9
-"""Of a model's numbers, whole ones and others: larger ones are slips."""
+MOST_SIZE, MOST_FACTOR = 1 << 30, 1e30
+"""Of a model's numbers, whole ones and others: larger ones are slips, or overflow float32."""
 _ROUNDING = 1e-9  # a share like 2.0000000000000004 is 2
 
 
