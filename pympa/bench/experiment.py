@@ -105,10 +105,14 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
         if self.options is not None and self.family is None:
             raise SpecError(f"plans: role {self.role!r}: options go with a family, not with a plan")
-        if not 1 <= self.grow <= MOST_LAYERS or (self.ranks is not None and self.ranks < 1):
+        if self.grow < 1 or (self.ranks is not None and self.ranks < 1):
             raise SpecError(
-                f"plans: role {self.role!r}: ranks and grow are at least 1, grow at most "
-                f"{MOST_LAYERS:,}; got {self.ranks} and {self.grow}"
+                f"plans: role {self.role!r}: ranks and grow are at least 1; "
+                f"got {self.ranks} and {self.grow}"
+            )
+        if self.grow > MOST_LAYERS:
+            raise SpecError(
+                f"plans: role {self.role!r}: grow is at most {MOST_LAYERS:,}; got {self.grow:,}"
             )
 
     def resolve(self, spec: ModelSpec, world: int) -> Plan:
