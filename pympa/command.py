@@ -76,9 +76,12 @@ def count(least: int, most: int = MOST) -> Callable[[str], int]:
     return number
 
 
+thread_count = count(1, MOST_THREADS)
+
+
 def threads(text: str) -> int | None:
     """Parse an argument: threads of each rank, or None for `auto`."""
-    return None if text == "auto" else count(1, MOST_THREADS)(text)
+    return None if text == "auto" else thread_count(text)
 
 
 def seconds(text: str) -> float:

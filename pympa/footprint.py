@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pympa.caches import MOST_THREADS
-from pympa.command import Parser, byte_count, complain, count
+from pympa.command import Parser, byte_count, complain, count, thread_count
 from pympa.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -68,13 +67,7 @@ def build_parser(prog: str = "python -m pympa.footprint") -> Parser:
         metavar="BYTES",
         help="cut layers into stages so that no rank holds more of the weight matrices",
     )
-    add(
-        "--threads",
-        type=count(1, MOST_THREADS),
-        default=1,
-        metavar="N",
-        help="threads of each rank (1)",
-    )
+    add("--threads", type=thread_count, default=1, metavar="N", help="threads of each rank (1)")
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser
 

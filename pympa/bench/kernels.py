@@ -26,8 +26,7 @@ from pympa.bench.kernel_cases.workbench import Case, Workbench
 from pympa.bench.kernel_table import KernelRecord, Measured, Seconds, result_table
 from pympa.bench.machine import Machine, measure_core
 from pympa.bench.table import console
-from pympa.caches import MOST_THREADS
-from pympa.command import Parser, complain, count
+from pympa.command import Parser, complain, count, thread_count
 from pympa.errors import RefusedError
 from pympa.kernels.cpu import supported_isas
 from pympa.spec import DTYPES
@@ -140,13 +139,7 @@ def build_parser(prog: str = "python -m pympa.bench.kernels") -> Parser:
     add = parser.add_argument
     add("-h", "--help", action="store_true", help="show this and exit")
     add("--against", choices=["torch"], help="alternate with a peer")
-    add(
-        "--threads",
-        type=count(1, MOST_THREADS),
-        default=1,
-        metavar="N",
-        help="threads of a kernel (1)",
-    )
+    add("--threads", type=thread_count, default=1, metavar="N", help="threads of a kernel (1)")
     add("--dtype", choices=list(DTYPES), help="only this dtype; default: all")
     add("--kernel", choices=list(CASES), help="only these kernels; default: all")
     add("--isa", choices=isas, default=isas[0], help="instruction set; default: the best")

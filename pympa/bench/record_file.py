@@ -32,7 +32,7 @@ class RecordFile:
         self._append(msgspec.json.encode(record) + b"\n")
 
     def read(self) -> list[Record]:
-        """Return the records already there; a last line that was cut short is removed.
+        """Return the records already there; a last line gets its end, or is removed if cut short.
 
         Raises:
             ValueError: a line is no record of this schema.
@@ -43,7 +43,7 @@ class RecordFile:
         records = _decode(whole, str(self._path))
         if cut and not cut.startswith(_START[: len(cut)]):
             raise ValueError(f"{self._path}: the last line is not a record")
-        if cut.endswith(b"}") and _is_record(cut):
+        if cut and _is_record(cut):
             self._append(b"\n")
             return [*records, *_decode(cut, str(self._path))]
         if cut:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -43,13 +44,17 @@ class Job:
     ids: tuple[NDArray[np.int32], ...]
     source: PhiloxSource
 
-    def digest(self, *options: object) -> str:
-        """Return what tells this model, batch and these options from others."""
+    @cached_property
+    def _told(self) -> bytes:
+        """What tells this model and batch from others."""
         told = hashlib.sha256(msgspec.json.encode((self.size.model, self.size.lengths)))
         for ids in self.ids:
             told.update(ids.tobytes())
-        told.update(repr(options).encode())
-        return told.hexdigest()[:16]
+        return told.digest()
+
+    def digest(self, *options: object) -> str:
+        """Return what tells this model, batch and these options from others."""
+        return hashlib.sha256(self._told + repr(options).encode()).hexdigest()[:16]
 
 
 class Truth:
