@@ -174,10 +174,34 @@ def split_tokens(layout: Layout, parts: int, balance: Balance) -> list[Layout]:
     return list(joined)
 
 
-def groups_span(layouts: Sequence[Layout], length: int) -> bool:
-    """Tell whether some group of `length` positions has rows in more than one layout."""
-    keys = [{(r.sequence, r.start // length) for r in layout.cut(length)} for layout in layouts]
-    return sum(map(len, keys)) > len(set().union(*keys))
+Group = tuple[int, int]
+"""A group of consecutive positions: (sequence, number of the group in it)."""
+
+
+def edge_groups(layout: Layout, length: int) -> Iterator[Group]:
+    """Yield the groups of `length` positions that a range of the layout begins or ends in.
+
+    Others lie in one range as a whole.
+    """
+    for sequence, start, count in layout.ranges:
+        yield sequence, start // length
+        yield sequence, (start + count - 1) // length
+
+
+def shared_groups(turns: Sequence[Sequence[Layout]], length: int) -> frozenset[Group]:
+    """Return the groups of `length` positions that lie on more than one rank.
+
+    Args:
+        turns: layout of each rank, by micro-batch: a group may be on one rank in each of them, and
+            on several all the same.
+        length: positions of a group.
+    """
+    holders: dict[Group, set[int]] = {}
+    for layouts in turns:
+        for rank, layout in enumerate(layouts):
+            for group in edge_groups(layout, length):
+                holders.setdefault(group, set()).add(rank)
+    return frozenset(group for group, ranks in holders.items() if len(ranks) > 1)
 
 
 KEY_TILE = 512  # keys that the kernels fold together, at multiples of it; part of the bits contract

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pympa.arena import Array
 from pympa.batch import Batch, KvCache, MicroBatch, lay_out_batch
 from pympa.block import Attention, Context, Probe, feed_forward
-from pympa.parallel.capacity import Used
+from pympa.parallel.capacity import Capacity
 from pympa.parallel.stages import stream_micro_batches
 from pympa.parallel.tensor import reduce_partials
 from pympa.partition import Bounds
@@ -158,7 +158,11 @@ class Model:
                 with self._arena.part(f"layers.{index}"):
                     if batch.keeps_kv:
                         kept[index] = attend.cache(*parts)
-            used: dict[int, Used] = {index: {} for index in self._feed_forward}
+            turns = [part.layouts for part in parts]
+            capacities = {
+                index: Capacity(self.spec.blocks[index], turns, batch.lengths)
+                for index in self._feed_forward
+            }
 
             def compute(number: int, x: Array) -> None:
                 part = parts[number]
@@ -166,7 +170,9 @@ class Model:
                     self._embed(part, x)
                 for alike in self._alike:
                     for index in loops.layers(alike):
-                        self._block(index, x, part, prepared, kept.get(index), used[index], probe)
+                        self._block(
+                            index, x, part, prepared, kept.get(index), capacities[index], probe
+                        )
                 if self._is_last:
                     if probe is not None:
                         probe("output", x, part.layout)
@@ -192,7 +198,7 @@ class Model:
         part: MicroBatch,
         prepared: Prepared,
         kept: KvCache | None,
-        used: Used,
+        capacity: Capacity,
         probe: Probe | None,
     ) -> None:
         """Run one layer: x [rows, d] + attention + MLP or experts."""
@@ -201,7 +207,7 @@ class Model:
         with self._arena.part(f"layers.{index}"):
             with self._arena.scope():
                 attend(x, part, rope, kept or attend.cache(part), probe)
-            self._feed_forward[index](x, part, used, probe)
+            self._feed_forward[index](x, part, capacity, probe)
 
     def _embed(self, part: MicroBatch, x: Array) -> None:
         table = self._weights.vectors["embedding"]

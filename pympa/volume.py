@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pympa.layout import (
     Layout,
-    groups_span,
     score_tiles,
+    shared_groups,
     split,
     split_batch,
     split_micro_batches,
@@ -228,13 +228,14 @@ def _score_bytes(
 
 def _capacity_bytes(layer: LayerSpec, group: int, turns: Sequence[Sequence[Ring]]) -> int:
     """Return the bytes that tell the ranks of a ring how full shared capacity groups are."""
-    rows = [
-        (len(ring.new) - 1) * sum(len(layout.cut(group)) for layout in ring.new)
-        for turn in turns
-        for ring in turn
-        if groups_span(ring.new, group)
-    ]
-    return sum(rows) * layer.experts * _COUNT_BYTES
+    cuts = 0
+    for rings in zip(*turns, strict=True):  # of one group of sequences, by micro-batch
+        shared = shared_groups([ring.new for ring in rings], group)
+        for ring in rings:
+            parts = [r for layout in ring.new for r in layout.cut(group)]
+            if any((r.sequence, r.start // group) in shared for r in parts):
+                cuts += (len(ring.new) - 1) * len(parts)
+    return cuts * layer.experts * _COUNT_BYTES
 
 
 def _count_bytes(plan: Plan, layer: LayerSpec, turns: Sequence[Sequence[Ring]]) -> int:

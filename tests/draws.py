@@ -1,4 +1,8 @@
-"""Random models, batches and plans: the same ones for the same number."""
+"""Random models, batches and plans: the same ones for the same number.
+
+What may meet is drawn apart, so that all of it meets: capacity groups, windows, the order of
+tokens over `cp`, chunks in time.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,14 @@ def draw(number: int) -> Draw:
     pick = random.Random(number)
     while True:
         spec = _model(pick)
-        lengths = tuple(pick.randint(1, 40) for _ in range(pick.randint(1, 4)))
+        lengths = tuple(pick.randint(1, 40) for _ in range(pick.choice([1, 1, 2, 3, 4])))
         found = worlds.plans(pick.choice([1, 2, 3, 4, 5, 6, 8]), spec, len(lengths))
         if not found:
             continue
-        plan = pick.choice(found)
+        of_tokens = [plan for plan in found if plan.cp > 1]
+        plan = pick.choice(of_tokens if of_tokens and pick.random() < 0.5 else found)
         most = max(sum(lengths) if spec.causal else len(lengths) // plan.dp, 1)
-        micro_batches = pick.choice([1, 1, min(2, most), min(5, most)])
+        micro_batches = min(pick.choice([1, 1, 2, 3, 5, 7, 16]), most)
         return Draw(spec, lengths, msgspec.structs.replace(plan, micro_batches=micro_batches))
 
 
@@ -50,7 +55,7 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
     heads, head_dim = pick.randint(1, 9), pick.choice([4, 6, 10, 16])
     rotated = pick.choice([None, 2, head_dim])
     experts = pick.choice([0, 0, 2, 5])
-    limited = experts and pick.random() < 0.4
+    limited = experts and pick.random() < 0.6
     return LayerSpec(
         heads=heads,
         kv_heads=pick.randint(1, heads),
@@ -69,8 +74,8 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
         experts=experts,
         top_k=pick.randint(1, experts) if experts else 0,
         renormalize=pick.random() < 0.5,
-        capacity_factor=pick.choice([0.5, 1.25]) if limited else None,
-        capacity_group=pick.choice([1, 8, 32]) if limited else None,
+        capacity_factor=pick.choice([0.5, 1.0, 1.25]) if limited else None,
+        capacity_group=pick.choice([1, 3, 5, 8, 32]) if limited else None,
         shared_experts=pick.randint(0, 1) if experts else 0,
         router_skew=pick.choice([0.0, 3.0]) if experts else 0.0,
     )

@@ -20,6 +20,7 @@ from pympa.rank import Rank
 from pympa.reference import kept
 from pympa.spec import DTYPES, LayerSpec, ModelSpec, SpecError
 from pympa.transport.local import LocalWorld
+from pympa.volume import bytes_sent
 
 
 def altered(spec: ModelSpec, **fields) -> ModelSpec:
@@ -124,7 +125,16 @@ def test_ranks_get_the_rows_they_need(plan):
 
 @settings(max_examples=20)
 @given(
-    st.sampled_from(["tp=1", "cp=3", "cp=4,tp=2", "dp=2,ep=2", "pp=2,micro_batches=31"]),
+    st.sampled_from(
+        [
+            "tp=1",
+            "cp=3",
+            "cp=4,tp=2",
+            "dp=2,ep=2",
+            "pp=2,micro_batches=31",
+            "cp=2,micro_batches=9,balance=contiguous",
+        ]
+    ),
     st.sampled_from([0.3, 0.75, 1.0, 1.25, 6.0]),
     st.sampled_from([1, 3, 8, 64]),
     st.sampled_from([0.0, 1.0, 5.0]),
@@ -153,6 +163,32 @@ def test_more_ranks_in_a_ring_than_rows_of_a_group():
     for plan in (Plan(cp=8), Plan(cp=8, ep=2, balance="contiguous")):
         outputs, _ = worlds.run_local(spec, plan, (37, 9), seed=1)
         assert worlds.judge(spec, outputs, (37, 9)).passed
+
+
+@pytest.mark.parametrize(("tokens", "group", "micro_batches"), [(10, 3, 2), (1000, 32, 16)])
+@pytest.mark.parametrize("balance", ["contiguous", "zigzag"])
+def test_a_group_that_goes_on_with_another_rank(tokens, group, micro_batches, balance):
+    """It lies on one rank in each micro-batch, but on another rank in the next one."""
+    layer = LayerSpec(
+        heads=4, head_dim=16, mlp_hidden=64, experts=2, top_k=1, capacity_factor=1.0,
+        capacity_group=group, router_skew=3.0,
+    )  # fmt: skip
+    spec = ModelSpec(d_model=64, vocabulary=256, layers=(layer,))
+    alone = worlds.kept_routing(spec, worlds.one_rank(spec, (tokens,), "float32"), (tokens,))
+    assert (alone[0] < 0).sum() > tokens / 10
+    for plan in (
+        Plan(cp=2, micro_batches=micro_batches, balance=balance),
+        Plan(cp=4, micro_batches=micro_batches, balance=balance),
+        Plan(cp=2, ep=2, micro_batches=micro_batches, balance=balance),
+    ):
+        outputs, ranks = worlds.run_local(spec, plan, (tokens,), seed=2)
+        verdict = worlds.judge(spec, outputs, (tokens,))
+        assert verdict.passed, verdict.failed
+        routing = worlds.kept_routing(spec, outputs, (tokens,))
+        assert routing[0].tolist() == alone[0].tolist()
+        assert sum(rank.load.dropped[0] for rank in ranks) == (alone[0] < 0).sum()
+        sent = bytes_sent(spec, plan, (tokens,), DTYPES["float32"].itemsize, routing)
+        assert worlds.sent_by_axis(ranks) == sent
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -189,13 +190,22 @@ def plans(world: int, spec: ModelSpec, sequences: int = len(LENGTHS)) -> list[Pl
     return [plan for plan in found if broken_rule(plan, spec, sequences) is None]
 
 
+def some(found: Sequence[Plan], count: int) -> list[Plan]:
+    """Return a fixed sample of plans, in order; all of them if there are no more than that."""
+    picked = random.Random(len(found)).sample(range(len(found)), min(count, len(found)))
+    return [found[index] for index in sorted(picked)]
+
+
 def _options(plan: Plan) -> Iterator[dict[str, Any]]:
     """Yield every choice of how the ranks of `cp` and of `dim` work together."""
     groups = [d for d in range(1, plan.cp + 1) if plan.cp % d == 0]
     schemes = [("ring", u) for u in groups] + [("allgather", u) for u in groups[:-1]]
     algorithms = ["exchange", "gather", "reduce"] if plan.dim > 1 else ["exchange"]
-    for (scheme, ulysses), algorithm in itertools.product(schemes, algorithms):
-        yield {"cp_scheme": scheme, "ulysses": ulysses, "dim_algo": algorithm}
+    orders = ["zigzag", "contiguous"] if plan.cp > 1 or plan.splits_queries else ["zigzag"]
+    for (scheme, ulysses), algorithm, balance in itertools.product(schemes, algorithms, orders):
+        yield {
+            "cp_scheme": scheme, "ulysses": ulysses, "dim_algo": algorithm, "balance": balance
+        }  # fmt: skip
 
 
 def record_routing(rank: Rank) -> list[np.ndarray[Any, Any]]:

@@ -7,7 +7,7 @@ from functools import partial
 from pympa.arena import Array
 from pympa.batch import MicroBatch
 from pympa.block.context import Context, Probe
-from pympa.parallel.capacity import Used
+from pympa.parallel.capacity import Capacity
 from pympa.parallel.tensor import add_branch
 
 
@@ -22,7 +22,7 @@ class Mlp:
         self._context = context
         self._tp = context.rank.transports["tp"]
 
-    def __call__(self, x: Array, part: MicroBatch, used: Used, probe: Probe | None) -> None:
+    def __call__(self, x: Array, part: MicroBatch, capacity: Capacity, probe: Probe | None) -> None:
         """Add the MLP: x [rows, d] -> columns of this rank, block by block -> [rows, d]."""
         context = self._context
         weights = context.mlp("mlp")

@@ -14,7 +14,7 @@ from pympa.arena import Array
 from pympa.batch import MicroBatch
 from pympa.block.context import Context, Probe
 from pympa.layout import Layout, split
-from pympa.parallel.capacity import Used, drop_overflow
+from pympa.parallel.capacity import Capacity
 from pympa.parallel.experts import Routes, run_experts
 from pympa.parallel.tensor import scatter_partials
 from pympa.volume import dispatch_chunks
@@ -33,19 +33,19 @@ class Moe:
         self._cp, self._tp = transports["cp"], transports["tp"]
         self._ep, self._etp = transports["ep"], transports["etp"]
 
-    def __call__(self, x: Array, part: MicroBatch, used: Used, probe: Probe | None) -> None:
+    def __call__(self, x: Array, part: MicroBatch, capacity: Capacity, probe: Probe | None) -> None:
         """Add the experts: x [rows, d] -> rows by expert -> hidden -> [rows, d].
 
         Args:
             x: residual stream.
             part: which tokens the rows are.
-            used: capacity used by earlier micro-batches of the step.
+            capacity: of the layer's experts in this step.
             probe: sees the choices of experts and the branch, or None.
         """
         context = self._context
         mine, pieces = self._shares(len(x))
         with context.arena.scope():
-            normed, routes = self._route(x, mine, part, used, probe)
+            normed, routes = self._route(x, mine, part, capacity, probe)
             branch = self._tp.empty(x.shape, context.dtype)
             whole = self._etp.size == 1
             partial = branch[mine] if whole else self._etp.empty(normed.shape, context.dtype)
@@ -86,7 +86,7 @@ class Moe:
         return slice(*slices[self._tp.index // self._etp.size]), pieces
 
     def _route(
-        self, x: Array, mine: slice, part: MicroBatch, used: Used, probe: Probe | None
+        self, x: Array, mine: slice, part: MicroBatch, capacity: Capacity, probe: Probe | None
     ) -> tuple[Array, Routes]:
         """Return the normed rows of this rank's slice and their experts.
 
@@ -106,8 +106,8 @@ class Moe:
                 part.layout.slice(mine.start, mine.stop),
             )
         if limited:
-            dropped = drop_overflow(
-                context.kernels, self._cp, layer, routes.experts, part.layouts, part.lengths, used
+            dropped = capacity.drop_overflow(
+                context.kernels, self._cp, routes.experts, part.layouts
             )
             if self._tp.index == 0:
                 context.rank.load.drop(context.index, dropped)
