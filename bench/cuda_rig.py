@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from pympa.arena import Arena
+from pympa.contract import TOLERANCE
 from pympa.device_cupy import device_array
 from pympa.kernels import PackedWeight
 from pympa.kernels.cuda import CudaKernels, open_accelerator
 from pympa.spec import DTYPES
 from pympa.trace import Trace
-from pympa.verify import TOLERANCE
 
 DTYPE = "bfloat16"
 _BATCH_SECONDS = 4e-3  # of calls between two events, or there are two

@@ -1,10 +1,8 @@
 """Is a run right? Every branch against the float64 oracle, by norm and by worst row.
 
-Error = ‖run - oracle‖ / ‖oracle‖ with the same rounded weights. A branch of layer l (from 1) may be
-off by tolerance·√l as a whole and by 8 times that in its worst row. A distributed run must also
-stay within 1.2 times the error of one rank, or a quarter of the tolerance. Logits have a row for
-each sequence only, too few for a ratio of two errors to mean anything: they meet the tolerance.
-NaN never passes.
+What is allowed is in `pympa.contract`. NaN never passes. An output that breaks its tolerance is
+held against an emulation, in float64, of what rounding alone does to this very model: narrow or
+deep models amplify it by more than √layers.
 
 Where the gate logits of two experts nearly tie, rounding decides which one a row takes. So the
 oracle takes the run's choices, after checking each: its logit must reach the oracle's own k-th
@@ -16,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,18 @@ from numpy.typing import NDArray
 
 from pympa import reference
 from pympa.collect import LOGITS, ROUTING, Outputs
+from pympa.contract import (
+    TOLERANCE,
+    WORST_ROW_FACTOR,
+    RowErrors,
+    Yardstick,
+    broken_limits,
+    growth,
+    narrowest,
+)
 from pympa.spec import ModelSpec
 from pympa.weights import PhiloxSource, model_weights
 
-TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
-WORST_ROW_FACTOR = 8.0
-DISTRIBUTED_FACTOR = 1.2
-DISTRIBUTED_SHARE = 0.25
 ROUTING_DEVIATIONS = 4.0
 
 
@@ -41,22 +44,23 @@ class BranchError:
     Attributes:
         name: the output. norm: relative error of the whole. worst_row: of the worst row.
         tolerance: allowed norm; the worst row may be `WORST_ROW_FACTOR` times that.
+        broken: a sentence for each limit that it breaks, with the numbers.
     """
 
     name: str
     norm: float
     worst_row: float
     tolerance: float
+    broken: tuple[str, ...] = ()
 
-    def within(self, one_rank: BranchError | None = None) -> bool:
-        """Tell whether the contract holds; `one_rank` adds the distributed part of it."""
-        limits = [self.tolerance, WORST_ROW_FACTOR * self.tolerance]
-        if one_rank is not None:
-            limits = [
-                min(limit, max(DISTRIBUTED_FACTOR * alone, DISTRIBUTED_SHARE * limit))
-                for limit, alone in zip(limits, (one_rank.norm, one_rank.worst_row), strict=True)
-            ]
-        return self.norm <= limits[0] and self.worst_row <= limits[1]  # False for NaN
+    @property
+    def share(self) -> float:
+        """Of the tolerance; infinite for NaN."""
+        share = max(self.norm, self.worst_row / WORST_ROW_FACTOR) / self.tolerance
+        return math.inf if math.isnan(share) else share
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'; '.join(self.broken) or 'within the contract'}"
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,19 @@ class Verdict:
 
     Attributes:
         errors: one for each output.
-        failed: those that break the contract.
+        rows: errors of the rows of each, by name; for a run that others are held against.
         sampled_rows: query rows checked where the whole oracle would not fit; None means all.
     """
 
     errors: tuple[BranchError, ...]
-    failed: tuple[BranchError, ...]
+    rows: Mapping[str, RowErrors] = field(default_factory=dict, repr=False)
     sampled_rows: int | None = None
+
+    @property
+    def failed(self) -> tuple[BranchError, ...]:
+        """Outputs that break the contract, the furthest from it first."""
+        failed = (error for error in self.errors if error.broken)
+        return tuple(sorted(failed, key=lambda error: -error.share))
 
     @property
     def passed(self) -> bool:
@@ -81,11 +91,16 @@ class Verdict:
     @property
     def worst(self) -> BranchError:
         """The output that comes closest to its tolerance, or passes it by most."""
-        return max(self.errors, key=lambda e: math.inf if e.norm != e.norm else _share(e))
+        return max(self.errors, key=lambda error: error.share)
+
+    @property
+    def summary(self) -> Verdict:
+        """The same without rows, for other ranks."""
+        return replace(self, rows={})
 
 
-def _share(error: BranchError) -> float:
-    return max(error.norm, error.worst_row / WORST_ROW_FACTOR) / error.tolerance
+Truth = Mapping[str, NDArray[np.float64]]
+"""Outputs of the oracle, by name; see `oracle`."""
 
 
 def routing_of(run: Outputs) -> dict[str, NDArray[Any]]:
@@ -99,7 +114,7 @@ def oracle(
     source: PhiloxSource,
     ids: Sequence[NDArray[np.int32]],
     routing: Mapping[str, NDArray[Any]] | None = None,
-) -> Mapping[str, NDArray[np.float64]]:
+) -> Truth:
     """Return the float64 outputs of the whole model, with weights rounded to `dtype`.
 
     Args:
@@ -137,8 +152,9 @@ def compare(
     spec: ModelSpec,
     dtype: np.dtype[Any],
     run: Outputs,
-    truth: Mapping[str, NDArray[np.float64]],
+    truth: Truth,
     one_rank: Verdict | None = None,
+    rounded: Callable[[], Truth] | None = None,
 ) -> Verdict:
     """Judge a run.
 
@@ -148,20 +164,39 @@ def compare(
         run: from `collect`.
         truth: from `oracle`.
         one_rank: the verdict on the same model on one rank, for the distributed contract.
+        rounded: gives the outputs of `oracle` with rounding; asked where a tolerance is broken.
     """
-    errors = tuple(
-        (routing_error if name.endswith(ROUTING) else branch_error)(
-            name, run[name], truth[name], TOLERANCE[dtype.name] * _growth(name, spec)
-        )
+    rows = {name: RowErrors.of(run[name], truth[name]) for name in truth if _is_float(name)}
+    width = narrowest(spec)
+    emulated: dict[str, Yardstick] = {}
+
+    def judge(name: str) -> BranchError:
+        tolerance = TOLERANCE[dtype.name] * growth(name, spec)
+        if not _is_float(name):
+            return routing_error(name, run[name], truth[name], tolerance)
+        errors, alone = rows[name], None
+        if one_rank is not None:
+            alone = Yardstick(one_rank.rows[name], width, "one rank")
+        broken = broken_limits(errors, tolerance, alone)
+        if broken and rounded is not None:
+            if not emulated:
+                emulated.update(_yardsticks(rounded(), truth, width))
+            broken = broken_limits(errors, tolerance, alone, emulated[name])
+        return BranchError(name, errors.whole, errors.worst_row, tolerance, tuple(broken))
+
+    return Verdict(tuple(judge(name) for name in truth), rows)
+
+
+def _yardsticks(rounded: Truth, truth: Truth, width: int) -> dict[str, Yardstick]:
+    return {
+        name: Yardstick(RowErrors.of(rounded[name], truth[name]), width, "rounding alone")
         for name in truth
-    )
-    alone = {
-        e.name: e
-        for e in (one_rank.errors if one_rank else ())
-        if e.name != LOGITS and not e.name.endswith(ROUTING)
+        if _is_float(name)
     }
-    failed = tuple(error for error in errors if not error.within(alone.get(error.name)))
-    return Verdict(errors, failed)
+
+
+def _is_float(name: str) -> bool:
+    return not name.endswith(ROUTING)
 
 
 def compare_sampled(
@@ -191,7 +226,9 @@ def compare_sampled(
     stream = weight("embedding")[ids].astype(dtype)
 
     def check(name: str, truth: NDArray[np.float64], values: NDArray[Any]) -> None:
-        errors.append(branch_error(name, values, truth, tolerance))
+        rows = RowErrors.of(values, truth)
+        broken = tuple(broken_limits(rows, tolerance))
+        errors.append(BranchError(name, rows.whole, rows.worst_row, tolerance, broken))
 
     def add(branch: NDArray[Any]) -> NDArray[Any]:
         return (stream.astype(np.float32) + branch.astype(np.float32)).astype(dtype)
@@ -220,26 +257,11 @@ def compare_sampled(
         stream = add(run[name])
     check("output", stream[rows].astype(np.float64), run["output"][rows])
     check(LOGITS, reference.logits(spec, weight, stream[-1].astype(np.float64)), run[LOGITS])
-    failed = tuple(error for error in errors if not error.within())
-    return Verdict(tuple(errors), failed, sampled_rows=len(rows))
+    return Verdict(tuple(errors), sampled_rows=len(rows))
 
 
 def _in_block(weight: Callable[[str], NDArray[Any]], index: int, name: str) -> NDArray[Any]:
     return weight(f"layers.{index}.{name}")
-
-
-def branch_error(
-    name: str, run: NDArray[Any], truth: NDArray[np.float64], tolerance: float
-) -> BranchError:
-    """Return the relative error of one output `[rows, width]`."""
-    difference = np.linalg.norm(run.astype(np.float64) - truth, axis=1)
-    size = np.linalg.norm(truth, axis=1)
-    if not len(size):
-        return BranchError(name, 0.0, 0.0, tolerance)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        by_row = np.where(difference == 0, 0.0, difference / size)
-        whole = np.linalg.norm(difference) / np.linalg.norm(size)
-    return BranchError(name, float(whole), float(by_row.max()), tolerance)
 
 
 def routing_error(
@@ -264,10 +286,9 @@ def routing_error(
         least = np.sort(logits, axis=1)[:, -chosen.shape[1]]
         shortfall = least[:, None] - np.take_along_axis(logits, chosen, axis=1)
         worst = max(float(shortfall.max()), 0.0) / ROUTING_DEVIATIONS
-    return BranchError(name, worst, worst, tolerance)
-
-
-def _growth(name: str, spec: ModelSpec) -> float:
-    """Return √(layers that the output has passed through)."""
-    parts = name.split(".")
-    return math.sqrt(int(parts[1]) + 1 if parts[0] == "layers" else len(spec.blocks))
+    broken = (
+        f"a choice of experts is off by {worst:.2e}, over {tolerance:.2e}, the tolerance"
+        if not worst <= tolerance
+        else ""
+    )
+    return BranchError(name, worst, worst, tolerance, (broken,) if broken else ())

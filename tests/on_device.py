@@ -15,13 +15,13 @@ import numpy as np
 
 from emulated import EmulatedCore, EmulatedDevice
 from pympa.arena import Arena
+from pympa.contract import TOLERANCE
 from pympa.device import Device
 from pympa.errors import RefusedError
 from pympa.kernels import PackedWeight, State
 from pympa.kernels.cuda import Accelerator, CudaKernels, open_accelerator
 from pympa.spec import DTYPES
 from pympa.trace import Trace
-from pympa.verify import TOLERANCE
 
 HALVES = (DTYPES["bfloat16"], DTYPES["float16"])
 """What attention and products compute in."""

@@ -12,9 +12,9 @@ import conftest
 from pympa.bench import kernel_cases, kernels
 from pympa.bench.kernel_cases.workbench import Workbench
 from pympa.bench.machine import Machine
+from pympa.contract import TOLERANCE
 from pympa.kernels.cpu import CpuKernels, supported_isas
 from pympa.spec import DTYPES
-from pympa.verify import TOLERANCE
 
 FIELDS = {
     *("schema", "kernel", "dtype", "head_dim", "causal", "tokens", "shape", "threads", "seconds"),

@@ -27,10 +27,10 @@ from pympa.bench.kernel_table import KernelRecord, Measured, Seconds, result_tab
 from pympa.bench.machine import Machine, measure_core
 from pympa.bench.table import console
 from pympa.command import Parser, complain, count, thread_count
+from pympa.contract import TOLERANCE
 from pympa.errors import RefusedError
 from pympa.kernels.cpu import supported_isas
 from pympa.spec import DTYPES
-from pympa.verify import TOLERANCE
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _INT_MAX = 2**31 - 1

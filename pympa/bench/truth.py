@@ -69,6 +69,7 @@ class Truth:
         self._job = job
         self.samples = step_flops(job.size.model, job.size.lengths) > WHOLE_ORACLE_FLOPS
         self._oracles: dict[bytes, Mapping[str, NDArray[np.float64]]] = {}
+        self._alone: Verdict | None = None  # rank 0's, with the rows
         self._one_rank: Verdict | None = None
         if not self.samples:
             self._one_rank = team.on_first(1, self._judge_one_rank)
@@ -99,8 +100,8 @@ class Truth:
             draws = philox_bits("verified rows", 0, SAMPLED_ROWS).astype(np.int64)
             rows = np.unique([*draws % len(ids), len(ids) - 1])
             return compare_sampled(spec, dtype, outputs, self._job.source, ids, rows)
-        alone = None if ranks == 1 else self._one_rank
-        return compare(spec, dtype, outputs, self._oracle(outputs), alone)
+        alone = None if ranks == 1 else self._alone
+        return compare(spec, dtype, outputs, self._oracle(outputs), alone).summary
 
     def _oracle(self, run: Outputs) -> Mapping[str, NDArray[np.float64]]:
         """Return the oracle that chose as the run did; one rank's and the last one are kept."""
@@ -122,4 +123,5 @@ class Truth:
         model = Model(spec, rank, dtype, self._job.source)
         outputs = collect(model, model.prepare(self._job.ids), world) or {}
         rank.arena.close()
-        return compare(spec, dtype, outputs, self._oracle(outputs))
+        self._alone = compare(spec, dtype, outputs, self._oracle(outputs))
+        return self._alone.summary

@@ -1,0 +1,199 @@
+"""How far a run may be from the oracle, and what chance alone gives.
+
+Error = ‖run - oracle‖ / ‖oracle‖, of a whole output and of each row. After layer l (from 1) the
+whole may be off by tolerance·√l, a row by 8 times that. A distributed run must also stay near the
+error of one rank, the whole and each row: within a factor, or within a quarter of what is allowed.
+
+Both errors come from rounding, so their ratio is random. If each is the mean square of n
+independent errors, its square follows the F distribution with n and n degrees of freedom; the
+factor is the root of its quantile, and at least 1.2. Of the whole, n counts rows: as many equal
+ones as vary like these (Satterthwaite 1946), since errors inside a row hang together. Of a row, n
+is half the narrowest width that its errors have passed through: they are not equally large. A row
+is held against the same row of one rank, and the chance is shared out over the rows (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.spec import ModelSpec
+
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+WORST_ROW_FACTOR = 8.0
+DISTRIBUTED_FACTOR = 1.2
+DISTRIBUTED_SHARE = 0.25
+CHANCE = 1e-4  # that a right output is refused, at most
+
+F64 = NDArray[np.float64]
+
+
+class Limit(NamedTuple):
+    """An error that is allowed, and where it comes from."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """How far the rows of one output are from the oracle.
+
+    Attributes:
+        difference: ‖run - oracle‖ of each row. size: ‖oracle‖ of each row.
+    """
+
+    difference: F64
+    size: F64
+
+    @staticmethod
+    def of(run: NDArray[np.generic], truth: F64) -> RowErrors:
+        """Return the errors of an output `[rows, width]`."""
+        difference = np.linalg.norm(run.astype(np.float64) - truth, axis=1)
+        return RowErrors(difference, np.linalg.norm(truth, axis=1))
+
+    @cached_property
+    def whole(self) -> float:
+        """Relative error of the whole output."""
+        return float(_ratio(np.linalg.norm(self.difference), np.linalg.norm(self.size)))
+
+    @cached_property
+    def by_row(self) -> F64:
+        """Relative error of each row."""
+        by_row: F64 = _ratio(self.difference, self.size)
+        return by_row
+
+    @cached_property
+    def worst_row(self) -> float:
+        """The largest of these; NaN if one is."""
+        return float(self.by_row.max(initial=0.0))
+
+    @cached_property
+    def independent(self) -> float:
+        """Rows of equal error whose mean square would vary as that of these does."""
+        squares = self.difference**2
+        return float(squares.sum() ** 2 / max((squares**2).sum(), np.finfo(np.float64).tiny))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Errors of another run of the same model, which those of a run are held against.
+
+    Attributes:
+        errors: of the other run. width: the narrowest that a row's errors pass through.
+        what: its name.
+    """
+
+    errors: RowErrors
+    width: int
+    what: str
+
+    def whole(self) -> Limit:
+        """Return what chance allows the whole output beside this one."""
+        return self._limit(chance_factor(self.errors.independent, CHANCE), self.errors.whole)
+
+    def row(self, row: int, size: float, tolerance: float) -> Limit:
+        """Return what chance allows a row beside this one's.
+
+        Args:
+            row: its index.
+            size: of the row in the run's oracle. Oracles that differ by more than the tolerance
+                took different experts, and such a row is held against the worst one here.
+            tolerance: relative.
+        """
+        own = self.errors
+        same = abs(size - own.size[row]) <= tolerance * own.size[row]
+        return self._limit(self._row_factor, float(own.by_row[row]) if same else own.worst_row)
+
+    @cached_property
+    def _row_factor(self) -> float:
+        return chance_factor(self.width / 2, CHANCE / len(self.errors.size))
+
+    def _limit(self, factor: float, error: float) -> Limit:
+        text = f"{factor:.3g} × that of {self.what}, {error:.2e}"
+        return Limit(factor * error if error else 0.0, text)
+
+
+def chance_factor(freedom: float, chance: float) -> float:
+    """Return what the ratio of two equal errors passes with some chance, and at least 1.2.
+
+    The root of the F distribution's quantile by Paulson's approximation (1942), which is never
+    below it; infinite where that has no answer, for few degrees of freedom.
+
+    Args:
+        freedom: degrees of freedom of either mean square.
+        chance: of a ratio beyond the result.
+    """
+    z, spread = NormalDist().inv_cdf(1.0 - chance), 2.0 / (9.0 * max(freedom, 1.0))
+    centre = (1.0 - spread) ** 2
+    denominator = centre - z * z * spread
+    if denominator <= 0.0:
+        return math.inf
+    cube_root = (centre + math.sqrt(centre**2 - denominator**2)) / denominator
+    return max(DISTRIBUTED_FACTOR, math.pow(cube_root, 1.5))
+
+
+def narrowest(spec: ModelSpec) -> int:
+    """Return the narrowest width of a model that errors of its rows pass through."""
+    widths = (min(b.heads * b.value_dim, b.mlp_hidden) for b in spec.blocks)
+    return min(spec.d_model, *widths)
+
+
+def growth(name: str, spec: ModelSpec) -> float:
+    """Return √(layers that an output has passed through), by its name."""
+    parts = name.split(".")
+    return math.sqrt(int(parts[1]) + 1 if parts[0] == "layers" else len(spec.blocks))
+
+
+def broken_limits(
+    errors: RowErrors,
+    tolerance: float,
+    one_rank: Yardstick | None = None,
+    rounding: Yardstick | None = None,
+) -> list[str]:
+    """Return a sentence for each limit that an output breaks: its error, the limit, the source.
+
+    Args:
+        errors: of the run.
+        tolerance: of the whole; that of a row is `WORST_ROW_FACTOR` times it.
+        one_rank: a run on one rank, for the distributed part of the contract.
+        rounding: an emulation of rounding alone; its errors are allowed even past the tolerance.
+    """
+    broken = []
+    of_whole = [None if other is None else other.whole() for other in (rounding, one_rank)]
+    limit = _limit(Limit(tolerance, "the tolerance"), *of_whole)
+    if not errors.whole <= limit.value:  # NaN is within nothing
+        broken.append(f"off by {errors.whole:.2e}, over {limit.value:.2e}, {limit.source}")
+    found, of_a_row = errors.by_row, Limit(WORST_ROW_FACTOR * tolerance, "the tolerance of a row")
+    worst, how = 1.0, None
+    for row in map(int, np.nonzero(~(found <= DISTRIBUTED_SHARE * of_a_row.value))[0]):
+        size = float(errors.size[row])
+        of_row = [
+            None if other is None else other.row(row, size, tolerance)
+            for other in (rounding, one_rank)
+        ]
+        limit = _limit(of_a_row, *of_row)
+        share = found[row] / limit.value
+        if not (share <= worst or math.isnan(worst)):
+            worst = share
+            how = f"row {row} off by {found[row]:.2e}, over {limit.value:.2e}, {limit.source}"
+    return broken if how is None else [*broken, how]
+
+
+def _limit(tolerance: Limit, rounding: Limit | None, one_rank: Limit | None) -> Limit:
+    """Return what is allowed in the end."""
+    allowed = max(tolerance, rounding or tolerance)
+    share = Limit(DISTRIBUTED_SHARE * allowed.value, f"a quarter of {allowed.source}")
+    return allowed if one_rank is None else min(allowed, max(one_rank, share))
+
+
+def _ratio(difference: Any, size: Any) -> Any:
+    """Return difference / size, 0 where there is no difference."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(difference == 0, 0.0, difference / size)
