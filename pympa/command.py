@@ -11,11 +11,12 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pympa.caches import MOST_THREADS
 from pympa.errors import RefusedError
+from pympa.launch import launched_tasks, refuse_singletons
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -67,7 +68,7 @@ def count(least: int, most: int = MOST) -> Callable[[str], int]:
     """Return an argument type: a whole number from `least` to `most`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or float(text) < least:
+        if not (text.isascii() and text.isdecimal()) or float(text) < least:
             raise argparse.ArgumentTypeError(f"expected a number of at least {least}; got {text!r}")
         if float(text) > most:
             raise argparse.ArgumentTypeError(f"expected a number of at most {most:,}; got {text!r}")
@@ -87,7 +88,7 @@ def threads(text: str) -> int | None:
 def seconds(text: str) -> float:
     """Parse an argument: seconds above 0."""
     try:
-        value = float(text)
+        value = float(text) if text.isascii() else -1.0
     except ValueError:
         value = -1.0
     if not 0 < value < float("inf"):
@@ -97,7 +98,7 @@ def seconds(text: str) -> float:
 
 def byte_count(text: str) -> int:
     """Parse an argument: bytes, as in 65536, 50MB (10^6) or 2MiB (2^20)."""
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
+    parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", text.strip())
     value = float(parts[1]) * _BYTES.get(parts[2], 0) if parts else 0
     if not 1 <= value < MOST_BYTES:
         raise argparse.ArgumentTypeError(
@@ -150,7 +151,8 @@ def once(work: Callable[[], int]) -> int:
             refuse_singletons(world.Get_size(), os.environ)
             status = work()
         except (ValueError, OSError) as error:
-            status = complain(error)
+            alone = world.Get_size() == 1 and launched_tasks(os.environ).number > 0
+            status = REFUSED if alone else complain(error)
         except BaseException:
             from pympa.transport.mpi import unlink_shared_files
 
@@ -207,23 +209,6 @@ def in_session(
     )
     try:
         with session:
-            refuse_singletons(session.size, os.environ)
             return body(session)
     except RefusedError as error:
         return complain(error) if session.rank == 0 else REFUSED
-
-
-def refuse_singletons(size: int, environment: Mapping[str, str]) -> None:
-    """Refuse a world of one rank inside a Slurm step of several tasks.
-
-    Without a PMI that both sides know, srun starts many worlds of one, which all succeed.
-
-    Raises:
-        RefusedError: with the launch line that would work.
-    """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
-    if size == 1 and tasks.isdecimal() and int(tasks) > 1:
-        raise RefusedError(
-            f"this Slurm step has {tasks} tasks, but MPI sees a world of one rank; launch with "
-            f"srun --mpi=pmi2 -K1 -n {tasks} python -m ..., or with mpirun inside the job"
-        )

@@ -129,9 +129,9 @@ def parse_plan(text: str) -> Plan:
         PlanError: a part is not key=value, a key is unknown or repeated, a value not allowed.
     """
     fields: dict[str, int | str] = {}
-    for part in text.replace(" ", "").split(","):
-        key, equals, value = part.partition("=")
-        if not equals or not value:
+    for part in text.split(","):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value or any(map(str.isspace, key + value)):
             raise PlanError(f"plan {text!r}: expected key=value, as in 'tp=8,pp=2'; got {part!r}")
         if key in fields:
             raise PlanError(f"plan {text!r}: {key} is given twice")
@@ -142,7 +142,7 @@ def parse_plan(text: str) -> Plan:
                 raise PlanError(f"plan {text!r}: {key} is {allowed}; got {value!r}")
             fields[key] = value
         elif key in Plan.__struct_fields__:
-            if not value.isdecimal() or float(value) < 1:
+            if not (value.isascii() and value.isdecimal()) or float(value) < 1:
                 raise PlanError(f"plan {text!r}: {key} is a number of at least 1; got {value!r}")
             if float(value) > MOST:
                 raise PlanError(f"plan: {key} is a number of at most {MOST:,}; got {value}")

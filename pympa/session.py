@@ -4,13 +4,16 @@
         o, lse = session.ring_attention(q, k, v, lengths=[4096])
 
 No rank waits for ever: whatever ends one rank early inside the `with` (an exception, sys.exit, a
-message that never comes) prints one message and ends the whole job.
+message that never comes) prints one message and ends the whole job. A session on a communicator of
+your own leaves that to you: see `Session`.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,18 +21,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pympa.arena import Array
+from pympa.attention_call import check_call, check_lengths, check_plan
 from pympa.caches import MOST_THREADS
 from pympa.device import local_index
 from pympa.ending import end_job, one_voice
 from pympa.errors import RefusedError
-from pympa.kernels import AttentionSpec, KvBlock, State
+from pympa.kernels import KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.kernels.cuda import Accelerator, open_accelerator
+from pympa.launch import launched_tasks, refuse_singletons
 from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
 from pympa.team import Team, check_same, count_processors, even_threads, own_place
+from pympa.transport import Transport
 from pympa.transport.choice import WISHES, Wish, connect_devices
 
 if TYPE_CHECKING:
@@ -41,10 +47,15 @@ F32 = np.float32
 class Session(Team):
     """Ranks of an MPI communicator as a mesh. Collective to enter and to leave.
 
+    A session belongs to the thread that entered it, and takes one call at a time. Calls of other
+    threads are refused: ranks would pair them in the order in which each happens to make them.
+
     Args:
         plan: how the ranks split the work, as `Plan` or text; None means a ring of all ranks.
         comm: mpi4py communicator; None means all ranks of the job, and then a failure inside the
-            `with` ends the job.
+            `with` ends the job. With one of your own an exception is raised where it happens, and
+            the other ranks wait for `timeout_seconds`: whoever owns the job ends it, as by
+            `comm.Abort`.
         isa: instruction set of the kernels; None means the best that every rank has.
         threads: threads of each kernel; None means an even share of the cores that ranks may use.
             1 or None with the backend "cuda", whose kernels have none.
@@ -57,7 +68,8 @@ class Session(Team):
         accelerator: this rank's GPU and its kernels; None opens one, where the backend is "cuda".
 
     Raises:
-        RefusedError: the ranks differ in their arguments, or an argument is not allowed.
+        RefusedError: the ranks differ in their arguments, or an argument is not allowed; or a
+            launcher started several tasks and each is a world of one rank.
     """
 
     def __init__(
@@ -77,14 +89,14 @@ class Session(Team):
         self._comm = comm
         self._asked_isa = isa
         self._asked_threads = threads
-        super().__init__(threads or 1)
+        super().__init__(1 if threads is None else threads)
         self.timeout_seconds = timeout_seconds
         self._shares_memory = shares_memory
         self._owns_job = comm is None
         self._asked_backend, self._asked_route = backend, device_transport
         self._given_accelerator = accelerator
         self._rank: Rank | None = None
-        self._open = False
+        self._thread: threading.Thread | None = None  # while it is open
 
     def __enter__(self) -> Session:
         from mpi4py import MPI
@@ -96,12 +108,15 @@ class Session(Team):
         if self._comm == MPI.COMM_NULL:
             raise RefusedError("comm: expected a communicator that this rank is in; got COMM_NULL")
         self._abort, self.rank = self._comm.Abort, self._comm.Get_rank()
+        if self._comm == MPI.COMM_WORLD:
+            self._refuse_singletons(self._comm.Get_size())
         if self._owns_job:
             self._usual_hook = sys.excepthook
             sys.excepthook = one_voice(self.rank, self._usual_hook)
         places, asked = zip(*self._comm.allgather((own_place(), self._asked())), strict=True)
         for what in asked[0]:
             check_same(what, [of_rank[what] for of_rank in asked])
+        self._check_asked()  # the same on all ranks
         if self._asked_threads is None and self._asked_backend == "cpu":
             self.threads = even_threads(places)
         _, crowded = count_processors(places, self.threads)
@@ -115,14 +130,14 @@ class Session(Team):
             shares_memory=self._shares_memory and self._asked_backend == "cpu",
         )
         self.gather(endpoint, places)
+        self._thread = threading.current_thread()
         try:
-            self.check(self._check_asked)
+            self.check(self._check_accelerator)
             if self._asked_backend == "cuda":
                 self._open_devices(endpoint, [node for node, _ in places], naps=crowded)
             self.isa = self._common_isa()
             self.plan = self.check(self._parsed_plan)
             self.agree("plan", str(self.plan))
-            self._open = True
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -137,7 +152,7 @@ class Session(Team):
         if error is None or isinstance(error, RefusedError):
             if self._rank is not None:
                 self._rank.arena.close()
-            self._rank, self._open = None, False
+            self._rank, self._thread = None, None
             self._endpoint.close()
             if error is None and self._owns_job:
                 sys.excepthook = self._usual_hook
@@ -153,12 +168,9 @@ class Session(Team):
         Args:
             lengths: tokens of each sequence of the batch.
         """
-        if not self._open:
-            raise RuntimeError("session: expected to be used inside its with block")
-        if not all(isinstance(n, (int, np.integer)) and n >= 0 for n in lengths):
-            raise ValueError(f"lengths: expected whole numbers of at least 0; got {list(lengths)}")
-        mesh = Mesh(self.plan, self.rank)
-        mine = split_batch(lengths, self.plan.dp)[mesh.coordinate("dp")]
+        self._owner()
+        groups = split_batch(check_lengths(lengths), self.plan.dp)
+        mine = groups[Mesh(self.plan, self.rank).coordinate("dp")]
         return split_tokens(mine, self.plan.cp, self.plan.balance)
 
     def layout(self, lengths: Sequence[int]) -> Layout:
@@ -179,10 +191,15 @@ class Session(Team):
     ) -> tuple[Array, Array]:
         """Return exact attention of this rank's queries to all keys of the ring. Collective.
 
+        Inside, outputs are float32 sums of values with weights up to 1 for each key: where these
+        pass 3.4e38 they are infinite. The sum of weights that o is divided by is that of the
+        weights rounded to q's dtype, for which o is nearer to exact; lse takes it as well, and so
+        is good to 1e-3 in bfloat16.
+
         Args:
             q: `[rows, heads, head_dim]`, rows as `layout(lengths)`; float32, float16 or bfloat16.
                 With the backend "cuda" a CuPy array, finished, of the latter two.
-            k: `[rows, kv_heads, head_dim]`, of q's dtype.
+            k: `[rows, kv_heads, head_dim]`, of q's dtype, with no more heads than q.
             v: `[rows, kv_heads, v_head_dim]`, of q's dtype.
             lengths: tokens of each sequence of the batch.
             causal: hide keys after the query.
@@ -195,40 +212,19 @@ class Session(Team):
 
         Raises:
             RefusedError: the ranks differ in their arguments.
+            RuntimeError: another thread than the session's makes the call.
             ValueError: arrays that fit neither each other nor the layout, or a window with the
                 zigzag order, which undoes it.
         """
         layouts, own = self.layouts(lengths), self.layout(lengths)
-        for name, array in (("q", q), ("k", k), ("v", v)):
-            if getattr(array, "ndim", None) != 3:
-                got = getattr(array, "shape", type(array).__name__)
-                raise ValueError(f"{name}: expected an array [rows, heads, head_dim]; got {got}")
-        for name, limit in (("window", window), ("softcap", softcap)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name}: expected a positive number or None; got {limit}")
-        if self.plan.head_exchange > 1 or self.plan.dim > 1 or self.plan.cp_scheme != "ring":
-            raise ValueError(f"plan {self.plan}: ring_attention takes whole heads and a ring")
-        if window is not None and self.plan.cp > 1 and self.plan.balance == "zigzag":
-            raise ValueError(f"plan {self.plan}: a window needs balance=contiguous; got zigzag")
-        self.agree(
-            "ring_attention",
-            f"lengths {list(lengths)}, q {q.dtype} {q.shape[1:]}, k {k.dtype} {k.shape[1:]}, "
-            f"v {v.dtype} {v.shape[1:]}, causal {causal}, scale {scale}, window {window}, "
-            f"softcap {softcap}",
-        )
-        if not len(q) == len(k) == len(v) == own.rows:
+        call = check_call(q, k, v, causal=causal, scale=scale, window=window, softcap=softcap)
+        check_plan(self.plan, window)
+        self.agree("ring_attention", f"lengths {list(lengths)}, {call.told}")
+        if len(q) != own.rows:
             raise ValueError(
-                f"ring_attention: expected {own.rows} rows on rank {self.rank}; got q {q.shape}, "
-                f"k {k.shape}, v {v.shape}"
+                f"ring_attention: expected {own.rows} rows on rank {self.rank}; got {len(q)}"
             )
-        rank, heads = self._own_rank(), q.shape[1]
-        spec = AttentionSpec(
-            kv_head_of_q=(np.arange(heads) * k.shape[1] // heads).astype(np.int32),
-            scale=1.0 / math.sqrt(q.shape[2]) if scale is None else scale,
-            causal=causal,
-            window=window,
-            softcap=softcap,
-        )
+        rank = self._own_rank()
         o, lse = self._result((*q.shape[:2], v.shape[2]), q.dtype), self._result(q.shape[:2], F32)
         with rank.arena.scope():
             state = State(
@@ -240,17 +236,52 @@ class Session(Team):
                 rank.kernels,
                 rank.transports["cp"],
                 rank.arena,
-                q,
+                _contiguous(rank, q),
                 KvBlock(_contiguous(rank, k), _contiguous(rank, v), own),
                 layouts,
                 layouts,
-                spec,
+                call.spec,
                 state,
             )
             rank.kernels.finish(state, o, lse)
         if self.accelerator is not None:
             self.accelerator.device.synchronise("ring_attention")
         return o, lse
+
+    @property
+    def world(self) -> Transport:
+        """Transport between all ranks.
+
+        Raises:
+            RuntimeError: another thread than the session's asks for it.
+        """
+        owner, caller = self._owner(), threading.current_thread()
+        if caller is not owner:
+            raise RuntimeError(
+                "session: expected one call at a time, by the thread that entered it "
+                f"({owner.name}); got one by {caller.name}: let one thread make all calls, in the "
+                "same order on all ranks"
+            )
+        return self._world
+
+    def _owner(self) -> threading.Thread:
+        """Return the thread that entered the session.
+
+        Raises:
+            RuntimeError: none is inside.
+        """
+        if self._thread is None:
+            raise RuntimeError("session: expected to be used inside its with block")
+        return self._thread
+
+    def _refuse_singletons(self, size: int) -> None:
+        """See `refuse_singletons`; of the tasks that are worlds of one, the first speaks."""
+        try:
+            refuse_singletons(size, os.environ)
+        except RefusedError:
+            self.rank = launched_tasks(os.environ).number
+            sys.excepthook = one_voice(self.rank, sys.excepthook)
+            raise
 
     def _own_rank(self) -> Rank:
         """Return what this rank has at hand for the session's plan; all calls share its memory."""
@@ -293,23 +324,28 @@ class Session(Team):
         }
 
     def _check_asked(self) -> None:
-        backend, route = self._asked_backend, self._asked_route
-        if not (isinstance(self.threads, int) and 1 <= self.threads <= MOST_THREADS):
+        """Refuse arguments that no rank can take.
+
+        Raises:
+            RefusedError: names the argument.
+        """
+        backend, route, seconds = self._asked_backend, self._asked_route, self.timeout_seconds
+        if type(self.threads) is not int or not 1 <= self.threads <= MOST_THREADS:
             raise RefusedError(f"threads: expected 1 to {MOST_THREADS}; got {self.threads!r}")
-        if not self.timeout_seconds > 0:
-            raise RefusedError(
-                f"timeout_seconds: expected a positive number; got {self.timeout_seconds!r}"
-            )
+        if not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
+            raise RefusedError(f"timeout_seconds: expected seconds above 0; got {seconds!r}")
         if backend not in ("cpu", "cuda"):
             raise RefusedError(f"backend: expected cpu or cuda; got {backend!r}")
         if route not in WISHES:
             raise RefusedError(
                 f"device_transport: expected one of {', '.join(WISHES)}; got {route!r}"
             )
-        if backend == "cpu" and self._given_accelerator is not None:
-            raise RefusedError("accelerator: expected none with backend cpu; got one")
         if backend == "cuda" and self.threads != 1:
             raise RefusedError(f"threads: expected 1 with backend cuda; got {self.threads}")
+
+    def _check_accelerator(self) -> None:
+        if self._asked_backend == "cpu" and self._given_accelerator is not None:
+            raise RefusedError("accelerator: expected none with backend cpu; got one")
 
     def _parsed_plan(self) -> Plan:
         plan = Plan(cp=self.size) if self._plan is None else self._plan

@@ -35,7 +35,7 @@ class Team:
         threads: of each kernel.
 
     Attributes:
-        rank, size: among the team. world: transport between all of the team.
+        rank, size: among the team.
         cores: that the team may use. processors: the same, or its devices. oversubscribed: some
             node has more threads than that, or ranks.
         isa: instruction set of the kernels. mpi_library: its name and version.
@@ -73,7 +73,12 @@ class Team:
         self.rank, self.size = endpoint.rank, endpoint.size
         self.cores, _ = count_processors(places, self.threads)
         self.processors, self.oversubscribed = count_processors(devices or places, self.threads)
-        self.world = Transport(endpoint, WORLD, range(self.size), Arena(), Trace(), Traffic())
+        self._world = Transport(endpoint, WORLD, range(self.size), Arena(), Trace(), Traffic())
+
+    @property
+    def world(self) -> Transport:
+        """Transport between all of the team."""
+        return self._world
 
     def on_first(self, ranks: int, work: Callable[[Team], T]) -> T:
         """Run `work` on the first ranks and return rank 0's result on all. Collective.

@@ -17,8 +17,8 @@ from pympa.bench.compare import compare
 from pympa.bench.record import Record, by_rank, environment, spread
 from pympa.bench.record_file import RecordFile
 from pympa.bench.table import result_table
-from pympa.command import refuse_singletons
 from pympa.errors import RefusedError
+from pympa.launch import launched_tasks, refuse_singletons
 from pympa.step import Overlap
 
 
@@ -192,12 +192,65 @@ def test_no_gpu_is_refused_in_one_line(ranks):
     assert re.fullmatch(r"pympa: backend cuda: .*\n", job.err), job.err
 
 
-def test_a_world_of_one_in_a_slurm_step_of_many():
-    refuse_singletons(1, {})
-    refuse_singletons(1, {"SLURM_STEP_NUM_TASKS": "1"})
-    refuse_singletons(4, {"SLURM_STEP_NUM_TASKS": "4"})
-    with pytest.raises(RefusedError, match=r"srun --mpi=pmi2 -K1 -n 4 python -m"):
-        refuse_singletons(1, {"SLURM_STEP_NUM_TASKS": "4"})
+@pytest.mark.parametrize(
+    ("size", "environment"),
+    [
+        (1, {}),
+        (1, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}),
+        (4, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}),
+        (1, {"SLURM_NTASKS": "4"}),  # an allocation, and no step of it
+        (1, {"OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}),
+        (2, {"PMIX_RANK": "1"}),
+        (1, {"PMI_SIZE": "four"}),
+    ],
+)
+def test_worlds_that_are_right(size, environment):
+    refuse_singletons(size, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "number", "says"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, 2, "this Slurm step has 4 tasks"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, 1, "by OpenMPI has 4 tasks"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3"}, 3, "launch by PMI has 4 tasks"),
+        ({"PMIX_RANK": "3"}, 3, "launch by PMIx has more tasks"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
+            0,
+            "by OpenMPI has 4 tasks",
+        ),
+    ],
+)
+def test_a_world_of_one_among_several_tasks(environment, number, says):
+    with pytest.raises(RefusedError, match=rf"{says}.*srun --mpi=pmi2 -K1 -n 4 python -m"):
+        refuse_singletons(1, environment)
+    assert launched_tasks(environment).number == number
+
+
+SINGLE = """
+import sys
+from pympa.session import Session
+with Session() as session:
+    print("computes alone")
+"""
+
+
+@pytest.mark.parametrize("number", ["0", "2"])
+def test_a_session_in_a_world_of_one_among_several_tasks(tmp_path, number):
+    """A user's program ends at once, with one message of the first task."""
+    program = tmp_path / "single.py"
+    program.write_text(SINGLE)
+    for count, rank in (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+                        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):  # fmt: skip
+        environment = {**os.environ, count: "4", rank: number}
+        job = conftest.run_command(
+            sys.executable, str(program), timeout=60, environment=environment
+        )
+        assert job.status != 0
+        assert job.out == ""
+        told = [line for line in job.err.splitlines() if line.startswith("pympa: ")]
+        assert ["sees a world of one rank" in line for line in told] == [True] * (number == "0")
 
 
 def test_ranks_that_got_other_arguments(tmp_path):

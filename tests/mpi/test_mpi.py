@@ -1,6 +1,7 @@
 """The same checks over MPI, on as many ranks as mpirun started."""
 
 import functools
+import threading
 import time
 
 import numpy as np
@@ -152,6 +153,110 @@ def test_session_refuses_arguments_that_differ(usual, other, what):
     asked = other if MPI.COMM_WORLD.Get_rank() == SIZE - 1 else usual
     with pytest.raises(RefusedError, match=f"{what}: expected the same on all ranks"):
         Session(**asked).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"threads": "a"}, r"threads: expected 1 to [\d,]+; got 'a'"),
+        ({"threads": 0}, r"threads: expected 1 to [\d,]+; got 0"),
+        ({"threads": True}, r"threads: expected 1 to [\d,]+; got True"),
+        ({"timeout_seconds": 0}, "timeout_seconds: expected seconds above 0; got 0"),
+        ({"timeout_seconds": "1"}, "timeout_seconds: expected seconds above 0; got '1'"),
+        ({"plan": "tp=१"}, "tp is a number of at least 1; got '१'"),
+        ({"plan": "tp=8 pp=2"}, "expected key=value, as in 'tp=8,pp=2'; got 'tp=8 pp=2'"),
+        ({"plan": 4}, "plan: expected a Plan, or text as in 'cp=4,tp=2'; got 4"),
+    ],
+)
+def test_session_refuses_arguments(asked, says):
+    with pytest.raises(RefusedError, match=says):
+        Session(**asked).__enter__()
+
+
+F32 = np.ones((2, 1, 16), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"q": F32[..., :0]}, r"q: expected a head_dim of at least 1; got \(2, 1, 0\)"),
+        ({"q": F32.astype(np.float64)}, "q: expected float32, float16, bfloat16; got float64"),
+        ({"v": F32.astype(np.float16)}, "v: expected float32, as q; got float16"),
+        ({"q": F32.tolist()}, "q: expected a NumPy array.*; got builtins.list"),
+        ({"k": F32[:, 0]}, r"k: expected an array \[rows, heads, head_dim\]; got \(2, 16\)"),
+        ({"k": F32[..., :8]}, "k: expected a head_dim of 16, as q; got 8"),
+        ({"k": np.ones((2, 8, 16), np.float32)}, "k: expected 1 to 1 kv heads, .*; got 8"),
+        ({"k": F32[:, :0]}, "k: expected 1 to 1 kv heads, .*; got 0"),
+        ({"k": F32[:1]}, "k: expected 2 rows, as q; got 1"),
+        ({"window": 2.5}, "window: expected a whole number of at least 1, or None; got 2.5"),
+        ({"window": 0}, "window: expected a whole number of at least 1, or None; got 0"),
+        ({"window": True}, "window: expected a whole number of at least 1, or None; got True"),
+        ({"scale": np.nan}, "scale: expected a number that float32 holds, or None; got nan"),
+        ({"scale": "1"}, "scale: expected a number that float32 holds, or None; got '1'"),
+        ({"softcap": 1e39}, r"softcap: expected a number that float32 holds, .*; got 1e\+39"),
+        ({"softcap": 1e-50}, "softcap: expected a number from 1.18e-38 to .*; got 1e-50"),
+        ({"softcap": 0}, "softcap: expected a number from 1.18e-38 to .*; got 0"),
+        ({"causal": 2}, "causal: expected True or False; got 2"),
+        ({"lengths": [2.0]}, "lengths: expected whole numbers of at least 0"),
+        ({"lengths": [3]}, "expected 3 rows on rank 0; got 2"),
+    ],
+)
+def test_ring_attention_refuses_arguments(given, says):
+    with Session("tp=1", comm=MPI.COMM_SELF) as session, pytest.raises(ValueError, match=says):
+        session.ring_attention(**{"q": F32, "k": F32, "v": F32, "lengths": [2], **given})
+
+
+def test_ring_attention_takes_any_order_of_memory():
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.standard_normal((40, 4, 8), np.float32) for _ in range(3))
+    with Session("tp=1", comm=MPI.COMM_SELF) as session:
+        expected, _ = session.ring_attention(q, k, v, lengths=[40])
+        turned = [np.asfortranarray(array) for array in (q, k, v)]
+        o, _ = session.ring_attention(*turned, lengths=np.array([40]))
+        assert o.tobytes() == expected.tobytes()
+        reversed_rows = [array[::-1].copy()[::-1] for array in (q, k, v)]
+        o, _ = session.ring_attention(*reversed_rows, lengths=[40], window=np.int64(40))
+        assert o.tobytes() == expected.tobytes()
+
+
+def test_ring_attention_names_torch():
+    torch = pytest.importorskip("torch", reason="torch is in the extra 'peers'")
+    q = torch.ones((2, 1, 16))
+    with (
+        Session("tp=1", comm=MPI.COMM_SELF) as session,
+        pytest.raises(ValueError, match=r"k: expected .*; got torch.Tensor; take k.numpy\(\)"),
+    ):
+        session.ring_attention(q.numpy(), q, q, lengths=[2])
+
+
+def test_a_session_belongs_to_its_thread():
+    """Calls of two threads would meet on the ranks in any order: only its own is taken."""
+    rng = np.random.default_rng(0)
+    lengths = [64]
+    with Session(f"cp={SIZE}") as session:
+        rows = session.layout(lengths).global_rows(lengths)
+        arrays = [rng.standard_normal((64, 2, 8), np.float32) for _ in range(2)]
+        expected = [session.ring_attention(*[a[rows]] * 3, lengths=lengths)[0] for a in arrays]
+        refused = []
+
+        def call(array):
+            for _ in range(20):
+                try:
+                    session.ring_attention(*[array[rows]] * 3, lengths=lengths)
+                except RuntimeError as error:
+                    refused.append(str(error))
+
+        threads = [threading.Thread(target=call, args=(array,)) for array in arrays]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            for array, right in zip(arrays, expected, strict=True):
+                o, _ = session.ring_attention(*[array[rows]] * 3, lengths=lengths)
+                assert o.tobytes() == right.tobytes()
+        for thread in threads:
+            thread.join()
+    assert len(refused) == 40
+    assert all("session: expected one call at a time" in text for text in refused)
 
 
 def test_session_refuses_no_communicator():
