@@ -169,7 +169,7 @@ class Arena:
         """
         for block in self._shared.blocks:
             offset = array.ctypes.data - block.memory.ctypes.data
-            if block.fd is not None and 0 <= offset < block.size:
+            if block.fd is not None and 0 <= offset <= block.size - array.nbytes:
                 return Place(os.getpid(), block.fd, os.fstat(block.fd).st_ino, offset)
         raise ValueError("arena: expected an array from empty(shared=True)")
 

@@ -1,20 +1,19 @@
-"""A batch as one rank sees it: micro-batches, their token ids, and kept keys and values."""
+"""A batch as one rank sees it: micro-batches, their token ids, and which of them are alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array
-from pympa.kernels import KvBlock
 from pympa.layout import (
     Layout,
     Span,
+    sequence_starts,
     split_batch,
     split_micro_batches,
     split_tokens,
@@ -24,6 +23,9 @@ from pympa.mesh import Mesh, Plan
 
 _Turn = tuple[tuple[Layout, ...], ...]
 """The layouts of one micro-batch, by `dp` group and `cp` rank."""
+
+_Shape = tuple[tuple[int, int], ...]
+"""Of a micro-batch, see `_shapes`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class MicroBatch:
         """Layout of the keys of each rank of the ring."""
         return self._grouped(self.layouts)
 
+    @cached_property
+    def sequences(self) -> frozenset[int]:
+        """Those that some rank of `cp` has rows of."""
+        return frozenset(r.sequence for layout in self.layouts for r in layout.ranges)
+
     def group_rows(self, layouts: Sequence[Layout]) -> list[int]:
         """Return the rows of each rank that this one exchanges heads for tokens with."""
         first = self.ring_index * self.exchange
@@ -137,10 +144,10 @@ def lay_out_batch(
     plan, index = mesh.plan, mesh.coordinate("cp")
     lengths = tuple(len(sequence) for sequence in ids)
     group = mesh.coordinate("dp")
-    turns = _split_over_ranks(plan, lengths, micro_batches)
+    turns, kinds = _split_over_ranks(plan, lengths, micro_batches)
     shares = [turn[group] for turn in turns]
     most_rows = [max(share.rows for part in turn for share in part) for turn in turns]
-    coordinate = mesh.coordinate("dim")
+    coordinate, starts = mesh.coordinate("dim"), sequence_starts(lengths)
     positions = _union([span for share in shares for span in share[index].spans.values()])
 
     def tokens(layout: Layout) -> NDArray[np.int32]:
@@ -162,7 +169,7 @@ def lay_out_batch(
         if plan.splits_queries:
             split_queries = [split_tokens(part, plan.dim, plan.balance) for part in layouts]
             queries = tuple(parts[coordinate] for parts in split_queries)
-            order = _order(layout, split_queries[index], lengths, dry=dry)
+            order = _order(layout, split_queries[index], starts, dry=dry)
             query_parts = QueryParts(
                 order,
                 order if dry else np.argsort(order).astype(np.int32),
@@ -185,35 +192,63 @@ def lay_out_batch(
         )
 
     keeps_kv = streams_tokens(split_batch(lengths, plan.dp)[group], micro_batches)
-    kinds = range(len(turns)) if keeps_kv else _kinds(turns)
     micro_batched = tuple(map(micro_batch, shares, most_rows, kinds))
     return Batch(lengths, micro_batched, keeps_kv, positions)
 
 
-@lru_cache(maxsize=4)
-def _split_over_ranks(
-    plan: Plan, lengths: tuple[int, ...], micro_batches: int
-) -> tuple[_Turn, ...]:
-    """Return the layout of each `cp` rank of each `dp` group, by micro-batch.
+class _Split(NamedTuple):
+    """Layouts of all ranks by micro-batch, and the kind of each micro-batch."""
 
-    The ranks of a process share them: a thousand virtual ranks would hold a million.
+    turns: tuple[_Turn, ...]
+    kinds: tuple[int, ...]
+
+
+@lru_cache(maxsize=4)
+def _split_over_ranks(plan: Plan, lengths: tuple[int, ...], micro_batches: int) -> _Split:
+    """Split a batch over micro-batches, `dp` groups and `cp` ranks.
+
+    The ranks of a process share it: a thousand virtual ranks would hold a million layouts.
     """
     groups = split_batch(lengths, plan.dp)
     parts = [split_micro_batches(group, micro_batches) for group in groups]
-    return tuple(
+    turns = tuple(
         tuple(tuple(split_tokens(part, plan.cp, plan.balance)) for part in turn)
         for turn in zip(*parts, strict=True)
     )
+    shapes = zip(*(_shapes(group) for group in zip(*turns, strict=True)), strict=True)
+    first: dict[tuple[_Shape, ...], int] = {}
+    return _Split(turns, tuple(first.setdefault(shape, i) for i, shape in enumerate(shapes)))
 
 
-def _kinds(turns: Sequence[_Turn]) -> list[int]:
-    """Return a number for each micro-batch, the same for those that differ in sequences only."""
-    shapes = [
-        tuple(tuple(tuple(layout.spans.values()) for layout in group) for group in turn)
-        for turn in turns
-    ]
-    first = {shape: index for index, shape in reversed([*enumerate(shapes)])}
-    return [first[shape] for shape in shapes]
+def _shapes(turns: Sequence[tuple[Layout, ...]]) -> list[_Shape]:
+    """Return what tells the work of one group's micro-batches apart.
+
+    For each sequence whose keys may be at hand: how it lies over ranks and time, which is one
+    number for those that lie alike, and how far it has got.
+    """
+    met: dict[int, list[tuple[int, int, int, int]]] = {}
+    lowest: list[int] = []  # sequence of each micro-batch; they come in order
+    for turn, layouts in enumerate(turns):
+        lowest.append(min((r.sequence for part in layouts for r in part.ranges), default=0))
+        for rank, layout in enumerate(layouts):
+            for sequence, start, length in layout.ranges:
+                met.setdefault(sequence, []).append((turn, rank, start, length))
+    first = {sequence: places[0][0] for sequence, places in met.items()}
+    numbers: dict[Hashable, int] = {}
+    number = {
+        sequence: numbers.setdefault(
+            tuple((turn - first[sequence], *place) for turn, *place in places), len(numbers)
+        )
+        for sequence, places in met.items()
+    }
+    shapes = []
+    for turn, layouts in enumerate(turns):
+        last = max((r.sequence for part in layouts for r in part.ranges), default=-1)
+        # A group of ranks that exchange heads has kept its keys since the first of these began.
+        since = lowest[first.get(lowest[turn], turn)]
+        at_hand = (s for s in range(since, last + 1) if s in first)
+        shapes.append(tuple((number[s], turn - first[s]) for s in at_hand))
+    return shapes
 
 
 def _union(spans_of: Sequence[Sequence[Span]]) -> NDArray[np.int64]:
@@ -226,58 +261,16 @@ def _union(spans_of: Sequence[Sequence[Span]]) -> NDArray[np.int64]:
 
 
 def _order(
-    layout: Layout, parts: Sequence[Layout], lengths: Sequence[int], *, dry: bool
+    layout: Layout, parts: Sequence[Layout], starts: NDArray[np.int64], *, dry: bool
 ) -> NDArray[np.int32]:
     """Return the rows of a layout in the order of its parts, one after the other."""
     if dry:
         return np.broadcast_to(np.int32(0), (layout.rows,))
-    rows = layout.global_rows(lengths)
+    rows = layout.rows_from(starts)
     sorting = np.argsort(rows)
-    wanted = _joined([part.global_rows(lengths) for part in parts], np.int64)
+    wanted = _joined([part.rows_from(starts) for part in parts], np.int64)
     return sorting[np.searchsorted(rows, wanted, sorter=sorting)].astype(np.int32)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any] = np.int32) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
-
-
-class KvCache:
-    """Keys and values of one layer, with a fixed capacity, and the layout of every ring rank.
-
-    Args:
-        arena: memory.
-        capacity: rows of this rank.
-        k_shape: (kv heads, head_dim). v_shape: (kv heads, v_head_dim).
-        dtype: of keys and values.
-        ranks: ranks of the ring.
-        shared: other ranks may read them.
-    """
-
-    def __init__(
-        self,
-        arena: Arena,
-        capacity: int,
-        k_shape: tuple[int, int],
-        v_shape: tuple[int, int],
-        dtype: np.dtype[np.generic],
-        ranks: int,
-        *,
-        shared: bool,
-    ) -> None:
-        self._k = arena.empty((capacity, *k_shape), dtype, "keys/values", shared=shared)
-        self._v = arena.empty((capacity, *v_shape), dtype, "keys/values", shared=shared)
-        self.layouts = [Layout(())] * ranks
-
-    def append(self, part: MicroBatch) -> tuple[Array, Array]:
-        """Return the rows of k and v that the micro-batch's keys and values go to."""
-        index = part.ring_index
-        first = self.layouts[index].rows
-        pairs = zip(self.layouts, part.ring_keys, strict=True)
-        self.layouts = [kept.then(new) if kept.ranges else new for kept, new in pairs]
-        last = self.layouts[index].rows
-        return self._k[first:last], self._v[first:last]
-
-    def block(self, index: int) -> KvBlock:
-        """Return everything kept by rank `index`, this one."""
-        rows = self.layouts[index].rows
-        return KvBlock(self._k[:rows], self._v[:rows], self.layouts[index])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.arena import Array
-from pympa.layout import Layout
+from pympa.layout import Layout, sequence_starts
 from pympa.model import Logits, Model, Prepared
 from pympa.spec import ModelSpec
 from pympa.transport import Transport
@@ -78,9 +78,10 @@ def assemble(
         if layer.experts:
             experts = np.full((sum(lengths), layer.top_k), -1, np.int32)
             outputs[f"layers.{index}.{ROUTING}"] = experts
+    starts = sequence_starts(lengths)
     filled = {name: np.zeros(sum(lengths), bool) for name in outputs}
     for name, array, layout in branches:
-        rows = layout.global_rows(lengths)
+        rows = layout.rows_from(starts)
         if filled[name][rows].any():
             raise ValueError(f"{name}: rows of {layout.ranges[0]} came twice")
         filled[name][rows] = True

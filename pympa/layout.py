@@ -7,7 +7,8 @@ is arithmetic on layouts: sequences over `dp`, micro-batches over time, tokens o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -45,7 +46,12 @@ class Layout:
     @cached_property
     def rows(self) -> int:
         """Rows of an activation with this layout."""
-        return sum(r.length for r in self.ranges)
+        return self._ends[-1] if self.ranges else 0
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The row after each range."""
+        return [*itertools.accumulate(r.length for r in self.ranges)]
 
     @cached_property
     def array(self) -> NDArray[np.int64]:
@@ -73,21 +79,33 @@ class Layout:
 
     def global_rows(self, lengths: Sequence[int]) -> NDArray[np.int64]:
         """Return each row's index among all tokens of the batch, sequences end to end."""
-        offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
-        parts = [np.arange(r.length) + offsets[r.sequence] + r.start for r in self.ranges]
+        return self.rows_from(sequence_starts(lengths))
+
+    def rows_from(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the same, given where each sequence starts among all tokens."""
+        parts = [np.arange(r.length) + starts[r.sequence] + r.start for r in self.ranges]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def slice(self, start: int, stop: int) -> Layout:
         """Return the layout of rows `start:stop`."""
         if start <= 0 and stop >= self.rows:
             return self
-        kept, at = [], 0
-        for r in self.ranges:
+        kept: list[Range] = []
+        for index in range(bisect_right(self._ends, max(start, 0)), len(self.ranges)):
+            r = self.ranges[index]
+            at = self._ends[index] - r.length
+            if at >= stop:
+                break
             low, high = max(start - at, 0), min(stop - at, r.length)
             if low < high:
                 kept.append(Range(r.sequence, r.start + low, high - low))
-            at += r.length
         return Layout(tuple(kept))
+
+    def since(self, sequences: Container[int]) -> Layout:
+        """Return the layout from the first range on that is of one of these sequences."""
+        ranges = enumerate(self.ranges)
+        first = next((i for i, r in ranges if r.sequence in sequences), len(self.ranges))
+        return Layout(self.ranges[first:]) if first else self
 
     def cut(self, length: int) -> list[Range]:
         """Return the ranges cut wherever a position is a multiple of `length`."""
@@ -117,6 +135,11 @@ class Layout:
             if r.start + r.length == lengths[r.sequence]:
                 found.append((r.sequence, at - 1))
         return found
+
+
+def sequence_starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Return where each sequence starts among all tokens of a batch, sequences end to end."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])[:-1]
 
 
 def split(total: int, parts: int) -> list[tuple[int, int]]:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.arena import Array
-from pympa.batch import Batch, KvCache, MicroBatch, lay_out_batch
+from pympa.batch import Batch, MicroBatch, lay_out_batch
 from pympa.block import Attention, Context, Probe, feed_forward
+from pympa.kv_cache import KeysAtHand, KvCache
 from pympa.parallel.capacity import Capacity
 from pympa.parallel.stages import stream_micro_batches
 from pympa.parallel.tensor import reduce_partials
@@ -154,10 +155,11 @@ class Model:
             parts, loops = batch.micro_batches, self._rank.loops
             rows = [part.layout.rows for part in parts]
             kept: dict[int, KvCache] = {}
+            at_hand = KeysAtHand()
             for index, attend in self._attention.items():
                 with self._arena.part(f"layers.{index}"):
                     if batch.keeps_kv:
-                        kept[index] = attend.cache(*parts)
+                        kept[index] = attend.cache(parts, at_hand)
             turns = [part.layouts for part in parts]
             capacities = {
                 index: Capacity(self.spec.blocks[index], turns, batch.lengths)
@@ -179,6 +181,7 @@ class Model:
                     self._head(x, part, prepared.logits[number].values)
 
             def micro_batch(number: int, x: Array) -> None:
+                at_hand.take(parts[number])
                 loops.micro_batch(parts[number].kind, lambda: compute(number, x))
 
             stream_micro_batches(
@@ -206,7 +209,7 @@ class Model:
         rope = prepared.rope[layer.rope, layer.rotated_dim] if layer.rope else None
         with self._arena.part(f"layers.{index}"):
             with self._arena.scope():
-                attend(x, part, rope, kept or attend.cache(part), probe)
+                attend(x, part, rope, kept or attend.cache([part], KeysAtHand(part)), probe)
             self._feed_forward[index](x, part, capacity, probe)
 
     def _embed(self, part: MicroBatch, x: Array) -> None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pympa.layout import (
     Layout,
     score_tiles,
+    sequence_starts,
     shared_groups,
     split,
     split_batch,
     split_micro_batches,
     split_tokens,
-    streams_tokens,
 )
 from pympa.mesh import Plan
 from pympa.spec import LayerSpec, ModelSpec
@@ -57,7 +57,8 @@ def bytes_sent(
     tp: each of the 2·layers branches and the embedding is summed over tp·dim; an expert branch is
     reduce-scattered over etp and all-gathered over tp·dim.
     pp: each boundary passes the residual stream once in every rank of tp·dim.
-    cp: each K/V block visits the other p-1 ranks; kept K/V travel again with every token chunk.
+    cp: each K/V block visits the other p-1 ranks; kept K/V travel again with every token chunk of
+    their sequence.
     Holds without a sliding window, which ends the ring early.
     ulysses: each rank gives away the heads that it does not attend with, and gets them back.
     dim: see `Plan.dim_algo`.
@@ -99,7 +100,8 @@ def bytes_sent(
 class Ring(NamedTuple):
     """The tokens of one micro-batch on the `cp` ranks of one group of sequences.
 
-    new: by rank. kept: those of earlier micro-batches and the new ones.
+    new: by rank. kept: by rank of the ring, the new ones and what earlier micro-batches had of
+    their sequences.
     """
 
     new: list[Layout]
@@ -119,16 +121,18 @@ def _turns(plan: Plan, lengths: Sequence[int]) -> Iterator[list[Ring]]:
     """Yield the rings of each micro-batch."""
     groups = split_batch(lengths, plan.dp)
     parts = [split_micro_batches(group, plan.micro_batches) for group in groups]
-    kept = [[Layout(())] * plan.cp for _ in groups]
+    kept = [[Layout(())] * plan.degree("ring") for _ in groups]
     for turn in zip(*parts, strict=True):
         rings = []
-        for number, (group, part) in enumerate(zip(groups, turn, strict=True)):
+        for number, part in enumerate(turn):
             new = split_tokens(part, plan.cp, plan.balance)
-            if streams_tokens(group, plan.micro_batches):
-                kept[number] = [a.then(b) for a, b in zip(kept[number], new, strict=True)]
-                rings.append(Ring(new, kept[number]))
-            else:
-                rings.append(Ring(new, new))
+            firsts = range(0, plan.cp, plan.head_exchange)
+            keys = [Layout(()).then(*new[i : i + plan.head_exchange]) for i in firsts]
+            sequences = {r.sequence for r in part.ranges}
+            kept[number] = [
+                old.since(sequences).then(own) for old, own in zip(kept[number], keys, strict=True)
+            ]
+            rings.append(Ring(new, kept[number]))
         yield rings
 
 
@@ -216,10 +220,9 @@ def _score_bytes(
     for ring in turn:
         groups = range(0, plan.cp, exchange)
         queries = [Layout(()).then(*ring.new[i : i + exchange]) for i in groups]
-        keys = [Layout(()).then(*ring.kept[i : i + exchange]) for i in groups]
         for heads in share.q_parts:
             for q in queries:
-                for k in keys:
+                for k in ring.kept:
                     for tile in score_tiles(q, k, heads, spec.causal, layer.window):
                         rows, columns = tile.rows, tile.keys
                         scores += (rows[1] - rows[0]) * (columns[1] - columns[0]) * heads
@@ -259,9 +262,9 @@ def _moved_rows(
     shares = split(layer.experts, plan.ep)
     owner = np.repeat(np.arange(plan.ep), [last - first for first, last in shares])
     slices = plan.degree("columns") // plan.expert_columns
-    moved = 0
+    starts, moved = sequence_starts(lengths), 0
     for turn in turns:
-        ranks = (layout.global_rows(lengths) for ring in turn for layout in ring.new)
+        ranks = (layout.rows_from(starts) for ring in turn for layout in ring.new)
         for number, rows in enumerate(ranks):
             for part, (first, last) in enumerate(split(len(rows), slices)):
                 chosen = experts[rows[first:last]]

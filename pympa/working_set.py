@@ -124,12 +124,15 @@ def micro_batches_within(plan: Plan, spec: ModelSpec, lengths: Sequence[int], ch
     groups = split_batch(lengths, plan.dp)
     sequences = max(len(group.ranges) for group in groups)
     whole = max(len(lengths) // plan.dp, 1) if not spec.causal else max(sequences, 1)
-    for count in range(1, whole + 1):
-        if most_rows(plan, lengths, count) <= chunk:
-            return count
+    fewest = max(1, -(-max(group.rows for group in groups) // (chunk * plan.cp)))
+    uncut = [r.length for group in groups if len(group.ranges) >= whole for r in group.ranges]
+    if most_rows(plan, [max(uncut, default=0)], 1) <= chunk:
+        for count in range(fewest, whole + 1):
+            if most_rows(plan, lengths, count) <= chunk:
+                return count
     if not spec.causal:
         return whole
-    count = max(whole + 1, -(-max(group.rows for group in groups) // (chunk * plan.cp)))
+    count = max(whole + 1, fewest)
     while most_rows(plan, lengths, count) > chunk:
         count += 1
     return count

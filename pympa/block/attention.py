@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.arena import Array
-from pympa.batch import KvCache, MicroBatch
+from pympa.batch import MicroBatch
 from pympa.block.context import Context, Probe
 from pympa.kernels import AttentionSpec, KvBlock, State
+from pympa.kv_cache import KeysAtHand, KvCache
 from pympa.layout import Layout, Span, split
 from pympa.parallel.grid import attend_by_scores, exchange_queries, gather_heads, return_outputs
 from pympa.parallel.ring import gathered_attention, ring_attention, shared_attention
@@ -66,15 +67,20 @@ class Attention:
             softcap=layer.softcap,
         )
 
-    def cache(self, *parts: MicroBatch) -> KvCache:
-        """Return room for the keys and values of micro-batches, in the arena."""
+    def cache(self, parts: Sequence[MicroBatch], at_hand: KeysAtHand) -> KvCache:
+        """Return room for the keys and values of micro-batches, in the arena.
+
+        Args:
+            parts: the micro-batches.
+            at_hand: tells which of their keys count.
+        """
         return KvCache(
             self._context.arena,
             sum(part.ring_keys[part.ring_index].rows for part in parts),
             (self._kv_heads, self._qk_dim),
             (self._kv_heads, self._v_dim),
             self._context.dtype,
-            self._ring.size,
+            at_hand,
             shared=self._shares,
         )
 
@@ -92,12 +98,12 @@ class Attention:
             x: residual stream.
             part: which tokens the rows are.
             rope: cos and sin tables, float32 `[positions, half]`, or None.
-            cache: earlier keys and values; gets those of `x`.
+            cache: earlier keys and values, and room for those of `x`.
             probe: sees the branch, or None.
         """
         arena, dtype = self._context.arena, self._context.dtype
         self._ring.settle()  # nobody still reads the memory that k and v go to
-        k, v = cache.append(part)
+        k, v = cache.new()
         rows = part.ring_queries[part.ring_index].rows
         q = arena.empty((rows, self._heads, self._qk_dim), dtype)
         with arena.scope():
