@@ -1,11 +1,18 @@
 """A second opinion on the oracle: torch, which shares nothing with it."""
 
+import math
+import tracemalloc
+
+import msgspec
 import numpy as np
 import pytest
 
 import worlds
 from pympa import reference
-from pympa.spec import DTYPES
+from pympa.reference import attention as attention_of
+from pympa.reference.erf import erf
+from pympa.reference.softmax_attention import MOST_SCORES, visible_blocks
+from pympa.spec import DTYPES, LayerSpec, ModelSpec
 from pympa.verify import oracle_weights
 from pympa.weights import PhiloxSource
 
@@ -127,3 +134,95 @@ def test_lse_and_rows_that_see_nothing():
 def test_the_wrong_activation_is_named():
     with pytest.raises(ValueError, match="got 'relu'"):
         reference.activate(np.zeros(1), "relu")
+
+
+def test_erf_to_the_last_bits():
+    cuts = [-6.0, -4.0, -0.46875, 0.0, 0.46875, 4.0, 6.0]
+    near_cuts = [np.nextafter(cut, to) for cut in cuts for to in (-9.0, 9.0)]
+    x = np.concatenate([np.linspace(-7, 7, 100_001), np.logspace(-300, 1, 10_001), cuts, near_cuts])
+    want = np.array([math.erf(value) for value in x])
+    np.testing.assert_allclose(erf(x), want, rtol=1e-15, atol=0)
+    special = np.array([[np.inf, -np.inf], [np.nan, -0.0]])
+    found = erf(special)
+    assert found[0].tolist() == [1.0, -1.0]
+    assert np.isnan(found[1, 0])
+    assert found[1, 1] == 0.0
+    assert erf(np.zeros((3, 0))).shape == (3, 0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 4, 300, 5000])
+@pytest.mark.parametrize("rows", [slice(None), slice(7, None, 131), slice(0, 1)])
+def test_blocks_hold_every_visible_pair_once(causal, window, rows, monkeypatch):
+    monkeypatch.setattr("pympa.reference.softmax_attention.MOST_SCORES", 20_000)
+    queries, keys = np.arange(1500)[rows], np.arange(1500) + 3
+    distance = queries[:, None] - keys
+    visible = (distance >= 0) if causal else np.ones(distance.shape, bool)
+    if window is not None:
+        visible &= np.abs(distance) < window
+    seen = np.zeros(distance.shape, int)
+    for here, there in visible_blocks(queries, keys, causal, window):
+        block = seen[here, there]
+        block += 1
+        assert len(block) == 1 or block.size <= 20_000
+    assert (seen <= 1).all()
+    assert (seen[visible] == 1).all()
+    if window is not None and rows == slice(None):
+        assert seen.sum() <= 2 * len(queries) * (2 * window + 130), "no more than the window asks"
+
+
+def test_blocks_give_what_the_whole_gives(monkeypatch):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((700, 2, 8)) for _ in range(3))
+    places, shuffled = np.arange(700), rng.permutation(700)
+
+    def attend(window, order=places):
+        return attention_of(
+            q, k[order], v[order], places, places[order], kv_head_of_q=[0, 1], scale=0.5,
+            window=window, softcap=5.0,
+        )  # fmt: skip
+
+    for window in (None, 50):
+        whole = attend(window)
+        with monkeypatch.context() as patch:
+            patch.setattr("pympa.reference.softmax_attention.MOST_SCORES", 900)
+            cut, turned = attend(window), attend(window, shuffled)
+        for want, *found in zip(whole, cut, turned, strict=True):
+            for array in found:
+                np.testing.assert_allclose(array, want, rtol=1e-12, atol=1e-14)
+
+
+def test_a_million_tokens_with_a_window():
+    """1,000,003 tokens, window 4, d_model 8, two layers: scores of all pairs would be 8 TB."""
+    tokens = 1_000_003
+    layer = LayerSpec(repeat=2, heads=1, head_dim=8, mlp_hidden=16, window=4)
+    spec = ModelSpec(d_model=8, vocabulary=256, layers=(layer,))
+    ids = np.resize(np.arange(251, dtype=np.int32), tokens)
+    weight = oracle_weights(spec, DTYPES["float32"], PhiloxSource())
+    outputs, _ = reference.forward(spec, weight, [ids])
+    last = reference.forward(spec, weight, [ids[:600]])[0]
+    for name in outputs:
+        np.testing.assert_allclose(outputs[name][:600], last[name], rtol=1e-9, atol=1e-12)
+
+
+def test_memory_is_linear_in_the_tokens_of_a_causal_sequence():
+    layer = LayerSpec(heads=1, head_dim=4, mlp_hidden=8)
+    spec = ModelSpec(d_model=8, vocabulary=256, layers=(layer,))
+    weight = oracle_weights(spec, DTYPES["float32"], PhiloxSource())
+    ids = np.zeros(20_000, np.int32)
+    tracemalloc.start()
+    try:
+        reference.forward(spec, weight, [ids])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * MOST_SCORES + 1000 * len(ids) < 8 * len(ids) ** 2
+
+
+def test_a_window_wider_than_the_sequence_is_none():
+    wide = msgspec.structs.replace(worlds.DENSE.layers[0], window=10_000)
+    spec = msgspec.structs.replace(worlds.DENSE, layers=(wide,))
+    weight = oracle_weights(spec, DTYPES["float32"], PhiloxSource())
+    batch = worlds.batch((300, 2))
+    one, other = (reference.forward(model, weight, batch) for model in (spec, worlds.DENSE))
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-12)

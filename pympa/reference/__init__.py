@@ -1,0 +1,41 @@
+"""The oracle: a transformer in float64 NumPy, by the plain formulas.
+
+It shares no code with the kernels, the strategies or the model, so that a mistake there cannot
+hide here. It is given the same rounded weights and computes everything else exactly (to float64).
+Sources: Vaswani et al. 2017 (attention), Su et al. 2021 (RoPE), Zhang & Sennrich 2019 (RMSNorm),
+Hendrycks & Gimpel 2016 (GELU), Shazeer 2020 (gated MLP), Lepikhin et al. 2020 (experts).
+
+Rows are worked on in blocks, so that nothing but the outputs, the residual stream and one
+sequence's keys and values grows with the batch; `pympa.bench.oracle_cost` adds up what there is.
+"""
+
+from pympa.reference.formulas import F64, activate, linear, mlp, norm, rope
+from pympa.reference.model import (
+    attention_branch,
+    forward,
+    gate_logits,
+    kept,
+    largest,
+    logits,
+    mlp_branch,
+    moe_branch,
+)
+from pympa.reference.softmax_attention import attention
+
+__all__ = [
+    "F64",
+    "activate",
+    "attention",
+    "attention_branch",
+    "forward",
+    "gate_logits",
+    "kept",
+    "largest",
+    "linear",
+    "logits",
+    "mlp",
+    "mlp_branch",
+    "moe_branch",
+    "norm",
+    "rope",
+]

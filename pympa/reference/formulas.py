@@ -1,0 +1,70 @@
+"""The formulas of a transformer's parts in float64 NumPy, for arrays of any rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.reference.erf import erf
+
+F64 = NDArray[np.float64]
+
+
+def activate(x: F64, kind: str) -> F64:
+    """Apply "none", "gelu" (erf), "gelu_tanh" or "silu" to `x` of any shape."""
+    if kind == "none":
+        return x
+    if kind == "gelu":
+        return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    if kind == "silu":
+        return x * 0.5 * (1.0 + np.tanh(0.5 * x))  # x * sigmoid(x) without overflow
+    raise ValueError(f"activation: expected none, gelu, gelu_tanh or silu; got {kind!r}")
+
+
+def linear(x: F64, weight: F64, bias: F64 | None = None) -> F64:
+    """Return x @ weight.T + bias for x `[rows, k]`, weight `[n, k]`."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def norm(x: F64, weight: F64, bias: F64 | None, eps: float, kind: str) -> F64:
+    """Normalise the last axis of `x`: "rms" or "layer"."""
+    if kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    y: F64 = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    return y if bias is None else y + bias
+
+
+def rope(x: F64, positions: NDArray[Any], theta: float, rotated: int, factor: float) -> F64:
+    """Rotate the first `rotated` dims of x `[rows, heads, head_dim]` by its rows' positions."""
+    half = rotated // 2
+    frequency = theta ** (-np.arange(half, dtype=np.float64) * 2.0 / rotated)
+    angle = (np.asarray(positions, np.float64) / factor)[:, None, None] * frequency
+    first, second, rest = x[..., :half], x[..., half:rotated], x[..., rotated:]
+    turned_first = first * np.cos(angle) - second * np.sin(angle)
+    turned_second = second * np.cos(angle) + first * np.sin(angle)
+    return np.concatenate([turned_first, turned_second, rest], axis=-1)
+
+
+def mlp(
+    x: F64,
+    up: F64,
+    down: F64,
+    gate: F64 | None,
+    activation: str,
+    up_bias: F64 | None = None,
+    gate_bias: F64 | None = None,
+    down_bias: F64 | None = None,
+) -> F64:
+    """Return the plain MLP act(x up) down, or the gated one (act(x gate) * (x up)) down."""
+    hidden = linear(x, up, up_bias)
+    if gate is None:
+        hidden = activate(hidden, activation)
+    else:
+        hidden *= activate(linear(x, gate, gate_bias), activation)
+    return linear(hidden, down, down_bias)
