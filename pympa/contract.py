@@ -10,6 +10,9 @@ factor is the root of its quantile, and at least 1.2. Of the whole, n counts row
 ones as vary like these (Satterthwaite 1946), since errors inside a row hang together. Of a row, n
 is half the narrowest width that its errors have passed through: they are not equally large. A row
 is held against the same row of one rank, and the chance is shared out over the rows (Bonferroni).
+
+Deep or narrow models amplify rounding by more than √l. What an emulation of rounding alone does to
+the oracle of this very model is therefore allowed as well, with the same factors up to 8.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ WORST_ROW_FACTOR = 8.0
 DISTRIBUTED_FACTOR = 1.2
 DISTRIBUTED_SHARE = 0.25
 CHANCE = 1e-4  # that a right output is refused, at most
+MOST_FACTOR = 8.0  # over the error of rounding alone, however few the rows
+MOST_ERROR = 0.9  # a lost row is off by its own size, and no rounding may excuse that
 
 F64 = NDArray[np.float64]
 
@@ -87,12 +92,18 @@ class Yardstick:
 
     Attributes:
         errors: of the other run. width: the narrowest that a row's errors pass through.
-        what: its name.
+        what: its name. most: the largest factor that chance may give.
     """
 
     errors: RowErrors
     width: int
     what: str
+    most: float = math.inf
+
+    @staticmethod
+    def of_rounding(errors: RowErrors, width: int) -> Yardstick:
+        """Return one by the errors of an emulation of rounding alone."""
+        return Yardstick(errors, width, "rounding alone", MOST_FACTOR)
 
     def whole(self) -> Limit:
         """Return what chance allows the whole output beside this one."""
@@ -116,6 +127,7 @@ class Yardstick:
         return chance_factor(self.width / 2, CHANCE / len(self.errors.size))
 
     def _limit(self, factor: float, error: float) -> Limit:
+        factor = min(factor, self.most)
         text = f"{factor:.3g} × that of {self.what}, {error:.2e}"
         return Limit(factor * error if error else 0.0, text)
 
@@ -163,11 +175,11 @@ def broken_limits(
         errors: of the run.
         tolerance: of the whole; that of a row is `WORST_ROW_FACTOR` times it.
         one_rank: a run on one rank, for the distributed part of the contract.
-        rounding: an emulation of rounding alone; its errors are allowed even past the tolerance.
+        rounding: an emulation of rounding alone; what it is off by is allowed even past the
+            tolerance.
     """
     broken = []
-    of_whole = [None if other is None else other.whole() for other in (rounding, one_rank)]
-    limit = _limit(Limit(tolerance, "the tolerance"), *of_whole)
+    limit = whole_limit(tolerance, rounding, one_rank)
     if not errors.whole <= limit.value:  # NaN is within nothing
         broken.append(f"off by {errors.whole:.2e}, over {limit.value:.2e}, {limit.source}")
     found, of_a_row = errors.by_row, Limit(WORST_ROW_FACTOR * tolerance, "the tolerance of a row")
@@ -186,9 +198,21 @@ def broken_limits(
     return broken if how is None else [*broken, how]
 
 
+def whole_limit(
+    tolerance: float, rounding: Yardstick | None = None, one_rank: Yardstick | None = None
+) -> Limit:
+    """Return what the whole of an output is allowed; see `broken_limits`."""
+    others = [None if other is None else other.whole() for other in (rounding, one_rank)]
+    return _limit(Limit(tolerance, "the tolerance"), *others)
+
+
 def _limit(tolerance: Limit, rounding: Limit | None, one_rank: Limit | None) -> Limit:
     """Return what is allowed in the end."""
     allowed = max(tolerance, rounding or tolerance)
+    if allowed.value > MOST_ERROR:
+        allowed = Limit(
+            MOST_ERROR, f"nearly its own size, for {allowed.source}: too coarse a dtype to judge by"
+        )
     share = Limit(DISTRIBUTED_SHARE * allowed.value, f"a quarter of {allowed.source}")
     return allowed if one_rank is None else min(allowed, max(one_rank, share))
 

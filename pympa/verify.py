@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pympa import reference
 from pympa.collect import LOGITS, ROUTING, Outputs
 from pympa.contract import (
+    F64,
     TOLERANCE,
     WORST_ROW_FACTOR,
     RowErrors,
@@ -30,6 +31,7 @@ from pympa.contract import (
     broken_limits,
     growth,
     narrowest,
+    whole_limit,
 )
 from pympa.spec import ModelSpec
 from pympa.weights import PhiloxSource, model_weights
@@ -114,6 +116,8 @@ def oracle(
     source: PhiloxSource,
     ids: Sequence[NDArray[np.int32]],
     routing: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    rounds: bool = False,
 ) -> Truth:
     """Return the float64 outputs of the whole model, with weights rounded to `dtype`.
 
@@ -123,6 +127,7 @@ def oracle(
         source: of the weights.
         ids: token ids of each sequence.
         routing: the run's choices of experts, from `routing_of`; None means the oracle's own.
+        rounds: emulate a run: exact but for rounding to `dtype` where every run does it.
     """
     if routing is not None and not all(
         _is_choice(routing[f"layers.{i}.{ROUTING}"], layer.experts)
@@ -130,8 +135,14 @@ def oracle(
         if layer.experts
     ):
         routing = None  # nothing to follow; `compare` will say so
-    outputs, logits = reference.forward(spec, oracle_weights(spec, dtype, source), ids, routing)
+    weights = oracle_weights(spec, dtype, source)
+    rounding = functools.partial(_rounded, dtype) if rounds else reference.exactly
+    outputs, logits = reference.forward(spec, weights, ids, routing, rounding)
     return {**outputs, LOGITS: logits}
+
+
+def _rounded(dtype: np.dtype[Any], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x.astype(dtype).astype(np.float64)
 
 
 def _is_choice(chosen: NDArray[Any], experts: int) -> bool:
@@ -168,31 +179,30 @@ def compare(
     """
     rows = {name: RowErrors.of(run[name], truth[name]) for name in truth if _is_float(name)}
     width = narrowest(spec)
-    emulated: dict[str, Yardstick] = {}
 
-    def judge(name: str) -> BranchError:
-        tolerance = TOLERANCE[dtype.name] * growth(name, spec)
+    def judge(name: str, emulated: Truth) -> BranchError:
+        tolerance, rounding = TOLERANCE[dtype.name] * growth(name, spec), emulated.get(name)
         if not _is_float(name):
-            return routing_error(name, run[name], truth[name], tolerance)
-        errors, alone = rows[name], None
-        if one_rank is not None:
-            alone = Yardstick(one_rank.rows[name], width, "one rank")
-        broken = broken_limits(errors, tolerance, alone)
-        if broken and rounded is not None:
-            if not emulated:
-                emulated.update(_yardsticks(rounded(), truth, width))
-            broken = broken_limits(errors, tolerance, alone, emulated[name])
-        return BranchError(name, errors.whole, errors.worst_row, tolerance, tuple(broken))
+            return routing_error(name, run[name], truth[name], tolerance, rounding)
+        return branch_error(
+            name,
+            rows[name],
+            tolerance,
+            None if one_rank is None else Yardstick(one_rank.rows[name], width, "one rank"),
+            None if rounding is None else _of_rounding(rounding, truth[name], width),
+        )
 
-    return Verdict(tuple(judge(name) for name in truth), rows)
+    errors = [judge(name, {}) for name in truth]
+    if rounded is not None and any(error.broken for error in errors):
+        emulated = rounded()
+        errors = [judge(error.name, emulated) if error.broken else error for error in errors]
+    return Verdict(tuple(errors), rows)
 
 
-def _yardsticks(rounded: Truth, truth: Truth, width: int) -> dict[str, Yardstick]:
-    return {
-        name: Yardstick(RowErrors.of(rounded[name], truth[name]), width, "rounding alone")
-        for name in truth
-        if _is_float(name)
-    }
+def _of_rounding(
+    emulated: NDArray[np.float64], truth: NDArray[np.float64], width: int
+) -> Yardstick:
+    return Yardstick.of_rounding(RowErrors.of(emulated, truth), width)
 
 
 def _is_float(name: str) -> bool:
@@ -220,15 +230,19 @@ def compare_sampled(
         ids: token ids of the sequence.
         rows: positions to check.
     """
-    weight = oracle_weights(spec, dtype, source)
+    weight, width = oracle_weights(spec, dtype, source), narrowest(spec)
+    rounding = functools.partial(_rounded, dtype)
     tolerance = TOLERANCE[dtype.name]
     errors = []
     stream = weight("embedding")[ids].astype(dtype)
 
-    def check(name: str, truth: NDArray[np.float64], values: NDArray[Any]) -> None:
-        rows = RowErrors.of(values, truth)
-        broken = tuple(broken_limits(rows, tolerance))
-        errors.append(BranchError(name, rows.whole, rows.worst_row, tolerance, broken))
+    def check(name: str, values: NDArray[Any], exact: Callable[[reference.Rounding], F64]) -> None:
+        truth = exact(reference.exactly)
+        error = branch_error(name, RowErrors.of(values, truth), tolerance)
+        if error.broken:
+            alone = _of_rounding(exact(rounding), truth, width)
+            error = branch_error(name, RowErrors.of(values, truth), tolerance, rounding=alone)
+        errors.append(error)
 
     def add(branch: NDArray[Any]) -> NDArray[Any]:
         return (stream.astype(np.float32) + branch.astype(np.float32)).astype(dtype)
@@ -236,27 +250,32 @@ def compare_sampled(
     for index, layer in enumerate(spec.blocks):
         block = functools.partial(_in_block, weight, index)
         name = f"layers.{index}.attention"
-        exact = stream.astype(np.float64)
-        truth = reference.attention_branch(spec, layer, exact, block, rows)
-        check(name, truth, run[name][rows])
+        before = stream.astype(np.float64)
+        check(
+            name,
+            run[name][rows],
+            functools.partial(reference.attention_branch, spec, layer, before, block, rows),
+        )
         stream = add(run[name])
         name = f"layers.{index}.mlp"
-        exact = stream[rows].astype(np.float64)
+        before = stream[rows].astype(np.float64)
+        exact = functools.partial(reference.mlp_branch, layer, before, block)
         if layer.experts:
             chosen = run[f"layers.{index}.{ROUTING}"]
-            logits, scale = reference.gate_logits(layer, exact, block)
+            logits, scale = reference.gate_logits(layer, before, block)
             at = f"layers.{index}.{ROUTING}"
             errors.append(routing_error(at, chosen[rows], logits / scale[:, None], tolerance))
             valid = _is_choice(chosen, layer.experts)
             chosen = chosen if valid else np.broadcast_to(np.arange(layer.top_k), chosen.shape)
             keep = reference.kept(layer, chosen)[rows]
-            truth = reference.moe_branch(layer, exact, block, chosen[rows], keep)
-        else:
-            truth = reference.mlp_branch(layer, exact, block)
-        check(name, truth, run[name][rows])
+            exact = functools.partial(
+                reference.moe_branch, layer, before, block, chosen[rows], keep
+            )
+        check(name, run[name][rows], exact)
         stream = add(run[name])
-    check("output", stream[rows].astype(np.float64), run["output"][rows])
-    check(LOGITS, reference.logits(spec, weight, stream[-1].astype(np.float64)), run[LOGITS])
+    last, ends = stream[-1].astype(np.float64), stream[rows].astype(np.float64)
+    check("output", run["output"][rows], lambda rounding: ends)
+    check(LOGITS, run[LOGITS], functools.partial(reference.logits, spec, weight, last))
     return Verdict(tuple(errors), sampled_rows=len(rows))
 
 
@@ -264,8 +283,25 @@ def _in_block(weight: Callable[[str], NDArray[Any]], index: int, name: str) -> N
     return weight(f"layers.{index}.{name}")
 
 
+def branch_error(
+    name: str,
+    rows: RowErrors,
+    tolerance: float,
+    one_rank: Yardstick | None = None,
+    rounding: Yardstick | None = None,
+) -> BranchError:
+    """Judge one output; see `broken_limits`."""
+    broken = broken_limits(rows, tolerance, one_rank, rounding)
+    allowed = whole_limit(tolerance, rounding).value
+    return BranchError(name, rows.whole, rows.worst_row, allowed, tuple(broken))
+
+
 def routing_error(
-    name: str, chosen: NDArray[Any], logits: NDArray[np.float64], tolerance: float
+    name: str,
+    chosen: NDArray[Any],
+    logits: NDArray[np.float64],
+    tolerance: float,
+    emulated: NDArray[np.float64] | None = None,
 ) -> BranchError:
     """Return how far rows' choices of experts are from the largest logits.
 
@@ -274,21 +310,21 @@ def routing_error(
         chosen: expert ids `[rows, top_k]`.
         logits: of the oracle, over their sensitivity `[rows, experts]`.
         tolerance: relative error that the gate's input may have.
+        emulated: `logits` of an emulation of rounding: what it is off by is allowed as well.
 
     Returns:
         The worst shortfall of a chosen logit in the units of `tolerance`, as norm and worst row;
         infinite if a row does not name different experts in ascending order.
     """
-    worst = 0.0
+    worst, broken = 0.0, []
+    if emulated is not None:
+        tolerance = max(tolerance, math.sqrt(np.square(emulated - logits).mean()))
     if not _is_choice(chosen, logits.shape[1]):
         worst = math.inf
     elif len(chosen):
         least = np.sort(logits, axis=1)[:, -chosen.shape[1]]
         shortfall = least[:, None] - np.take_along_axis(logits, chosen, axis=1)
         worst = max(float(shortfall.max()), 0.0) / ROUTING_DEVIATIONS
-    broken = (
-        f"a choice of experts is off by {worst:.2e}, over {tolerance:.2e}, the tolerance"
-        if not worst <= tolerance
-        else ""
-    )
-    return BranchError(name, worst, worst, tolerance, (broken,) if broken else ())
+    if not worst <= tolerance:
+        broken.append(f"choices of experts off by {worst:.2e}, over {tolerance:.2e}, the tolerance")
+    return BranchError(name, worst, worst, tolerance, tuple(broken))

@@ -104,11 +104,19 @@ def test_a_row_of_other_experts_is_held_against_the_worst():
 def test_what_rounding_alone_does_is_allowed():
     found, rounding = errors(5e-3, rows=500), errors(4.9e-3, rows=500)
     assert broken_limits(found, 1e-3)
-    assert not broken_limits(found, 1e-3, None, Yardstick(rounding, 64, "rounding alone"))
-    (says,) = broken_limits(
-        errors(6e-3, rows=500), 1e-3, None, Yardstick(rounding, 64, "rounding alone")
-    )
+    assert not broken_limits(found, 1e-3, None, Yardstick.of_rounding(rounding, 64))
+    (says,) = broken_limits(errors(6e-3, rows=500), 1e-3, None, Yardstick.of_rounding(rounding, 64))
     assert says == "off by 6.00e-03, over 5.88e-03, 1.2 × that of rounding alone, 4.90e-03"
+
+
+def test_rounding_excuses_no_lost_row():
+    """One row leaves chance all room, so the factor has an end; and so has the error."""
+    rounding = Yardstick.of_rounding(errors(1e-2), 8)
+    assert not broken_limits(errors(7.9e-2), 1e-3, None, rounding)
+    assert broken_limits(errors(8.1e-2), 1e-3, None, rounding)
+    coarse = Yardstick.of_rounding(errors(0.5), 8)
+    assert not broken_limits(errors(0.8), 0.1, None, coarse)
+    assert len(broken_limits(errors(1.0), 0.1, None, coarse)) == 2
 
 
 @pytest.mark.parametrize("freedom", [8, 12, 40, 300])

@@ -7,6 +7,7 @@ import checks
 import worlds
 from pympa.mesh import parse_plan
 from pympa.rules import broken_rule
+from pympa.spec import DTYPES
 from pympa.transport.local import LocalWorld
 
 SOME_PLANS = 25  # of each number of ranks, without --all-plans
@@ -37,10 +38,11 @@ def test_random_draws(hundred, all_plans):
     count = 100 if all_plans else SOME_DRAWS
     for number in range(100 * hundred, 100 * hundred + count):
         spec, lengths, plan = draw(number)
+        dtype = sorted(DTYPES)[number % 3]
         assert broken_rule(plan, spec, len(lengths)) is None
-        outputs, _ = worlds.run_local(spec, plan, lengths, seed=number)
-        verdict = worlds.judge(spec, outputs, lengths)
-        assert verdict.passed, (number, str(plan), verdict.failed)
+        outputs, _ = worlds.run_local(spec, plan, lengths, dtype, seed=number)
+        verdict = worlds.judge(spec, outputs, lengths, dtype)
+        assert verdict.passed, (number, str(plan), [str(error) for error in verdict.failed])
 
 
 @pytest.mark.parametrize("spec", [worlds.DENSE, worlds.EXPERTS], ids=["dense", "experts"])

@@ -6,7 +6,8 @@ import pytest
 
 import worlds
 from pympa.backend import build_rank
-from pympa.collect import LOGITS, assemble, collect
+from pympa.collect import LOGITS, ROUTING, assemble, collect
+from pympa.contract import RowErrors
 from pympa.layout import Layout, Range
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
@@ -64,6 +65,65 @@ def test_right_runs_of_few_rows_pass(width, layers, lengths, plan, dtype):
     outputs, _ = worlds.run_local(spec, parse_plan(plan), lengths, dtype)
     verdict = worlds.judge(spec, outputs, lengths, dtype)
     assert verdict.passed, [str(error) for error in verdict.failed]
+
+
+def deep(**options):
+    layer = LayerSpec(repeat=200, heads=2, head_dim=8, mlp_hidden=8, **options)
+    return ModelSpec(d_model=32, vocabulary=256, layers=(layer,))
+
+
+GATED = {"gated": True, "activation": "silu"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lengths", "options"),
+    [
+        ("float16", (1,), {}),
+        ("float16", (1,), GATED),
+        ("float16", (7, 2, 1), GATED),
+        ("float16", (16,) * 4, GATED),
+        ("bfloat16", (1,), {}),
+        ("bfloat16", (16,) * 4, {}),
+    ],
+    ids=str,
+)
+def test_deep_and_narrow_models_are_judged_by_their_own_rounding(lengths, dtype, options):
+    """These amplify rounding by more than √layers, which an emulation of it shows."""
+    spec = deep(**options)
+    for plan in ("tp=2", "cp=2"):
+        outputs, _ = worlds.run_local(spec, parse_plan(plan), lengths, dtype)
+        verdict = worlds.judge(spec, outputs, lengths, dtype)
+        assert verdict.passed, [str(error) for error in verdict.failed]
+        assert all(error.norm <= error.tolerance for error in verdict.errors)
+    for name in ("layers.150.attention", LOGITS):
+        broken = {key: array.copy() for key, array in outputs.items()}
+        broken[name][-1] = np.roll(broken[name][-1], 1)
+        failed = worlds.judge(spec, broken, lengths, dtype).failed
+        assert [error.name for error in failed] == [name]
+
+
+def test_a_dtype_too_coarse_for_a_model_is_named():
+    """Rounding alone moves some rows by more than their own size: nothing can be judged."""
+    spec, lengths, kind = deep(**GATED), (16,) * 4, DTYPES["bfloat16"]
+    run = worlds.one_rank(spec, lengths, "bfloat16")
+    truth = worlds.truth(spec, run, lengths, "bfloat16")
+    verdict = compare(
+        spec, kind, run, truth, None, lambda: worlds.emulated(spec, run, lengths, "bfloat16")
+    )
+    assert "too coarse a dtype to judge by" in str(verdict.failed[0])
+
+
+def test_the_emulation_rounds_as_runs_do():
+    """Its errors are those of a run on one rank, in size."""
+    lengths, kind = (300, 200), DTYPES["bfloat16"]
+    for spec in (worlds.DENSE, worlds.ODD, worlds.ODD_EXPERTS):
+        run = worlds.one_rank(spec, lengths, "bfloat16")
+        truth = worlds.truth(spec, run, lengths, "bfloat16")
+        emulated = worlds.emulated(spec, run, lengths, "bfloat16")
+        for error in compare(spec, kind, run, truth).errors:
+            if not error.name.endswith(ROUTING):
+                alone = RowErrors.of(emulated[error.name], truth[error.name]).whole
+                assert 0.9 < error.norm / alone < 1.1, error.name
 
 
 LONG = (300, 290)

@@ -146,14 +146,25 @@ def truth(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -
     return _truths[key]
 
 
+def emulated(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -> Any:
+    """Return what rounding alone does to the oracle that takes a run's choices of experts."""
+    ids = batch(lengths, spec.vocabulary)
+    return oracle(spec, DTYPES[dtype], PhiloxSource(), ids, routing_of(run), rounds=True)
+
+
 def judge(
     spec: ModelSpec, outputs: Outputs, lengths: tuple[int, ...] = LENGTHS, dtype: str = "float32"
 ) -> Verdict:
     """Compare a distributed run with the oracle and with one rank."""
     one, kind = one_rank(spec, lengths, dtype), DTYPES[dtype]
-    alone = compare(spec, kind, one, truth(spec, one, lengths, dtype))
-    assert alone.passed, alone.failed
-    return compare(spec, kind, outputs, truth(spec, outputs, lengths, dtype), alone)
+
+    def against(run: Outputs, alone: Verdict | None = None) -> Verdict:
+        exact = truth(spec, run, lengths, dtype)
+        return compare(spec, kind, run, exact, alone, lambda: emulated(spec, run, lengths, dtype))
+
+    alone = against(one)
+    assert alone.passed, [str(error) for error in alone.failed]
+    return against(outputs, alone)
 
 
 def kept_routing(

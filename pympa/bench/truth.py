@@ -101,7 +101,10 @@ class Truth:
             rows = np.unique([*draws % len(ids), len(ids) - 1])
             return compare_sampled(spec, dtype, outputs, self._job.source, ids, rows)
         alone = None if ranks == 1 else self._alone
-        return compare(spec, dtype, outputs, self._oracle(outputs), alone).summary
+        judged = compare(
+            spec, dtype, outputs, self._oracle(outputs), alone, lambda: self._emulated(outputs)
+        )
+        return judged.summary
 
     def _oracle(self, run: Outputs) -> Mapping[str, NDArray[np.float64]]:
         """Return the oracle that chose as the run did; one rank's and the last one are kept."""
@@ -113,6 +116,11 @@ class Truth:
             self._oracles[key] = oracle(job.size.model, job.dtype, job.source, job.ids, routing)
         return self._oracles[key]
 
+    def _emulated(self, run: Outputs) -> Mapping[str, NDArray[np.float64]]:
+        """Return what rounding alone does, with the run's choices."""
+        job = self._job
+        return oracle(job.size.model, job.dtype, job.source, job.ids, routing_of(run), rounds=True)
+
     def _judge_one_rank(self, team: Team) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype
         endpoint: Endpoint = NullEndpoint(0, 1)
@@ -123,5 +131,7 @@ class Truth:
         model = Model(spec, rank, dtype, self._job.source)
         outputs = collect(model, model.prepare(self._job.ids), world) or {}
         rank.arena.close()
-        self._alone = compare(spec, dtype, outputs, self._oracle(outputs))
+        self._alone = compare(
+            spec, dtype, outputs, self._oracle(outputs), None, lambda: self._emulated(outputs)
+        )
         return self._alone.summary

@@ -9,7 +9,7 @@ Rows are worked on in blocks, so that nothing but the outputs, the residual stre
 sequence's keys and values grows with the batch; `pympa.bench.oracle_cost` adds up what there is.
 """
 
-from pympa.reference.formulas import F64, activate, linear, mlp, norm, rope
+from pympa.reference.formulas import F64, Rounding, activate, exactly, linear, mlp, norm, rope
 from pympa.reference.model import (
     attention_branch,
     forward,
@@ -24,9 +24,11 @@ from pympa.reference.softmax_attention import attention
 
 __all__ = [
     "F64",
+    "Rounding",
     "activate",
     "attention",
     "attention_branch",
+    "exactly",
     "forward",
     "gate_logits",
     "kept",

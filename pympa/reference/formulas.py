@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,13 @@ from numpy.typing import NDArray
 from pympa.reference.erf import erf
 
 F64 = NDArray[np.float64]
+Rounding = Callable[[F64], F64]
+"""What becomes of an array where a run rounds to its dtype."""
+
+
+def exactly(x: F64) -> F64:
+    """Leave `x` as it is: the rounding of the oracle."""
+    return x
 
 
 def activate(x: F64, kind: str) -> F64:
@@ -60,11 +68,15 @@ def mlp(
     up_bias: F64 | None = None,
     gate_bias: F64 | None = None,
     down_bias: F64 | None = None,
+    rounding: Rounding = exactly,
 ) -> F64:
-    """Return the plain MLP act(x up) down, or the gated one (act(x gate) * (x up)) down."""
+    """Return the plain MLP act(x up) down, or the gated one (act(x gate) * (x up)) down.
+
+    Its hidden state is rounded; its output is not.
+    """
     hidden = linear(x, up, up_bias)
     if gate is None:
         hidden = activate(hidden, activation)
     else:
         hidden *= activate(linear(x, gate, gate_bias), activation)
-    return linear(hidden, down, down_bias)
+    return linear(rounding(hidden), down, down_bias)

@@ -1,4 +1,8 @@
-"""Branches of a block and the whole model, by the formulas, some rows at a time."""
+"""Branches of a block and the whole model, by the formulas, some rows at a time.
+
+`rounding` makes an emulation of a run out of the oracle: exact but for what is rounded to a dtype,
+at the places where every run does it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.reference.formulas import F64, linear, mlp, norm, rope
+from pympa.reference.formulas import F64, Rounding, exactly, linear, mlp, norm, rope
 from pympa.reference.softmax_attention import attention
 from pympa.spec import LayerSpec, ModelSpec
 
@@ -37,7 +41,12 @@ def widest(layer: LayerSpec, d_model: int) -> int:
 
 
 def attention_branch(
-    spec: ModelSpec, layer: LayerSpec, x: F64, weight: Weight, query_rows: NDArray[Any]
+    spec: ModelSpec,
+    layer: LayerSpec,
+    x: F64,
+    weight: Weight,
+    query_rows: NDArray[Any],
+    rounding: Rounding = exactly,
 ) -> F64:
     """Return the attention branch of one sequence for some of its rows, before the residual.
 
@@ -47,6 +56,7 @@ def attention_branch(
         x: residual stream of the whole sequence `[tokens, d_model]`.
         weight: name inside the block -> float64 array; asked for each name once.
         query_rows: positions whose output is wanted.
+        rounding: see the module.
 
     Returns:
         `[len(query_rows), d_model]`.
@@ -55,16 +65,17 @@ def attention_branch(
     k = np.empty((len(x), layer.n_kv_heads, layer.head_dim))
     v = np.empty((len(x), layer.n_kv_heads, layer.value_dim))
     for here in row_blocks(len(x), width):
-        normed = block_norm(layer, x[here], weight, "attention_norm")
-        k[here] = _turned(layer, normed, weight, "k", np.arange(here.start, here.stop))
-        v[here] = _projected(layer, normed, weight, "v")
+        normed = rounding(block_norm(layer, x[here], weight, "attention_norm"))
+        positions = np.arange(here.start, here.stop)
+        k[here] = _turned(layer, normed, weight, "k", positions, rounding)
+        v[here] = rounding(_projected(layer, normed, weight, "v"))
     out = np.empty((len(query_rows), spec.d_model))
     bias = weight("attention.out_bias") if layer.attention_bias else None
     for here in row_blocks(len(query_rows), width):
         rows = query_rows[here]
-        normed = block_norm(layer, x[rows], weight, "attention_norm")
+        normed = rounding(block_norm(layer, x[rows], weight, "attention_norm"))
         o, _ = attention(
-            _turned(layer, normed, weight, "q", rows),
+            _turned(layer, normed, weight, "q", rows, rounding),
             k,
             v,
             rows,
@@ -74,8 +85,10 @@ def attention_branch(
             causal=spec.causal,
             window=layer.window,
             softcap=layer.softcap,
+            rounding=rounding,
         )
-        out[here] = linear(o.reshape(len(rows), -1), weight("attention.out"), bias)
+        o = rounding(o.reshape(len(rows), -1))
+        out[here] = rounding(linear(o, weight("attention.out"), bias))
     return out
 
 
@@ -87,15 +100,20 @@ def _projected(layer: LayerSpec, normed: F64, weight: Weight, name: str) -> F64:
 
 
 def _turned(
-    layer: LayerSpec, normed: F64, weight: Weight, name: str, positions: NDArray[Any]
+    layer: LayerSpec,
+    normed: F64,
+    weight: Weight,
+    name: str,
+    positions: NDArray[Any],
+    rounding: Rounding,
 ) -> F64:
     """Return q or k after its norm and RoPE."""
-    x = _projected(layer, normed, weight, name)
+    x = rounding(_projected(layer, normed, weight, name))
     if layer.qk_norm:
-        x = norm(x, weight(f"attention.{name}_norm"), None, layer.norm_eps, "rms")
+        x = rounding(norm(x, weight(f"attention.{name}_norm"), None, layer.norm_eps, "rms"))
     if layer.rope is not None:
         turn = (layer.rope.theta, layer.rotated_dim, layer.rope.scaling_factor)
-        x = rope(x, positions, *turn)
+        x = rounding(rope(x, positions, *turn))
     return x
 
 
@@ -105,19 +123,20 @@ def block_norm(layer: LayerSpec, x: F64, weight: Weight, name: str) -> F64:
     return norm(x, weight(f"{name}.weight"), bias, layer.norm_eps, layer.norm)
 
 
-def mlp_branch(layer: LayerSpec, x: F64, weight: Weight) -> F64:
+def mlp_branch(layer: LayerSpec, x: F64, weight: Weight, rounding: Rounding = exactly) -> F64:
     """Return the MLP branch before the residual, `[rows, d_model]`."""
     weight, out = functools.cache(weight), np.empty_like(x)
     for here in row_blocks(len(x), widest(layer, x.shape[1])):
-        out[here] = _named_mlp(layer, block_norm(layer, x[here], weight, "mlp_norm"), weight, "mlp")
+        normed = rounding(block_norm(layer, x[here], weight, "mlp_norm"))
+        out[here] = _named_mlp(layer, normed, weight, "mlp", rounding)
     return out
 
 
-def _named_mlp(layer: LayerSpec, normed: F64, weight: Weight, name: str) -> F64:
+def _named_mlp(layer: LayerSpec, normed: F64, weight: Weight, name: str, rounding: Rounding) -> F64:
     def bias(kind: str) -> F64 | None:
         return weight(f"{name}.{kind}_bias") if layer.mlp_bias else None
 
-    return mlp(
+    y = mlp(
         normed,
         weight(f"{name}.up"),
         weight(f"{name}.down"),
@@ -126,16 +145,21 @@ def _named_mlp(layer: LayerSpec, normed: F64, weight: Weight, name: str) -> F64:
         bias("up"),
         bias("gate") if layer.gated else None,
         bias("down"),
+        rounding,
     )
+    return rounding(y)
 
 
-def gate_logits(layer: LayerSpec, x: F64, weight: Weight) -> tuple[F64, F64]:
+def gate_logits(
+    layer: LayerSpec, x: F64, weight: Weight, rounding: Rounding = exactly
+) -> tuple[F64, F64]:
     """Return the logits of the experts, and how far an error of the gate's input moves them.
 
     Args:
         layer: the block.
         x: residual stream `[rows, d_model]`.
         weight: name inside the block -> float64 array.
+        rounding: see the module.
 
     Returns:
         logits `[rows, experts]`, and `[rows]`: the deviation of a logit if the whole input were
@@ -145,7 +169,7 @@ def gate_logits(layer: LayerSpec, x: F64, weight: Weight) -> tuple[F64, F64]:
     bias = weight("router_bias") if layer.router_skew else None
     logits, sensitivity = np.empty((len(x), layer.experts)), np.empty(len(x))
     for here in row_blocks(len(x), widest(layer, x.shape[1])):
-        normed = block_norm(layer, x[here], weight, "mlp_norm")
+        normed = rounding(block_norm(layer, x[here], weight, "mlp_norm"))
         logits[here] = linear(normed, router, bias)
         sensitivity[here] = np.sqrt((normed**2).sum(axis=1) * (router**2).mean())
     return logits, sensitivity
@@ -182,7 +206,12 @@ def kept(layer: LayerSpec, chosen: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def moe_branch(
-    layer: LayerSpec, x: F64, weight: Weight, chosen: NDArray[Any], keep: NDArray[np.bool_]
+    layer: LayerSpec,
+    x: F64,
+    weight: Weight,
+    chosen: NDArray[Any],
+    keep: NDArray[np.bool_],
+    rounding: Rounding = exactly,
 ) -> F64:
     """Return the expert branch before the residual, `[rows, d_model]`.
 
@@ -192,8 +221,9 @@ def moe_branch(
         weight: name inside the block -> float64 array.
         chosen: expert ids of each row `[rows, top_k]`.
         keep: which of them are not dropped.
+        rounding: see the module.
     """
-    exponents, _ = gate_logits(layer, x, weight)
+    exponents, _ = gate_logits(layer, x, weight, rounding)
     exponents -= exponents.max(axis=1, keepdims=True)
     np.exp(exponents, out=exponents)
     shares = np.take_along_axis(exponents, chosen, axis=1)
@@ -203,15 +233,15 @@ def moe_branch(
     def add(name: str, rows: NDArray[Any], share: F64) -> None:
         once = functools.cache(weight)
         for here in row_blocks(len(rows), widest(layer, x.shape[1])):
-            normed = block_norm(layer, x[rows[here]], once, "mlp_norm")
-            out[rows[here]] += share[here, None] * _named_mlp(layer, normed, once, name)
+            normed = rounding(block_norm(layer, x[rows[here]], once, "mlp_norm"))
+            out[rows[here]] += share[here, None] * _named_mlp(layer, normed, once, name, rounding)
 
     for expert in np.unique(chosen[keep]):
         rows, k = np.nonzero((chosen == expert) & keep)
         add(f"experts.{expert}", rows, shares[rows, k])
     if layer.shared_experts:
         add("shared", np.arange(len(x)), np.ones(len(x)))
-    return out
+    return rounding(out)
 
 
 def forward(
@@ -219,6 +249,7 @@ def forward(
     weight: Weight,
     sequences: Sequence[NDArray[Any]],
     routing: Routing | None = None,
+    rounding: Rounding = exactly,
 ) -> tuple[dict[str, F64], F64]:
     """Run the whole model on whole sequences.
 
@@ -227,6 +258,7 @@ def forward(
         weight: global name -> float64 array; asked for a name once for each use of it.
         sequences: token ids of each sequence.
         routing: experts to take where rounding may decide; None means those of largest logits.
+        rounding: see the module.
 
     Returns:
         Branch outputs by name (`layers.0.attention`, `layers.0.mlp`, ..., `output` = the residual
@@ -245,31 +277,31 @@ def forward(
         branch = np.empty_like(stream)
         for here in spans:
             rows = np.arange(here.stop - here.start)
-            branch[here] = attention_branch(spec, layer, stream[here], kept_block, rows)
+            branch[here] = attention_branch(spec, layer, stream[here], kept_block, rows, rounding)
         del kept_block
         outputs[f"layers.{index}.attention"] = branch
-        stream += branch
+        stream = rounding(np.add(stream, branch, out=stream))
         if layer.experts:
             name = f"layers.{index}.routing"
-            gates, scale = gate_logits(layer, stream, block)
+            gates, scale = gate_logits(layer, stream, block, rounding)
             chosen = largest(gates, layer.top_k) if routing is None else routing[name]
             gates /= scale[:, None]
             outputs[name] = gates
             keep = np.concatenate([kept(layer, chosen[here]) for here in spans])
-            branch = moe_branch(layer, stream, block, chosen, keep)
+            branch = moe_branch(layer, stream, block, chosen, keep, rounding)
         else:
-            branch = mlp_branch(layer, stream, block)
+            branch = mlp_branch(layer, stream, block, rounding)
         outputs[f"layers.{index}.mlp"] = branch
-        stream += branch
+        stream = rounding(np.add(stream, branch, out=stream))
     outputs["output"] = stream
     last = [here.stop - 1 for here in spans if here.stop > here.start]
-    return outputs, logits(spec, weight, stream[last])
+    return outputs, logits(spec, weight, stream[last], rounding)
 
 
-def logits(spec: ModelSpec, weight: Weight, rows: F64) -> F64:
+def logits(spec: ModelSpec, weight: Weight, rows: F64, rounding: Rounding = exactly) -> F64:
     """Return the final norm and the head of some rows of the residual stream."""
     normed = block_norm(spec.blocks[-1], rows.reshape(-1, spec.d_model), weight, "final_norm")
-    return linear(normed, weight("embedding" if spec.tied_head else "head"))
+    return linear(rounding(normed), weight("embedding" if spec.tied_head else "head"))
 
 
 def _in_block(weight: Weight, index: int, name: str) -> F64:

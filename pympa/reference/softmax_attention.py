@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.reference.formulas import F64
+from pympa.reference.formulas import F64, Rounding, exactly
 
 MOST_SCORES = 1 << 21  # of a block of queries and keys, unless one query sees more keys
 _FEW_ROWS, _MOST_ROWS = 128, 4096  # of a block: fewer are slow, for Python has work with each
@@ -27,6 +27,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    rounding: Rounding = exactly,
 ) -> tuple[F64, F64]:
     """Return softmax attention of one sequence, and its log-sum-exp.
 
@@ -41,6 +42,7 @@ def attention(
         causal: hide keys after the query.
         window: hide keys `window` or more positions away; None hides none.
         softcap: cap on scores; None means none.
+        rounding: of the weights, before their sum is taken.
 
     Returns:
         o `[rows, heads, dv]` and lse `[rows, heads]`; a row that sees no key gives 0 and -inf.
@@ -72,7 +74,7 @@ def attention(
             top = scores.max(axis=1, keepdims=True)
             top[~sees] = 0.0
             scores -= top
-            np.exp(scores, out=scores)
+            scores = rounding(np.exp(scores, out=scores))
             total = scores.sum(axis=1, keepdims=True)
             total[~sees] = 1.0
             o[rows, head] = scores @ v[keys, kv_head] / total
