@@ -3,6 +3,13 @@
 Importing this package starts neither MPI nor a GPU; `pympa.session.Session` does.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Python looks for a command line of ours: see command.command_line
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
 from pkgutil import extend_path
 
 # In a checkout this folder hides the installed package, which alone has the compiled core.

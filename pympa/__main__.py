@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from pympa.command import REFUSED, Parser, complain, disagree, once
+from pympa.command import REFUSED, Parser, command_line, complain, disagree, once
 from pympa.errors import RefusedError
 
 COMMANDS = {
@@ -20,9 +20,13 @@ COMMANDS = {
 _SHELLS = ("bash", "zsh", "tcsh")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def script() -> int:
+    """Run this process's command and return its exit status."""
+    return command_line(main)
+
+
+def main(words: Sequence[str]) -> int:
     """Run a command and return its exit status."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
     if words and words[0] in COMMANDS:
         module = importlib.import_module(COMMANDS[words[0]][0])
         return int(module.main(words[1:]))
@@ -73,4 +77,4 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

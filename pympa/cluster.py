@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from pympa.curves import Curve
-from pympa.spec import SpecError, convert_toml, parse_toml
+from pympa.files import read_file
+from pympa.spec import SpecError
+from pympa.toml import convert_toml, load_toml
 
 LARGE_START_BYTES = 64 << 10
+LARGEST_FILE_BYTES = 4 << 20  # a profile with the curves of all kernels is a tenth of that
+_MOST_BASES = 16  # files that are based on each other, in a row
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
@@ -179,7 +182,12 @@ def _fields(name: str, above: tuple[str, ...]) -> dict[str, Any]:
     """
     if name in above:
         raise SpecError(f"{above[0]}: based on itself: {' on '.join((*above, name))}")
-    given = parse_toml(_read(name), dict[str, Any], name)
+    if len(above) > _MOST_BASES:
+        raise SpecError(
+            f"{above[0]}: expected at most {_MOST_BASES} files that are based on each other; "
+            f"{name} is one more"
+        )
+    given = load_toml(_read(name), name)
     base_name, device = given.pop("based_on", ""), given.setdefault("device", {})
     if not isinstance(base_name, str) or not isinstance(device, dict):
         raise SpecError(f'{name}: expected based_on = "NAME" and a table [device]')
@@ -195,7 +203,7 @@ def _read(name: str) -> bytes:
         return (resources.files("pympa") / "clusters" / f"{name}.toml").read_bytes()
     if name.endswith(".toml") or "/" in name:
         try:
-            return Path(name).read_bytes()
+            return read_file(name, LARGEST_FILE_BYTES)
         except OSError as error:
             raise SpecError(f"cluster {name}: {error.strerror}") from None
     near = difflib.get_close_matches(name, known, n=1)

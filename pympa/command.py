@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pympa.caches import MOST_THREADS
 from pympa.errors import RefusedError
 from pympa.launch import launched_tasks, refuse_singletons
+from pympa.segments import unlink_shared_files
+from pympa.text import shown
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -35,6 +37,10 @@ REFUSED = 2
 """Exit status of a request that cannot be done, as in argparse."""
 
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended, as shells have it."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that leaves printing and exiting to the one rank that speaks."""
 
@@ -45,6 +51,34 @@ class Parser(argparse.ArgumentParser):
             RefusedError: always.
         """
         raise RefusedError(f"{message}; {self.prog} --help lists the options")
+
+
+def command_line(main: Callable[[Sequence[str]], int]) -> int:
+    """Run this process's command line and return its exit status.
+
+    Ctrl-C is told in one line, and whatever goes wrong on one rank ends all of them.
+
+    The interrupt is held back until all ranks are past MPI_Init (`disagree`): a rank that left
+    before would keep the others waiting in it, and shared memory would stay behind.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return main(sys.argv[1:])
+    except (Exception, KeyboardInterrupt) as error:
+        mpi = sys.modules.get("mpi4py.MPI")
+        if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+            from pympa.ending import end_job
+
+            end_job(mpi.COMM_WORLD.Get_rank(), error, mpi.COMM_WORLD.Abort)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        complain(RefusedError("interrupted"))
+        return INTERRUPTED
+
+
+def heed_interrupts() -> None:
+    """Let Ctrl-C end this process again; see `command_line`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def start(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace | int:
@@ -124,6 +158,8 @@ def disagree(arguments: Sequence[str]) -> bool:
 
     world = MPI.COMM_WORLD
     _meet(world)
+    unlink_shared_files()
+    heed_interrupts()
     lines = world.allgather(list(arguments))
     others = [rank for rank, line in enumerate(lines) if line != lines[0]]
     if others and world.Get_rank() == 0:
@@ -153,12 +189,11 @@ def once(work: Callable[[], int]) -> int:
         except (ValueError, OSError) as error:
             alone = world.Get_size() == 1 and launched_tasks(os.environ).number > 0
             status = REFUSED if alone else complain(error)
-        except BaseException:
-            from pympa.transport.mpi import unlink_shared_files
+        except BaseException as error:
+            from pympa.ending import end_job
 
-            traceback.print_exc()
             unlink_shared_files()
-            world.Abort(1)
+            end_job(0, error, world.Abort)
     _meet(world)
     return int(world.bcast(status) or 0)
 
@@ -171,8 +206,8 @@ def _meet(world: Comm) -> None:
 
 
 def complain(error: Exception) -> int:
-    """Print one message and return the status of a refused request."""
-    print(f"pympa: {error}", file=sys.stderr, flush=True)
+    """Print one message, in one line, and return the status of a refused request."""
+    print(f"pympa: {shown(str(error))}", file=sys.stderr, flush=True)
     return REFUSED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 import termios
 import time
@@ -12,11 +13,15 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pympa.errors import RefusedError
+from pympa.text import shown
 from pympa.transport import TransportError
 
+_TOLD_IN_A_LINE = (ValueError, OSError, TransportError, MemoryError)
 ExceptHook = Callable[[type[BaseException], BaseException, Any], Any]
 _STAGGER_SECONDS = 0.1  # ranks that fail together speak in turn; the first one ends the job
 _LONGEST_STAGGER_SECONDS = 2.0
+_INTERRUPTED_SECONDS = 2.0  # a launcher hands Ctrl-C to all ranks, and rank 0 speaks for them
+_LOST_SECONDS = 1.0  # a message that fails may be the echo of a rank whose end has been told
 _FORWARD_SECONDS = 0.05  # what a launcher takes to pass on a line that it has read
 
 
@@ -28,6 +33,11 @@ def end_job(rank: int, error: BaseException, abort: Callable[[int], None]) -> No
         error: what went wrong on it.
         abort: ends all ranks with a status.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # once is enough
+    if isinstance(error, TransportError):
+        time.sleep(_LOST_SECONDS)
+    if rank and isinstance(error, KeyboardInterrupt):
+        time.sleep(_INTERRUPTED_SECONDS)
     time.sleep(min(_STAGGER_SECONDS * rank, _LONGEST_STAGGER_SECONDS))
     _tell(rank, error)
     _wait_until_read()
@@ -42,7 +52,7 @@ def one_voice(rank: int, hook: ExceptHook) -> ExceptHook:
         if not isinstance(error, RefusedError):
             hook(kind, error, where)
         elif rank == 0:
-            print(f"pympa: {error}", file=sys.stderr, flush=True)
+            print(f"pympa: {shown(str(error))}", file=sys.stderr, flush=True)
 
     return refuse
 
@@ -51,8 +61,10 @@ def _tell(rank: int, error: BaseException) -> None:
     """Print one message; a traceback only where the message alone would not tell."""
     if isinstance(error, SystemExit):
         text = f"left early by sys.exit({error.code!r}) while other ranks may wait for it"
-    elif isinstance(error, (ValueError, OSError, TransportError, MemoryError)):
-        text = f"{type(error).__name__}: {error}"
+    elif isinstance(error, KeyboardInterrupt):
+        text = "interrupted"
+    elif isinstance(error, _TOLD_IN_A_LINE):
+        text = shown(f"{type(error).__name__}: {error}")
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     print(f"pympa: rank {rank}: {text}", file=sys.stderr, flush=True)

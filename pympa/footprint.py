@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pympa.command import Parser, byte_count, complain, count, thread_count
+from pympa.command import (
+    Parser,
+    byte_count,
+    command_line,
+    complain,
+    count,
+    heed_interrupts,
+    thread_count,
+)
 from pympa.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -74,6 +81,7 @@ def build_parser(prog: str = "python -m pympa.footprint") -> Parser:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the tables and return the exit status."""
+    heed_interrupts()
     parser = build_parser()
     try:
         options = parser.parse_args(arguments)
@@ -171,21 +179,19 @@ def _published(options: argparse.Namespace, experiment: Experiment) -> list[Tabl
 
 def _load(options: argparse.Namespace) -> tuple[Experiment, Size]:
     """Return the experiment and the size asked for, or one around a model alone."""
-    from pympa.bench.experiment import Experiment, Size, load_experiment, read_description
-    from pympa.spec import ModelSpec, parse_toml
+    from pympa.bench.experiment import Experiment, Size, as_experiment, is_model, read_description
+    from pympa.spec import ModelSpec
+    from pympa.toml import convert_toml, load_toml
 
     name = options.model
-    text = read_description(name)
-    try:
-        alone = "d_model" in tomllib.loads(text.decode())
-    except ValueError:
-        alone = False  # load_experiment says what is wrong with it
-    if not alone:
-        experiment = load_experiment(name)
+    values = load_toml(read_description(name), name)
+    if not is_model(values):
+        experiment = as_experiment(values, name)
         return experiment, experiment.size(options.size, name)
     if options.dtype is None:
         raise RefusedError(f"{name}: a model alone has no dtype; give one with --dtype")
-    size = Size(model=parse_toml(text, ModelSpec, name), batch=options.batch, tokens=options.tokens)
+    model = convert_toml(values, ModelSpec, name)
+    size = Size(model=model, batch=options.batch, tokens=options.tokens)
     return Experiment(title=name, dtype=options.dtype, sizes={"local": size}, plans=()), size
 
 
@@ -222,4 +228,4 @@ def _request(options: argparse.Namespace, experiment: Experiment, size: Size) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(main))

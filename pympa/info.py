@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pympa.command import Parser, number_list, once, start
+from pympa.command import Parser, command_line, number_list, once, start
 from pympa.errors import RefusedError
 
 _OPTIONAL = {
@@ -127,4 +127,4 @@ def _optional_parts() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(main))

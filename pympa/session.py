@@ -34,6 +34,7 @@ from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
+from pympa.segments import unlink_shared_files
 from pympa.team import Team, check_same, count_processors, even_threads, own_place
 from pympa.transport import Transport
 from pympa.transport.choice import WISHES, Wish, connect_devices
@@ -101,7 +102,7 @@ class Session(Team):
     def __enter__(self) -> Session:
         from mpi4py import MPI
 
-        from pympa.transport.mpi import MpiEndpoint, unlink_shared_files
+        from pympa.transport.mpi import MpiEndpoint
 
         if self._comm is None:
             self._comm = MPI.COMM_WORLD

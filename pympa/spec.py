@@ -1,4 +1,4 @@
-"""Frozen descriptions of a model and a dtype, parsed from TOML.
+"""Frozen descriptions of a model and a dtype; `pympa.toml` reads them from files.
 
 A `ModelSpec` is a list of `LayerSpec`s: everything the mathematics of a transformer depends on,
 and nothing about how it is split.
@@ -6,11 +6,8 @@ and nothing about how it is split.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Iterator
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal
 
 import ml_dtypes
 import msgspec
@@ -23,7 +20,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-T = TypeVar("T")
 MOST_LAYERS = 10_000
 MOST_SIZE, MOST_FACTOR = 1 << 30, 1e30
 """Of a model's numbers, whole ones and others: larger ones are slips, or overflow float32."""
@@ -82,7 +78,7 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         kv_heads: key/value heads; None means `heads`. Query head h reads kv head
             h * kv_heads // heads.
         v_head_dim: dimension of a value head; None means `head_dim`.
-        rope: rotary embedding of q and k, or None.
+        rope: rotary embedding of q and k, or None, which TOML writes as `rope = false`.
         qk_norm: RMSNorm with a learned gain over each q and k head, before RoPE.
         attention_bias: biases on the q, k, v and output projections.
         mlp_bias: biases on the MLP projections.
@@ -237,50 +233,3 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def has_experts(self) -> bool:
         """Some layer has experts."""
         return any(layer.experts for layer in self.layers)
-
-
-def parse_toml(text: bytes, kind: type[T], where: str) -> T:
-    """Decode TOML into the frozen struct `kind`.
-
-    Args:
-        text: the document, UTF-8.
-        kind: the struct type to build.
-        where: file name for messages.
-
-    Raises:
-        SpecError: not TOML, or a field is missing, unknown or of a wrong type.
-    """
-    if not text.strip():
-        raise SpecError(f"{where}: the file is empty")
-    try:
-        return msgspec.toml.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{where}: {error}{_nearest_field(str(error), kind)}") from None
-
-
-def convert_toml(values: dict[str, Any], kind: type[T], where: str) -> T:
-    """Convert decoded TOML into the frozen struct `kind`; see `parse_toml`."""
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        raise SpecError(f"{where}: {error}{_nearest_field(str(error), kind)}") from None
-
-
-def _nearest_field(message: str, kind: type[Any]) -> str:
-    """Return a hint where the message is about a misspelt field."""
-    unknown = re.search(r"unknown field `(.+?)`", message)
-    if unknown is None:
-        return ""
-    known = {field for struct in _structs(kind) for field in struct.__struct_fields__}
-    near = difflib.get_close_matches(unknown[1], sorted(known), n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
-
-
-def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
-    """Yield the struct types that a type is built from."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        yield kind
-        for inner in get_type_hints(kind).values():
-            yield from _structs(inner)
-    for inner in get_args(kind):
-        yield from _structs(inner)

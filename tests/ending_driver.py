@@ -9,7 +9,9 @@ from emulated import EmulatedDevice
 from pympa import session
 from pympa.bench import __main__ as command
 from pympa.bench import run as bench
+from pympa.bench import truth
 from pympa.kernels.cuda import Accelerator
+from pympa.transport.mpi import MpiEndpoint
 
 HOW, RANK = sys.argv[1], 2
 
@@ -35,8 +37,28 @@ def open_device(local_index: int, *, timeout_seconds: float) -> Accelerator:
     return Accelerator(EmulatedDevice(timeout_seconds=timeout_seconds), core=None)
 
 
+def kill_in_its_sleep() -> None:
+    """Kill one rank a second after it has begun to rest, while rank 0 computes an oracle."""
+    rest, oracle = MpiEndpoint.rest, truth.oracle
+
+    def breaks(endpoint):
+        if endpoint.rank == RANK:
+            time.sleep(1)
+            print(f"breaking at {time.time()}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        rest(endpoint)
+
+    def takes_long(*rest):
+        time.sleep(4)
+        return oracle(*rest)
+
+    MpiEndpoint.rest, truth.oracle = breaks, takes_long
+
+
 def main() -> int:
     session.open_accelerator = open_device
+    if HOW == "oracle":
+        kill_in_its_sleep()
     run_plan, calls = bench.run_plan, []
 
     def breaks_at_second_plan(session, *rest):

@@ -9,7 +9,7 @@ import conftest
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record
 from pympa.mesh import parse_plan
-from pympa.spec import parse_toml
+from pympa.toml import parse_toml
 from pympa.volume import bytes_sent
 
 

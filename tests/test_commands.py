@@ -14,12 +14,13 @@ import pytest
 
 import conftest
 from pympa.bench.compare import compare
-from pympa.bench.record import Record, by_rank, environment, spread
+from pympa.bench.record import Record, spread
 from pympa.bench.record_file import RecordFile
 from pympa.bench.table import result_table
 from pympa.errors import RefusedError
 from pympa.launch import launched_tasks, refuse_singletons
 from pympa.step import Overlap
+from records import make_record
 
 
 @pytest.fixture
@@ -89,21 +90,6 @@ def test_sigusr1_finishes_the_plan_and_stops(tiny, tmp_path):
     assert "stopped by SIGUSR1; --resume continues" in err
     assert 1 <= len(RecordFile.load(str(output))) < 1000
     assert "tokens, float32" in out, "the table of what was measured"
-
-
-def make_record(**changes: object) -> Record:
-    record = Record(
-        experiment="e", role="baseline", plan="tp=2", ranks=2, dtype="float32", size="local",
-        batch=1, tokens=8, tps=100.0, tpot_ms=10.0, step_seconds=spread([0.08, 0.08, 0.08]),
-        compute_seconds=by_rank([0.0]), comm_seconds=by_rank([0.0]), comm_fraction=None,
-        bubble_fraction=None, bytes_sent=by_rank([0]), bytes_received=by_rank([0]),
-        bytes_sent_by_axis={}, peak_bytes=by_rank([1]), process_peak_bytes=by_rank([1]),
-        flops_per_token=1.0, roofline_fraction=0.5, oversubscribed=False, error=None,
-        tolerance=None, error_of=None, error_one_rank=None, sampled_rows=None, verified=False,
-        searched={}, published_tps=None, published_tpot_ms=None,
-        environment=environment(cores=2, isa="avx2", threads=1, mpi="m"),
-    )  # fmt: skip
-    return msgspec.structs.replace(record, **changes)
 
 
 def test_compare_tells_noise_from_change():

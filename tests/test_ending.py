@@ -1,7 +1,12 @@
 """One rank of four ends while the others wait: job gone soon, non-zero, records intact."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -39,6 +44,75 @@ def test_one_rank_ends(how, says, tmp_path: Path):
     records = [msgspec.json.decode(line, type=Record) for line in output.read_bytes().splitlines()]
     assert [record.role for record in records] == ["baseline"]
     assert records[0].verified
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_rank_that_is_killed_while_others_wait_for_the_oracle(tmp_path: Path):
+    """The launcher tells of it; no rank takes the end of another for an error of its own."""
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(conftest.TINY)
+    command = ("tests/ending_driver.py", "oracle", str(experiment), "--cluster", "none")
+    job = conftest.run_job(4, *command, timeout=60)
+    assert job.status != 0
+    assert job.seconds < 30
+    assert job.err.count("pympa: ") <= 1, job.err
+    assert "Error" not in job.err
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("words", "moments"),
+    [
+        (["-m", "pympa.bench", "ring-dense"], (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)),
+        (["-m", "pympa", "bench", "ring-dense"], (0.2, 0.6)),
+        (["-m", "pympa.bench.compare", "a", "b"], (0.15, 0.3)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_ctrl_c_at_any_moment(words, moments):
+    """Python's own start, before it has found pympa, is the one part that pympa cannot speak in."""
+    for moment in moments:
+        job = subprocess.Popen(
+            [conftest.MPIRUN, "-n", "4", sys.executable, *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=conftest.ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            time.sleep(moment)
+            job.send_signal(signal.SIGINT)
+            _, err = job.communicate(timeout=20)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+        assert job.returncode != 0, (moment, err)
+        assert set(re.findall(r"/pympa/(\w.*?\.py)", err)) <= {"__init__.py"}, (moment, err)
+        if "Traceback" not in err and "runpy" not in err:
+            assert err.count("pympa: ") == err.count("interrupted") == 1, (moment, err)
+
+
+def test_ctrl_c_of_a_command_without_mpi():
+    for moment in (0.3, 0.6):
+        words = ["-m", "pympa.footprint", "stages", "--size", "paper", "--plan", "tp=8,pp=2"]
+        command = [sys.executable, *words]
+        job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=conftest.ROOT)
+        time.sleep(moment)
+        job.send_signal(signal.SIGINT)
+        _, err = job.communicate(timeout=20)
+        assert (job.returncode, err) == (130, "pympa: interrupted\n")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_segments_lose_their_names_before_the_first_file_is_read(tmp_path: Path):
+    """A command that is killed while it reads leaves nothing: `--list` on a slow file."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import os, signal, sys\n"
+        "from pympa.bench import experiment\n"
+        "from pympa.bench.__main__ import main\n"
+        "experiment.read_description = lambda name: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "main(['--list', 'x.toml'])\n"
+    )
+    assert conftest.run_job(2, str(driver), timeout=30).status != 0
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -2,8 +2,10 @@
 
 import pytest
 
+import conftest
 from pympa.bench.experiment import Experiment, load_experiment, packaged_experiments
-from pympa.spec import LayerSpec, ModelSpec, Rope, SpecError, numpy_dtype, parse_toml
+from pympa.spec import LayerSpec, ModelSpec, Rope, SpecError, numpy_dtype
+from pympa.toml import parse_toml
 
 MODEL = "d_model = 8\nvocabulary = 16\nlayers = [{ heads = 2, head_dim = 4, mlp_hidden = 8 }]\n"
 
@@ -44,6 +46,50 @@ def test_mistakes(change, says):
     with pytest.raises(SpecError) as error:
         parse_toml(MODEL.replace(*change).encode(), ModelSpec, "model.toml")
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("heads = 2", "heads = 2, rope_theta = 1.0"), "`$.layers[0]`; did you mean `rope.theta`?"),
+        (("heads = 2", "heads = 2, theta = 1.0"), "did you mean `rope.theta`?"),
+        (("heads = 2", "heads = 2, rotated_dims = 4"), "did you mean `rope.rotated_dim`?"),
+        (("heads = 2", "heads = 2, d_model = 8"), "`$.layers[0]`; it is a field at `$`"),
+        (("d_model = 8", "d_model = 8\nkv_heads = 2"), "did you mean `layers[...].kv_heads`?"),
+        (("heads = 2", "heads = 2, zzz = 1"), "unknown field `zzz` - at `$.layers[0]`"),
+    ],
+)
+def test_what_a_field_was_meant_to_be(change, says):
+    with pytest.raises(SpecError) as error:
+        parse_toml(MODEL.replace(*change).encode(), ModelSpec, "model.toml")
+    assert str(error.value).endswith(says)
+
+
+def test_fields_that_are_in_the_wrong_table():
+    """Nothing is proposed that is just what was written."""
+    text = conftest.TINY.replace("d_model = 32", "d_model = 32\nbatch = 2")
+    with pytest.raises(SpecError, match=r"field `batch` - .*; it is a field at `\$\.sizes\[...\]`"):
+        parse_toml(text.encode(), Experiment, "x.toml")
+    text = "d_model = 4\n" + conftest.TINY
+    with pytest.raises(SpecError, match=r"did you mean `sizes\[\.\.\.\]\.model\.d_model`\?"):
+        parse_toml(text.encode(), Experiment, "x.toml")
+
+
+def test_a_model_alone_is_no_experiment(tmp_path):
+    """The refusal says how to make one of it, which works."""
+    path = tmp_path / "model.toml"
+    path.write_text(MODEL)
+    with pytest.raises(SpecError, match="got a model alone, which pympa footprint takes") as error:
+        load_experiment(str(path))
+    assert "d_model" not in str(error.value)
+    head, rest = str(error.value).split("begin the file with ")[1].split(", [sizes.local] ")
+    size = rest.split(", [sizes.local.model]")[0]
+    title, _, plans = head.partition(", plans")
+    lines = [*title.split(", "), f"plans{plans}", "[sizes.local]", *size.split(", ")]
+    path.write_text("\n".join([*lines, "[sizes.local.model]", MODEL]))
+    experiment = load_experiment(str(path))
+    assert experiment.sizes["local"].model == parse_toml(MODEL.encode(), ModelSpec, "m.toml")
+    assert experiment.plans[0].family == "ring"
 
 
 def test_not_utf8():

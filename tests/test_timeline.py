@@ -182,7 +182,7 @@ def test_a_job_that_breaks_leaves_a_whole_file(tiny, tmp_path):
     ("given", "says"),
     [
         ("nowhere/t.json", "t.json: No such file or directory"),
-        (".", "expected a new file or one to replace; got a directory or device"),
+        (".", "expected a new file or a regular one to replace; got a directory"),
         ("r.jsonl", "r.jsonl: --output writes to that file; give another one"),
     ],
 )

@@ -5,12 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pympa.bench.options import build_parser, refuse_idle, refuse_overwriting
-from pympa.command import in_session, once, start
+from pympa.command import Parser, command_line, in_session, once, start
+
+
+def build_parser(prog: str = "python -m pympa.bench") -> Parser:
+    """Return the parser."""
+    from pympa.bench import options
+
+    return options.build_parser(prog)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job on this rank and return its exit status."""
+    from pympa.bench.options import refuse_idle, refuse_overwriting
+
     options = start(build_parser(), arguments)
     if isinstance(options, int):
         return options
@@ -45,4 +53,4 @@ def _print_list(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(main))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pympa.bench.record import Record
 from pympa.bench.record_file import RecordFile
-from pympa.command import Parser, once, start
+from pympa.command import Parser, command_line, once, start
 
 Key = tuple[str, str, str, str, str, int]
 
@@ -132,4 +132,4 @@ def _noise(records: Sequence[Record]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(main))

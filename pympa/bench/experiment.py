@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pympa.bench.published import PublishedFootprint
+from pympa.files import read_file
 from pympa.mesh import Plan, parse_plan
 from pympa.rules import family_plan
-from pympa.spec import MOST_LAYERS, MOST_SIZE, ModelSpec, SpecError, parse_toml
+from pympa.spec import MOST_LAYERS, MOST_SIZE, ModelSpec, SpecError
+from pympa.toml import convert_toml, load_toml
 from pympa.weights import input_ids
 
 MOST_TOKENS = 1 << 40  # of a batch: more is a slip
@@ -171,7 +173,28 @@ def load_experiment(name: str) -> Experiment:
     Raises:
         SpecError: no such experiment, or a field of the file is wrong.
     """
-    return parse_toml(read_description(name), Experiment, name)
+    return as_experiment(load_toml(read_description(name), name), name)
+
+
+def as_experiment(values: dict[str, Any], name: str) -> Experiment:
+    """Return an experiment from what is in its TOML file.
+
+    Raises:
+        SpecError: a field is wrong, or the file describes a model alone.
+    """
+    if is_model(values):
+        raise SpecError(
+            f"{name}: expected an experiment; got a model alone, which pympa footprint takes. To "
+            'run it, begin the file with title = "...", dtype = "bfloat16", plans = [{ role = "given", family '
+            '= "ring" }], [sizes.local] batch = 1, tokens = 4096, [sizes.local.model], and '
+            "turn [[layers]] into [[sizes.local.model.layers]]"
+        )
+    return convert_toml(values, Experiment, name)
+
+
+def is_model(values: dict[str, Any]) -> bool:
+    """Tell whether a TOML file describes a model alone, without a batch and plans."""
+    return "d_model" in values and "sizes" not in values
 
 
 def read_description(name: str) -> bytes:
@@ -190,13 +213,19 @@ def read_description(name: str) -> bytes:
             f"experiment {name!r}: expected one of {', '.join(known)}, or a .toml file{hint}"
         )
     try:
-        with Path(name).open("rb") as file:
-            text = file.read(LARGEST_FILE_BYTES + 1)
+        return read_file(name, LARGEST_FILE_BYTES)
     except OSError as error:
         raise SpecError(f"experiment {name}: {error.strerror}") from None
-    if len(text) > LARGEST_FILE_BYTES:
-        raise SpecError(f"experiment {name}: expected at most {LARGEST_FILE_BYTES:,} bytes")
-    return text
+
+
+def check_input(path: str | None) -> None:
+    """Look at an input file before anything is computed.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file; the message names it.
+    """
+    if path is not None:
+        _read_input(path, 1)
 
 
 def load_ids(path: str | None, size: Size) -> Sequence[NDArray[np.int32]]:
@@ -206,15 +235,22 @@ def load_ids(path: str | None, size: Size) -> Sequence[NDArray[np.int32]]:
         ValueError: the file is empty, or its bytes exceed the model's vocabulary.
         OSError: it cannot be read.
     """
-    packaged = resources.files("pympa") / "experiments" / "input.txt"
-    try:
-        text = packaged.read_bytes() if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise OSError(f"--input {path}: {error.strerror}") from None
-    ids = input_ids(text, sum(size.lengths))
+    tokens = sum(size.lengths)
+    if path is None:
+        text = (resources.files("pympa") / "experiments" / "input.txt").read_bytes()
+    else:
+        text = _read_input(path, tokens)  # a token is a byte
+    ids = input_ids(text, tokens)
     if ids.max() >= size.model.vocabulary:
         raise ValueError(
             f"input: expected byte values below the vocabulary {size.model.vocabulary}; "
             f"got {ids.max()}"
         )
     return np.split(ids, np.cumsum(size.lengths)[:-1])
+
+
+def _read_input(path: str, most_bytes: int) -> bytes:
+    try:
+        return read_file(path, most_bytes, start=True)
+    except OSError as error:
+        raise OSError(f"--input {path}: {error.strerror}") from None

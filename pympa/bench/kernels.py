@@ -26,9 +26,10 @@ from pympa.bench.kernel_cases.workbench import Case, Workbench
 from pympa.bench.kernel_table import KernelRecord, Measured, Seconds, result_table
 from pympa.bench.machine import Machine, measure_core
 from pympa.bench.table import console
-from pympa.command import Parser, complain, count, thread_count
+from pympa.command import Parser, command_line, complain, count, heed_interrupts, thread_count
 from pympa.contract import TOLERANCE
 from pympa.errors import RefusedError
+from pympa.files import open_to_append
 from pympa.kernels.cpu import supported_isas
 from pympa.spec import DTYPES
 
@@ -200,15 +201,23 @@ def run(options: argparse.Namespace, output: BinaryIO | None) -> None:
         console().print(result_table(title, measured))
 
 
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "ab", opener=open_to_append)
+    except OSError as error:
+        raise OSError(f"--output {path}: {error.strerror}") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0, 1 if a kernel is wrong, 2 if the request cannot be done."""
+    heed_interrupts()
     try:
         options = build_parser().parse_args(arguments)
         if options.help:
             print(build_parser().format_help())
             return 0
         with ExitStack() as stack:
-            output = options.output and stack.enter_context(open(options.output, "ab"))
+            output = options.output and stack.enter_context(_open(options.output))
             run(options, output)
     except CheckError as error:
         complain(error)
@@ -219,4 +228,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(main))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from pympa.bench.record import SCHEMA, Record
+from pympa.files import open_to_append, read_file
+from pympa.mesh import PlanError, parse_plan
 
+LARGEST_FILE_BYTES = 256 << 20  # 10,000 records of 1,000 ranks
+_MOST_DIGITS = 18  # of a whole number: bytes and tokens have fewer, and floats hold them
 _START = b'{"schema":'  # of a record's line
 
 
@@ -35,11 +41,12 @@ class RecordFile:
         """Return the records already there; a last line gets its end, or is removed if cut short.
 
         Raises:
+            OSError: the file cannot be read, or is none.
             ValueError: a line is no record of this schema.
         """
         if self._path is None:
             return []
-        whole, newline, cut = self._path.read_bytes().rpartition(b"\n")
+        whole, newline, cut = self._read(self._path).rpartition(b"\n")
         records = _decode(whole, str(self._path))
         if cut and not cut.startswith(_START[: len(cut)]):
             raise ValueError(f"{self._path}: the last line is not a record")
@@ -58,7 +65,7 @@ class RecordFile:
         """
         if self._path is None or not self._path.is_file():
             return
-        cut = self._path.read_bytes().rpartition(b"\n")[2]
+        cut = self._read(self._path).rpartition(b"\n")[2]
         if cut and not _is_record(cut):
             raise ValueError(
                 f"--output {self._path}: the last line is cut short; --resume takes it away, or "
@@ -76,19 +83,26 @@ class RecordFile:
             ValueError: a line is no record of this schema.
         """
         try:
-            lines = Path(path).read_bytes()
+            lines = read_file(path, LARGEST_FILE_BYTES)
         except OSError as error:
             raise OSError(f"{path}: {error.strerror}") from None
         return _decode(lines, path)
+
+    @staticmethod
+    def _read(path: Path) -> bytes:
+        try:
+            return read_file(path, LARGEST_FILE_BYTES)
+        except OSError as error:
+            raise OSError(f"--output {path}: {error.strerror}") from None
 
     def _append(self, line: bytes) -> None:
         if self._path is None:
             return
         try:
-            with self._path.open("ab") as file:
+            with open(self._path, "ab", opener=open_to_append) as file:
                 file.write(line)
                 file.flush()
-                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or device cannot sync
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device cannot sync
                     os.fsync(file.fileno())
         except OSError as error:
             raise OSError(f"--output {self._path}: {error.strerror}") from None
@@ -96,8 +110,8 @@ class RecordFile:
 
 def _is_record(line: bytes) -> bool:
     try:
-        msgspec.json.decode(line, type=Record)
-    except msgspec.DecodeError:
+        _record(line)
+    except ValueError:
         return False
     return True
 
@@ -106,14 +120,58 @@ def _decode(lines: bytes, path: str) -> list[Record]:
     records = []
     for number, line in enumerate(lines.splitlines(), 1):
         try:
-            record = msgspec.json.decode(line, type=Record)
-        except msgspec.DecodeError as error:
+            records.append(_record(line))
+        except ValueError as error:
             raise ValueError(f"{path}: line {number} is not a record: {error}") from None
-        if record.schema != SCHEMA or not (record.tps > 0 and record.step_seconds.median > 0):
-            raise ValueError(
-                f"{path}: line {number} is not a record: expected schema {SCHEMA}, and tps and "
-                f"step_seconds above 0; got {record.schema}, {record.tps:g} and "
-                f"{record.step_seconds.median:g}"
-            )
-        records.append(record)
     return records
+
+
+def _record(line: bytes) -> Record:
+    """Return the record of a line.
+
+    Raises:
+        ValueError: it has none, or one that no run writes.
+    """
+    try:
+        record = msgspec.json.decode(line, type=Record)
+        for plan in (record.plan, *record.searched):
+            parse_plan(plan)
+    except (msgspec.MsgspecError, PlanError) as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if record.schema != SCHEMA or not (record.tps > 0 and record.step_seconds.median > 0):
+        raise ValueError(
+            f"expected schema {SCHEMA}, and tps and step_seconds above 0; got {record.schema}, "
+            f"{record.tps:g} and {record.step_seconds.median:g}"
+        )
+    if broken := _broken(record):
+        raise ValueError(broken)
+    return record
+
+
+def _broken(record: Record) -> str | None:
+    """Return what tables could not show of a record, or None."""
+    forecast, experts = record.forecast, record.experts
+    if not record.flops_per_token > 0:
+        return f"flops_per_token: expected a number above 0; got {record.flops_per_token:g}"
+    if forecast is not None and not forecast.simulated_tps > 0:
+        return f"forecast: expected tokens/s above 0; got {forecast.simulated_tps:g}"
+    if (record.error is None) != (record.tolerance is None):
+        return "error, tolerance: expected both or neither"
+    if experts is not None and (
+        not experts.rows or not experts.rows[0] or len({len(rows) for rows in experts.rows}) > 1
+    ):
+        return "experts: expected rows of the same number of experts for each layer"
+    if len(str(max(_whole_numbers(msgspec.to_builtins(record)), default=0))) > _MOST_DIGITS:
+        return f"expected whole numbers of at most {_MOST_DIGITS} digits"
+    return None
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Yield the whole numbers in what JSON can hold."""
+    if isinstance(value, int):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in inner:
+        yield from _whole_numbers(part)

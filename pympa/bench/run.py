@@ -16,6 +16,7 @@ from pympa.bench.experiment import (
     Experiment,
     PlannedRun,
     Size,
+    check_input,
     load_experiment,
     load_ids,
     packaged_experiments,
@@ -72,6 +73,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     tasks = session.check(lambda: [_task(name, options, session.size) for name in names])
     if options.router_skew is not None and not any(t.size.model.has_experts for t in tasks):
         raise RefusedError(f"--router-skew: none of {', '.join(names)} has experts")
+    session.check(lambda: check_input(options.input))
     output = session.check(lambda: RecordFile(options.output if session.rank == 0 else None))
     earlier = session.check(lambda: output.read() if options.resume else output.end_line())
     earlier = session.world.gather_objects(earlier or [])[0]

@@ -18,6 +18,7 @@ import msgspec
 
 from pympa.bench.clocks import Offset, clock_offsets
 from pympa.bench.record import Record
+from pympa.files import refuse_special
 from pympa.step import Step
 from pympa.transport import Transport
 
@@ -184,11 +185,8 @@ def _part(path: Path) -> Path:
 
 
 def _check_writable(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise OSError(
-            f"--trace {path}: expected a new file or one to replace; got a directory or device"
-        )
     try:
+        refuse_special(path)
         if path.exists():
             path.open("r+b").close()  # a file that is read-only is not replaced
         _part(path).touch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pympa.command import Parser, in_session, seconds, start
+from pympa.command import Parser, command_line, in_session, seconds, start
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -60,4 +60,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(main))

@@ -20,6 +20,7 @@ from pympa.calibrate.profile import error_table, profile_text
 from pympa.cluster import Cluster, Device, Link, Origin
 from pympa.curves import Curve
 from pympa.errors import RefusedError
+from pympa.files import refuse_special
 from pympa.session import Session
 from pympa.team import Team
 
@@ -106,6 +107,7 @@ def _check(output: str | None, rank: int) -> None:
         raise ValueError(f"--output: expected a name that ends in .toml; got {output!r}")
     if rank == 0:
         try:
+            refuse_special(output)
             Path(output).open("a").close()
         except OSError as error:
             raise OSError(f"--output {output}: {error.strerror}") from None

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -19,7 +18,6 @@ from pympa.transport import Message, TransportError, raw_bytes
 from pympa.transport.shared import SharedMemory
 
 _FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while they wait
-_SEGMENT = "/dev/shm/mpich_shm_"
 _LONGEST_NAP_SECONDS = 500e-6
 _REST_SECONDS = 10e-3  # 14 ranks that look this often take less than 1% of a core
 _REST_TAG = 32767  # the largest that every MPI library takes; channels count from 0
@@ -183,8 +181,11 @@ class MpiEndpoint:
 
 
 def _nap_until_done(requests: Sequence[MPI.Request]) -> None:
-    while not MPI.Request.Testall(requests):
-        time.sleep(_REST_SECONDS)
+    try:
+        while not MPI.Request.Testall(requests):
+            time.sleep(_REST_SECONDS)
+    except MPI.Exception as error:
+        raise TransportError(f"while this rank rested: {error}") from None
 
 
 def _is_truncation(status: MPI.Status) -> bool:
@@ -211,15 +212,3 @@ def _try_memory(comm: MPI.Comm) -> list[list[bool]]:
     reach: list[list[bool]] = comm.allgather(mine)
     arena.close()
     return reach
-
-
-def unlink_shared_files() -> None:
-    """Remove the names of this job's MPICH segments in /dev/shm; the memory stays mapped.
-
-    Call it once all ranks of the node are past MPI_Init. MPICH removes the names itself when a job
-    ends well; after an abort nobody would, and each job would leave 4 MiB behind.
-    """
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    for name in {line.split()[-1] for line in lines if line.split()[-1].startswith(_SEGMENT)}:
-        Path(name).unlink(missing_ok=True)
