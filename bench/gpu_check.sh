@@ -15,7 +15,7 @@
 set -uo pipefail
 
 total_seconds=530
-needs="cupy cmake hypothesis ml_dtypes mpi4py msgspec ninja numpy pybind11 pytest rich \
+needs="cupy cmake hypothesis ml_dtypes mpi4py msgspec ninja numpy pybind11 pytest \
 scikit_build_core shtab torch"
 parts=(build tests memcheck racecheck prefill others ranks1 ranks2 ranks4 plans energy)
 declare -A limits=([build]=200 [tests]=120 [memcheck]=60 [racecheck]=75 [prefill]=90 [others]=60

@@ -26,11 +26,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pympa.backend import build_virtual_rank
-from pympa.bench.table import console
+from pympa.bench.text_table import Table, show
 from pympa.calibrate.run import calibrate
 from pympa.cluster import Cluster, load_cluster
 from pympa.costs import costs_of
@@ -246,17 +244,16 @@ def measure(session: Session, wanted: Sequence[Configuration], profile: Cluster)
 
 def report(results: Sequence[Result], *, spans: bool) -> bool:
     """Print all results and tell whether they pass."""
-    table = Table(title="one step, ms", title_justify="left", box=SIMPLE_HEAD)
+    table = Table("one step, ms", keys=2)
     for heading in ("model", "plan", "tokens", "dtype", "measured", "predicted", "error"):
-        right = heading not in ("model", "plan", "dtype")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    table.add_column("bytes, peak", no_wrap=True)
+        table.add_column(heading, text=heading in ("model", "plan", "dtype"))
+    table.add_column("bytes, peak", text=True)
     for found in results:
         exact = "equal" if found.same_bytes and found.same_peak else "DIFFERENT"
         row = (found.model, found.plan, f"{found.tokens:,}", found.dtype)
         times = f"{1e3 * found.measured:.2f}", f"{1e3 * found.predicted:.2f}"
         table.add_row(*row, *times, f"{found.error:+.1%}", exact)
-    console().print(table)
+    show(table)
     if spans:
         for found in results:
             parts = (

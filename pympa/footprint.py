@@ -25,10 +25,10 @@ from pympa.errors import RefusedError
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.table import Table
 
     from pympa.backend import Rehearsal
     from pympa.bench.experiment import Experiment, Size
+    from pympa.bench.text_table import Table
     from pympa.mesh import Plan
     from pympa.partition import Bounds
 
@@ -122,7 +122,7 @@ class _Request:
 
 def _print_footprint(options: argparse.Namespace) -> None:
     from pympa.bench.footprint_table import layer_table, rank_table, working_set_table
-    from pympa.bench.table import console
+    from pympa.bench.text_table import show
     from pympa.caches import cache_of_rank
     from pympa.survey import survey
 
@@ -143,7 +143,8 @@ def _print_footprint(options: argparse.Namespace) -> None:
         *_published(options, experiment),
     ]
     for table in tables:
-        console().print(table, "")
+        show(table)
+        print()
 
 
 def _fitting(asked: _Request, cache: int | None) -> list[int | None]:

@@ -47,14 +47,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_facts(ranks: list[tuple[str, list[int]]]) -> int:
-    from rich.table import Table
+    from pympa.bench.text_table import Table, show
 
-    from pympa.bench.table import console
-
-    table = Table.grid(padding=(0, 2))
+    table = Table()
+    table.add_column("", text=True)
+    table.add_column("", text=True)
     for name, value in [*_software(), *_layout(ranks), *_hardware(), *_gpu(), *_optional_parts()]:
         table.add_row(name, value)
-    console().print(table)
+    show(table)
     return 0
 
 

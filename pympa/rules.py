@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pympa.layout import Balance
+from pympa.layout import Balance, split_batch, split_tokens
 from pympa.mesh import AXES, Plan, PlanError
 from pympa.spec import LayerSpec, ModelSpec
 
@@ -139,6 +139,28 @@ def check_plan(
         else (f"no plan of this version runs this model on {world} ranks")
     )
     raise PlanError(f"plan {plan}: {rule}. {advice}")
+
+
+def idle_ranks(plan: Plan, lengths: Sequence[int]) -> int:
+    """Return how many ranks hold no token of a batch.
+
+    They have sequences too few for `dp`, or tokens too few for `cp`; with `ep` they may still work
+    on rows of other ranks.
+    """
+    empty = sum(
+        part.rows == 0
+        for of_dp in split_batch(lengths, plan.dp)
+        for part in split_tokens(of_dp, plan.cp, plan.balance)
+    )
+    return empty * plan.world // (plan.dp * plan.cp)
+
+
+def told_idle(plan: Plan, idle: int) -> str:
+    """Return a line on ranks that hold no token."""
+    return (
+        f"{plan}: {idle:,} of {plan.world:,} ranks hold no tokens; the batch has too few sequences "
+        "for dp, or tokens for cp"
+    )
 
 
 def nearest_plans(

@@ -45,10 +45,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print_list(names: Sequence[str]) -> int:
     from pympa.bench.experiment import load_experiment, packaged_experiments
-    from pympa.bench.table import console, experiment_list
+    from pympa.bench.table import experiment_list
+    from pympa.bench.text_table import show
 
     loaded = {name: load_experiment(name) for name in names or packaged_experiments()}
-    console().print(experiment_list(loaded))
+    show(experiment_list(loaded))
     return 0
 
 

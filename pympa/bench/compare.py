@@ -7,10 +7,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pympa.bench.record import Record
-from pympa.bench.record_file import RecordFile
 from pympa.command import Parser, command_line, once, start
+
+if TYPE_CHECKING:
+    from pympa.bench.record import Record
+    from pympa.bench.text_table import Table
 
 Key = tuple[str, str, str, str, str, int]
 
@@ -63,24 +66,34 @@ def main(arguments: Sequence[str]) -> int:
 def _print_comparison(before: str | None, after: str | None) -> int:
     if before is None or after is None:
         raise ValueError("compare: expected two files of records: pympa compare A.jsonl B.jsonl")
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from pympa.bench.record_file import RecordFile
+    from pympa.bench.text_table import show
 
-    from pympa.bench.table import console
-
-    records = RecordFile.load(before), RecordFile.load(after)
-    table = Table("experiment", "role", "plan", "ranks", box=SIMPLE_HEAD)
-    for heading in ("tps A", "tps B", "B / A", "noise", ""):
-        table.add_column(heading, justify="right")
-    found = compare(*records)
+    found = compare(RecordFile.load(before), RecordFile.load(after))
     if not found:
         raise ValueError(f"{before} and {after} have no plan in common")
+    show(comparison_table(found))
+    return 0
+
+
+def comparison_table(found: Sequence[Comparison]) -> Table:
+    """Return one row for each plan in two runs."""
+    from pympa.bench.table import plan_cell
+    from pympa.bench.text_table import Table
+
+    single = "one record of a plan: noise within its run only; --repeat shows the rest"
+    table = Table(caption=[single] if any(c.single for c in found) else [], keys=3)
+    for heading in ("experiment", "role", "plan"):
+        table.add_column(heading, text=True)
+    for heading in ("ranks", "tps A", "tps B", "B / A", "noise"):
+        table.add_column(heading)
+    table.add_column("", text=True)
     for c in found:
         experiment, size, dtype, role, _, ranks = c.key
         table.add_row(
             f"{experiment} ({size}, {dtype})",
             role,
-            c.plans[0] if c.plans[0] == c.plans[1] else " -> ".join(c.plans),
+            plan_cell(c.plans[0] if c.plans[0] == c.plans[1] else " -> ".join(c.plans)),
             str(ranks),
             f"{c.tps[0]:,.0f}",
             f"{c.tps[1]:,.0f}",
@@ -88,11 +101,7 @@ def _print_comparison(before: str | None, after: str | None) -> int:
             f"±{c.noise:.1%}",
             c.verdict,
         )
-    if any(c.single for c in found):
-        table.caption = "one record of a plan: noise within its run only; --repeat shows the rest"
-        table.caption_justify = "left"
-    console().print(table)
-    return 0
+    return table
 
 
 def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Comparison]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pympa.bench.published import PublishedFootprint
 from pympa.files import read_file
 from pympa.mesh import Plan, parse_plan
-from pympa.rules import family_plan
+from pympa.rules import FAMILIES, family_plan
 from pympa.spec import MOST_LAYERS, MOST_SIZE, ModelSpec, SpecError
 from pympa.toml import convert_toml, load_toml
 from pympa.weights import input_ids
@@ -105,6 +105,11 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def __post_init__(self) -> None:
         if (self.family is None) == (self.plan is None):
             raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
+        if self.family is not None and self.family not in FAMILIES:
+            raise SpecError(
+                f"plans: role {self.role!r}: family: expected one of {', '.join(FAMILIES)}; "
+                f"got {self.family!r}"
+            )
         if self.options is not None and self.family is None:
             raise SpecError(f"plans: role {self.role!r}: options go with a family, not with a plan")
         if self.grow < 1 or (self.ranks is not None and self.ranks < 1):
@@ -185,9 +190,9 @@ def as_experiment(values: dict[str, Any], name: str) -> Experiment:
     if is_model(values):
         raise SpecError(
             f"{name}: expected an experiment; got a model alone, which pympa footprint takes. To "
-            'run it, begin the file with title = "...", dtype = "bfloat16", plans = [{ role = "given", family '
-            '= "ring" }], [sizes.local] batch = 1, tokens = 4096, [sizes.local.model], and '
-            "turn [[layers]] into [[sizes.local.model.layers]]"
+            'run it, begin the file with title = "...", dtype = "bfloat16", plans = [{ role = '
+            '"given", family = "ring" }], [sizes.local] batch = 1, tokens = 4096, '
+            "[sizes.local.model], and turn [[layers]] into [[sizes.local.model.layers]]"
         )
     return convert_toml(values, Experiment, name)
 

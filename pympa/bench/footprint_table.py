@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from pympa.bench.published import Figure
+from pympa.bench.text_table import Table
 from pympa.command import number_list
 from pympa.ledger import USES
 from pympa.survey import Survey
@@ -28,7 +26,9 @@ def rank_table(title: str, survey: Survey, cache_bytes: int | None) -> Table:
     """
     unit = _unit(need.total_bytes for need in survey.ranks)
     uses = [use for use in USES if any(need.uses[use] for need in survey.ranks)]
-    table = _table(title, "ranks", "parameters", *uses, "total", "working set")
+    cache = "" if cache_bytes is None else f"; a rank's cache is {_readable(cache_bytes)}"
+    caption = f"{unit} at the arena's high-water mark, which the uses add up to{cache}"
+    table = _table(title, caption, "ranks", "parameters", *uses, "total", "working set")
     for numbers, need in _folded(survey.ranks):
         table.add_row(
             number_list(numbers),
@@ -37,8 +37,6 @@ def rank_table(title: str, survey: Survey, cache_bytes: int | None) -> Table:
             _in(unit, need.total_bytes),
             _in(unit, need.working_set.total),
         )
-    cache = "" if cache_bytes is None else f"; a rank's cache is {_readable(cache_bytes)}"
-    table.caption = f"{unit} at the arena's high-water mark, which the uses add up to{cache}"
     return table
 
 
@@ -46,7 +44,13 @@ def layer_table(survey: Survey) -> Table:
     """Return what each layer needs on the rank that needs most for it."""
     uses = [use for use in USES if any(need.uses.get(use) for need in survey.layers)]
     unit = _unit(need.total_bytes for need in survey.layers)
-    table = _table("by layer", "layers", "parameters", *uses, "total")
+    stages = [need.stage for need in survey.layers]
+    counts = ", ".join(str(stages.count(stage)) for stage in sorted(set(stages)))
+    caption = (
+        f"{unit} on the rank that needs most for the layer; layers on stages: {counts}; parameters "
+        "are those of the whole layer"
+    )
+    table = _table("by layer", caption, "layers", "parameters", *uses, "total")
     for numbers, need in _folded(survey.layers):
         table.add_row(
             number_list(numbers),
@@ -54,12 +58,6 @@ def layer_table(survey: Survey) -> Table:
             *(_in(unit, need.uses[use]) for use in uses),
             _in(unit, need.total_bytes),
         )
-    stages = [need.stage for need in survey.layers]
-    counts = ", ".join(str(stages.count(stage)) for stage in sorted(set(stages)))
-    table.caption = (
-        f"{unit} on the rank that needs most for the layer; layers on stages: {counts}; parameters "
-        "are those of the whole layer"
-    )
     return table
 
 
@@ -75,6 +73,7 @@ def working_set_table(survey: Survey, fitting: Sequence[int | None]) -> Table:
     unit = _unit(touched.total for touched, _ in steps)
     table = _table(
         f"working set of a step over {survey.chunk_rows:,} rows",
+        f"{unit}, each part when it is most; at the right the largest chunk that fits",
         "layers",
         "weight tile",
         "activation chunk",
@@ -93,15 +92,14 @@ def working_set_table(survey: Survey, fitting: Sequence[int | None]) -> Table:
         )
         shown = "-" if rows is None else f"{rows:,}"
         table.add_row(number_list(numbers), *(_in(unit, size) for size in sizes), shown)
-    table.caption = f"{unit}, each part when it is most; at the right the largest chunk that fits"
     return table
 
 
 def figure_table(title: str, figures: Iterable[Figure]) -> Table:
     """Return a paper's figures beside those that follow from its dimensions."""
-    table = _table(title, "of", "printed", "follows")
-    table.add_column("from")
-    table.add_column("verdict")
+    table = _table(title, "", "of", "printed", "follows")
+    table.add_column("from", text=True)
+    table.add_column("verdict", text=True)
     for f in figures:
         values = (
             _readable(value) if f.is_bytes else f"{value:,.0f}" for value in (f.printed, f.given)
@@ -110,11 +108,11 @@ def figure_table(title: str, figures: Iterable[Figure]) -> Table:
     return table
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.add_column(first, no_wrap=True)
+def _table(title: str, caption: str, first: str, *others: str) -> Table:
+    table = Table(title, [caption] if caption else [])
+    table.add_column(first, text=True)
     for heading in others:
-        table.add_column(heading.replace(" ", "\n"), justify="right")
+        table.add_column(heading.replace(" ", "\n"))
     return table
 
 

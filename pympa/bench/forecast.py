@@ -11,6 +11,7 @@ from pympa.bench.record import Forecast
 from pympa.bench.simulate import simulated_row
 from pympa.cluster import Cluster, load_cluster
 from pympa.errors import RefusedError
+from pympa.rules import idle_ranks
 from pympa.team import Team
 
 DEFAULT_CLUSTER = "dgx-h100x2"
@@ -96,4 +97,5 @@ def _forecast(row: SimulatedRow, dtype: str, cluster: Cluster) -> Forecast:
         str(found.plan),
         sum(row.size.lengths) / found.step_seconds,
         found.peak_bytes <= cluster.device.memory_bytes,
+        idle_ranks(found.plan, row.size.lengths),
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from pympa.bench.kernel_cases.workbench import CHECKED_ROWS
+from pympa.bench.text_table import Table
 
 SCHEMA = 1
 
@@ -54,21 +53,20 @@ Measured = tuple[KernelRecord, str]
 
 def result_table(title: str, measured: Sequence[Measured]) -> Table:
     """Return one row for each case."""
-    caption = (
-        "shape: linear m × n × k, mlp rows × width × hidden, moe likewise × experts × top_k,\n"
-        "attention queries × keys × heads (/ heads of keys, if fewer), rope rows × heads\n"
-        "of roofline: share of the measured arithmetic (compute) or read bandwidth (memory)\n"
+    caption = [
+        "shape: linear m × n × k, mlp rows × width × hidden, moe likewise × experts × top_k,",
+        "attention queries × keys × heads (/ heads of keys, if fewer), rope rows × heads",
+        "of roofline: share of the measured arithmetic (compute) or read bandwidth (memory)",
         f"error: relative to float64, {CHECKED_ROWS} sampled rows (all if fewer); "
-        "× torch: its median seconds over ours"
-    )
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
-    table.title_justify = table.caption_justify = "left"
+        "× torch: its median seconds over ours",
+    ]
+    table = Table(title, caption, keys=3)
     for heading in ("kernel", "dtype", "shape"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, text=True)
     for heading in (
         "head_dim", "causal", "GFLOP/s", "GB/s", "of roofline", "× torch", "error",
     ):  # fmt: skip
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     for r, bound in measured:
         table.add_row(
             r.kernel,

@@ -25,7 +25,7 @@ from pympa.bench.kernel_cases import CASES
 from pympa.bench.kernel_cases.workbench import Case, Workbench
 from pympa.bench.kernel_table import KernelRecord, Measured, Seconds, result_table
 from pympa.bench.machine import Machine, measure_core
-from pympa.bench.table import console
+from pympa.bench.text_table import show
 from pympa.command import Parser, command_line, complain, count, heed_interrupts, thread_count
 from pympa.contract import TOLERANCE
 from pympa.errors import RefusedError
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace, output: BinaryIO | None) -> None:
             f"{cores.flops_per_second / 1e9:,.0f} GFLOP/s, "
             f"{cores.bytes_per_second / 1e9:,.1f} GB/s"
         )
-        console().print(result_table(title, measured))
+        show(result_table(title, measured))
 
 
 def _open(path: str) -> BinaryIO:

@@ -23,6 +23,7 @@ from pympa.device_cupy import nvtx_ranges
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model, Prepared
 from pympa.rank import Rank
+from pympa.rules import idle_ranks
 from pympa.step import Step
 from pympa.team import Team
 from pympa.verify import Verdict
@@ -197,6 +198,7 @@ def _record(
         flops_per_token=step_flops(spec, lengths) / sum(lengths),
         performed_flops=performed_flops(spec, plan, lengths) / step_flops(spec, lengths),
         roofline_fraction=roofline(job, team, machine) / step.median,
+        idle_ranks=idle_ranks(plan, lengths),
         oversubscribed=team.oversubscribed,
         error=worst.norm if worst else None,
         tolerance=worst.tolerance if worst else None,

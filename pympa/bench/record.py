@@ -94,12 +94,14 @@ class Forecast(msgspec.Struct, frozen=True):
     Attributes:
         cluster: its title. plan: with the micro-batches that were fastest there.
         simulated_tps: tokens/s. fits: into the memory of the cluster's devices.
+        idle_ranks: that hold no token.
     """
 
     cluster: str
     plan: str
     simulated_tps: float
     fits: bool
+    idle_ranks: int = 0
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -146,6 +148,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             None if simulated.
         flops_per_token: useful ones. performed_flops: over useful ones, 1 where no rank does what
             another does. roofline_fraction: least possible seconds / measured.
+        idle_ranks: that hold no token of the batch.
         oversubscribed: some node has more ranks × threads than cores, or more ranks than GPUs.
         error, tolerance: of `error_of`, the output that comes closest to its tolerance.
         error_one_rank: of the same output on one rank.
@@ -191,6 +194,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     flops_per_token: float
     performed_flops: float = 1.0
     roofline_fraction: float
+    idle_ranks: int = 0
     oversubscribed: bool
     error: float | None
     tolerance: float | None

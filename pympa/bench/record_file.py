@@ -134,7 +134,8 @@ def _record(line: bytes) -> Record:
     """
     try:
         record = msgspec.json.decode(line, type=Record)
-        for plan in (record.plan, *record.searched):
+        forecast = [record.forecast.plan] if record.forecast else []
+        for plan in (record.plan, *record.searched, *forecast):
             parse_plan(plan)
     except (msgspec.MsgspecError, PlanError) as error:
         raise ValueError(str(error)) from None

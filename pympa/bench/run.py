@@ -28,11 +28,13 @@ from pympa.bench.memory import Room
 from pympa.bench.record import Record
 from pympa.bench.record_file import RecordFile
 from pympa.bench.resume import StopSignal, find_measured
-from pympa.bench.table import console, result_table
+from pympa.bench.table import result_table
+from pympa.bench.text_table import show
 from pympa.bench.timeline import TimelineFile
 from pympa.bench.timing import measure_machine, roofline
 from pympa.bench.truth import Job, Truth
 from pympa.cluster import Cluster
+from pympa.command import REFUSED, complain
 from pympa.errors import RefusedError
 from pympa.kernels.cuda import check_dtype
 from pympa.partition import stage_bounds
@@ -40,6 +42,7 @@ from pympa.rules import check_plan
 from pympa.session import Session
 from pympa.spec import numpy_dtype
 from pympa.team import Team
+from pympa.text import shown
 from pympa.weights import PhiloxSource
 
 LONG_STEP_SECONDS = 10.0
@@ -53,6 +56,7 @@ class Task:
         name: for records and tables.
         experiment: the file. size: the one asked for.
         rows: of the table. left_out: ranks of rows that take more than the job has.
+        refused: why other rows cannot run here.
     """
 
     name: str
@@ -60,10 +64,13 @@ class Task:
     size: Size
     rows: tuple[Row, ...]
     left_out: tuple[int, ...]
+    refused: tuple[str, ...] = ()
 
 
 def run(session: Session, options: argparse.Namespace) -> int:
-    """Run all experiments and return the exit status: 0, or 1 if a plan failed. Collective.
+    """Run all experiments and return the exit status. Collective.
+
+    It is 0, or 1 if a plan failed or was refused, or 2 if all were refused.
 
     SIGUSR1 on any rank ends the job after the plan in hand, with what was measured so far.
     """
@@ -71,6 +78,9 @@ def run(session: Session, options: argparse.Namespace) -> int:
         raise RefusedError("--resume needs --output, the file to continue")
     names = options.experiments or packaged_experiments()
     tasks = session.check(lambda: [_task(name, options, session.size) for name in names])
+    refused = _tell_refused(session, tasks)
+    if refused and not any(task.rows for task in tasks):
+        return REFUSED
     if options.router_skew is not None and not any(t.size.model.has_experts for t in tasks):
         raise RefusedError(f"--router-skew: none of {', '.join(names)} has experts")
     session.check(lambda: check_input(options.input))
@@ -93,8 +103,8 @@ def run(session: Session, options: argparse.Namespace) -> int:
         if stop.agreed:
             print("stopped by SIGUSR1; --resume continues", file=sys.stderr, flush=True)
         if failures:
-            print("pympa: " + "\n".join(failures), file=sys.stderr, flush=True)
-    return 1 if failures else 0
+            print("pympa: " + "\n".join(map(shown, failures)), file=sys.stderr, flush=True)
+    return 1 if failures or refused else 0
 
 
 def _task(name: str, options: argparse.Namespace, world: int) -> Task:
@@ -106,30 +116,55 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
     if options.router_skew is not None:
         size = size.skewed(options.router_skew)
     runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
-    rows, left_out = [], []
+    rows, left_out, refused = [], [], []
     for planned in runs or experiment.plans:
         ranks = planned.ranks or world
         if ranks > world:
             left_out.append(ranks)
             continue
-        of_row = size.grown(planned.grow)
-        plan = planned.resolve(of_row.model, ranks)
-        check_plan(plan, of_row.model, ranks, size.batch, sum(size.lengths))
-        stages = stage_bounds(
-            of_row.model,
-            plan,
-            max(size.lengths),
-            itemsize=dtype.itemsize,
-            limit_bytes=options.weight_limit,
-        )
-        rows.append(Row(planned, plan, of_row, stages))
-    if not rows and name in options.experiments:
+        try:
+            rows.append(_row(planned, size, ranks, dtype.itemsize, options.weight_limit))
+        except ValueError as error:
+            refused.append(str(error))
+    if not rows and not refused and name in options.experiments:
         raise RefusedError(
             f"{name}: {_too_large(left_out, world)}: start it with mpirun -n {max(left_out)}, or "
             f"-n {min(left_out)} for the smallest row"
         )
     name = Path(name).name.removesuffix(".toml")
-    return Task(name, experiment, size, tuple(rows), tuple(left_out))
+    return Task(name, experiment, size, tuple(rows), tuple(left_out), tuple(dict.fromkeys(refused)))
+
+
+def _row(
+    planned: PlannedRun, size: Size, ranks: int, itemsize: int, limit_bytes: int | None
+) -> Row:
+    """Return a row of the table for a number of ranks; purely local, the same on all of them.
+
+    Raises:
+        ValueError: it cannot run.
+    """
+    of_row = size.grown(planned.grow)
+    plan = planned.resolve(of_row.model, ranks)
+    check_plan(plan, of_row.model, ranks, size.batch, sum(size.lengths))
+    stages = stage_bounds(
+        of_row.model, plan, max(size.lengths), itemsize=itemsize, limit_bytes=limit_bytes
+    )
+    return Row(planned, plan, of_row, stages)
+
+
+def _tell_refused(session: Session, tasks: Sequence[Task]) -> list[str]:
+    """Tell why rows cannot run, and return it; the others do. Collective.
+
+    Raises:
+        RefusedError: the ranks do not agree on it, as where they read different files.
+    """
+    rows = [(task.name, [str(row.plan) for row in task.rows], task.refused) for task in tasks]
+    session.agree("plans", rows)
+    refused = [text for task in tasks for text in task.refused]
+    if session.rank == 0:
+        for text in refused:
+            complain(RefusedError(text))
+    return refused
 
 
 def _with_forecasts(
@@ -156,8 +191,9 @@ def _run_experiment(
     stop: StopSignal,
 ) -> list[str]:
     """Measure the plans of one experiment, print its table and return what failed. Collective."""
-    if not task.rows:
+    if not task.rows and task.left_out:
         _progress(session, f"{task.name}: left out: {_too_large(task.left_out, session.size)}")
+    if not task.rows:
         return []
     candidates, failures = _find_candidates(session, options, task)
     measured = find_measured(earlier, candidates, session, options)
@@ -249,8 +285,9 @@ def _print_result(
     notes = []
     if task.left_out:
         notes.append(f"left out: {_too_large(task.left_out, session.size)}")
+    notes += [f"refused: {text}" for text in task.refused]
     scales = task.experiment.scales and not options.plan
-    console().print(result_table(title, rows, notes, scales=scales))
+    show(result_table(title, rows, notes, scales=scales))
 
 
 def _too_large(ranks: Sequence[int], world: int) -> str:
@@ -272,4 +309,4 @@ def _announce(
 
 def _progress(team: Team, text: str) -> None:
     if team.rank == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)

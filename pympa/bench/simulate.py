@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from pympa.bench.clocks import Offset
@@ -19,20 +19,24 @@ from pympa.bench.predict import Prediction, SimulatedRow, fastest, predict
 from pympa.bench.record_file import RecordFile
 from pympa.bench.simulated import simulated_record, simulated_table
 from pympa.bench.slow import parse_slow
-from pympa.bench.table import console
+from pympa.bench.text_table import show
 from pympa.bench.timeline import TimelineFile
 from pympa.cluster import Cluster, load_cluster, packaged_clusters
+from pympa.command import REFUSED, complain
 from pympa.costs import costs_of
 from pympa.errors import RefusedError
 from pympa.mesh import Plan
 from pympa.partition import stage_bounds
 from pympa.rules import check_plan
 from pympa.spec import numpy_dtype
+from pympa.text import shown
 from pympa.virtual import Slow
 
 
 def simulate(options: argparse.Namespace) -> int:
     """Predict all experiments, print their tables and return the exit status.
+
+    It is 0, or 1 if a plan was refused, or 2 if all were.
 
     Raises:
         RefusedError: no cluster is named.
@@ -51,13 +55,24 @@ def simulate(options: argparse.Namespace) -> int:
     sizes = [load_experiment(name).size(options.size, name) for name in names]
     if options.routing_from is not None and not any(size.model.has_experts for size in sizes):
         raise RefusedError(f"--routing-from: none of {', '.join(names)} has experts")
-    for name in names:
-        _simulate_experiment(name, options, cluster, slow, output, timeline)
+    refused: list[str] = []
+    simulated = 0
+    for name, size in zip(names, sizes, strict=True):
+        rows, why = simulated_rows(load_experiment(name), size, options, cluster)
+        refused += why
+        for text in why:
+            complain(RefusedError(text))
+        if rows:
+            _simulate_experiment(name, rows, options, cluster, slow, output, timeline)
+        simulated += len(rows)
+    if refused:
+        return 1 if simulated else REFUSED
     return 0
 
 
 def _simulate_experiment(
     name: str,
+    planned: Sequence[SimulatedRow],
     options: argparse.Namespace,
     cluster: Cluster,
     slow: Slow,
@@ -69,8 +84,8 @@ def _simulate_experiment(
     size, dtype = experiment.size(options.size, name), options.dtype or experiment.dtype
     loads = _measured_loads(options.routing_from, short, size)
     rows = []
-    for row in simulated_rows(experiment, name, options, dtype, cluster):
-        print(f"{short}: {row.planned.role} {row.plan}", file=sys.stderr, flush=True)
+    for row in planned:
+        print(shown(f"{short}: {row.planned.role} {row.plan}"), file=sys.stderr, flush=True)
 
         def run(plan: Plan, row: SimulatedRow = row, *, whole: bool = False) -> Prediction:
             return predict(
@@ -95,21 +110,21 @@ def _simulate_experiment(
     if size.model.has_experts:
         notes.append(f"experts take {'even' if loads is None else 'measured'} loads")
     title = f"{short} ({options.size}: {size} tokens, {dtype}), simulated on {cluster.title}"
-    console().print(simulated_table(title, dtype, cluster, rows, notes))
+    show(simulated_table(title, dtype, cluster, rows, notes))
 
 
 def simulated_rows(
-    experiment: Experiment, name: str, options: argparse.Namespace, dtype: str, cluster: Cluster
-) -> Iterator[SimulatedRow]:
-    """Yield the rows of an experiment's table, or the plans that are asked for, once checked.
-
-    Raises:
-        ValueError: a size or plan that is not allowed.
-    """
-    size = experiment.size(options.size, name)
+    experiment: Experiment, size: Size, options: argparse.Namespace, cluster: Cluster
+) -> tuple[list[SimulatedRow], list[str]]:
+    """Return an experiment's rows, or those of the plans asked for, and why others cannot be."""
+    dtype, rows, refused = options.dtype or experiment.dtype, [], []
     runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
     for planned in runs or experiment.plans:
-        yield simulated_row(planned, size, dtype, cluster, options.weight_limit)
+        try:
+            rows.append(simulated_row(planned, size, dtype, cluster, options.weight_limit))
+        except ValueError as error:
+            refused.append(str(error))
+    return rows, [*dict.fromkeys(refused)]
 
 
 def simulated_row(

@@ -6,15 +6,14 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from pympa.accounting import performed_flops, step_flops
 from pympa.bench.predict import Prediction, SimulatedRow
 from pympa.bench.record import Record, Simulation, by_rank, environment, spread
 from pympa.bench.table import plan_cell
+from pympa.bench.text_table import Table
 from pympa.cluster import Cluster
 from pympa.kernels.cpu import supported_isas
+from pympa.rules import idle_ranks, told_idle
 
 
 def simulated_record(
@@ -73,6 +72,7 @@ def simulated_record(
         flops_per_token=flops / tokens,
         performed_flops=performed_flops(spec, found.plan, lengths) / flops,
         roofline_fraction=least / found.step_seconds,
+        idle_ranks=idle_ranks(found.plan, lengths),
         oversubscribed=False,
         error=None,
         tolerance=None,
@@ -111,8 +111,17 @@ def simulated_table(
         rows: and their predictions.
         notes: lines for the caption.
     """
-    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("plan", no_wrap=True)
+    ran, passes = (sum(found.layers[i] for _, found in rows) for i in (0, 1))
+    caption = [
+        "possible: useful flops at the data sheet's peak of all its ranks; waiting: of the rank "
+        "that waits most; mJ: board power × time in kernels",
+        f"of {passes:,} passes of a rank through layers {ran:,} were simulated, the others were "
+        "like these",
+        *(told_idle(found.plan, idle) for row, found in rows if (idle := _idle(row, found))),
+        *notes,
+    ]
+    table = Table(title, caption)
+    table.add_column("plan", text=True)
     for heading in (
         "ranks",
         "published\ntps",
@@ -126,14 +135,14 @@ def simulated_table(
         "fits",
         "simulated\nmJ / token",
     ):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     base = next((pair for pair in rows if pair[0].planned.role == "baseline"), rows[0])
     for row, found in rows:
         tokens, flops = sum(row.size.lengths), step_flops(row.size.model, row.size.lengths)
         possible = tokens * cluster.device.flops_per_second[dtype] * found.plan.world / flops
         published, of_base = row.planned.published_tps, base[0].planned.published_tps
         table.add_row(
-            f"{plan_cell(str(found.plan))}\n{row.planned.role}",
+            [*plan_cell(str(found.plan)), row.planned.role],
             str(found.plan.world),
             "-" if published is None else f"{published:,.0f}",
             f"{tokens / found.step_seconds:,.0f}",
@@ -146,17 +155,11 @@ def simulated_table(
             "yes" if found.peak_bytes <= cluster.device.memory_bytes else "no",
             f"{1e3 * found.joules / tokens:,.2f}",
         )
-    ran, passes = (sum(found.layers[i] for _, found in rows) for i in (0, 1))
-    table.caption = "\n".join(
-        [
-            "possible: useful flops at the data sheet's peak of all its ranks; waiting: of the "
-            "rank that waits most; mJ: board power × time in kernels",
-            f"of {passes:,} passes of a rank through layers {ran:,} were "
-            "simulated, the others were like these",
-            *notes,
-        ]
-    )
     return table
+
+
+def _idle(row: SimulatedRow, found: Prediction) -> int:
+    return idle_ranks(found.plan, row.size.lengths)
 
 
 def _flops_per_second(row: SimulatedRow, found: Prediction) -> float:

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import re
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from pympa.bench.experiment import Experiment
 from pympa.bench.record import Record, StageUse
+from pympa.bench.text_table import Cell, Table
 from pympa.mesh import parse_plan
+from pympa.rules import told_idle
 from pympa.step import Overlap
 
-_WIDTH_WITHOUT_TERMINAL = 176
 _OPTION = re.compile(",(ulysses|micro_batches|balance|cp_scheme|dim_algo)")  # on lines of their own
 _MOST_EXPERTS = 16  # whose rows are printed
 
 
-def console() -> Console:
-    """Return a console on standard output; wide where that is not a terminal."""
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    return Console(width=width, markup=False)
-
-
 def experiment_list(experiments: dict[str, Experiment]) -> Table:
     """Return one row for each experiment and size."""
-    headings = ("experiment", "seed", "size", "batch × tokens", "layers", "dtype", "plans", "what")
-    table = Table(*headings, box=SIMPLE_HEAD)
+    table = Table()
+    for heading in ("experiment", "seed", "size", "batch × tokens"):
+        table.add_column(heading, text=True)
+    table.add_column("layers")
+    for heading in ("dtype", "plans", "what"):
+        table.add_column(heading, text=True)
     for name, experiment in experiments.items():
         for size_name, size in experiment.sizes.items():
             label = size_name if size.ours is None else f"{size_name} (ours)"
             plans = ", ".join(f"{p.role}: {p.family or p.plan}" for p in experiment.plans)
             table.add_row(
                 name,
-                experiment.seed,
+                experiment.seed or "-",
                 label,
                 str(size),
                 str(len(size.model.blocks)),
@@ -65,14 +59,8 @@ def result_table(
     """
     typical = [_typical(records) for records in rows]
     shared = any(record.oversubscribed for record in typical)
-    table = Table(
-        title=title,
-        caption="\n".join([*notes, *_caption(typical, scales)]),
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    table.add_column("plan", no_wrap=True)
+    table = Table(title, [*notes, *_caption(typical, scales)])
+    table.add_column("plan", text=True)
     for heading in (
         "ranks",
         "tps",
@@ -90,13 +78,13 @@ def result_table(
         *(["simulated\ntps, ratio"] if any(r.forecast for r in typical) else []),
         *(["joules /\ntoken"] if any(r.joules_per_token for r in typical) else []),
     ):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     baseline = next((records for records in rows if records[0].role == "baseline"), None)
     if scales:
         baseline = min(rows, key=lambda records: records[0].ranks)
     for records, r in zip(rows, typical, strict=True):
         table.add_row(
-            f"{plan_cell(r.plan)}\n{r.role}",
+            [*plan_cell(r.plan), r.role],
             str(r.ranks),
             _spread([record.tps for record in records], ",.0f"),
             f"{r.tpot_ms:.4g}",
@@ -115,29 +103,29 @@ def result_table(
     return table
 
 
-def plan_cell(plan: str) -> str:
+def plan_cell(plan: str) -> list[str]:
     """Return a plan with its options on lines of their own."""
-    return _OPTION.sub(r",\n\1", plan)
+    return _OPTION.sub(r",\n\1", plan).split("\n")
 
 
-def _error(record: Record) -> str:
+def _error(record: Record) -> Cell:
     if record.error is None:
         return "unverified"
     text = f"{record.error:.1e} / {record.tolerance:.1e}"
-    return text if record.exact else f"{text}\nnot exact"
+    return text if record.exact else (text, "not exact")
 
 
 def _typical(records: Sequence[Record]) -> Record:
     return sorted(records, key=lambda record: record.tps)[(len(records) - 1) // 2]
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def _spread(values: Sequence[float], form: str) -> Cell:
     """Return the median, and the range under it if there are several."""
     text = format(statistics.median(values), form)
-    return text if len(values) == 1 else f"{text}\n{min(values):{form}}..{max(values):{form}}"
+    return text if len(values) == 1 else (text, f"{min(values):{form}}..{max(values):{form}}")
 
 
-def _ratios(records: Sequence[Record], baseline: Sequence[Record] | None) -> str:
+def _ratios(records: Sequence[Record], baseline: Sequence[Record] | None) -> Cell:
     """Return the speed over the baseline's of the same repeat, by work where models differ."""
     slow = {record.repeat: _work(record) for record in baseline or ()}
     ratios = [_work(record) / slow[record.repeat] for record in records if record.repeat in slow]
@@ -155,16 +143,16 @@ def _published_ratio(record: Record, baseline: Record | None) -> str:
     return f"{record.published_tps / baseline.published_tps:.2f}"
 
 
-def _forecast(record: Record, baseline: Sequence[Record] | None) -> str:
+def _forecast(record: Record, baseline: Sequence[Record] | None) -> Cell:
     """Return what is simulated at the paper's size, over the baseline's below it."""
     found = record.forecast
     if found is None:
         return "-"
-    text = f"{found.simulated_tps:,.0f}"
+    lines = [f"{found.simulated_tps:,.0f}"]
     base = baseline[0].forecast if baseline else None
     if base is not None:
-        text += f"\n{found.simulated_tps / base.simulated_tps:.2f}"
-    return text if found.fits else f"{text}\ndoes not fit"
+        lines.append(f"{found.simulated_tps / base.simulated_tps:.2f}")
+    return lines if found.fits else [*lines, "does not fit"]
 
 
 def _joules(record: Record) -> str:
@@ -199,6 +187,12 @@ def _caption(records: Sequence[Record], scales: bool) -> list[str]:
                 f"{parse_plan(plan).micro_batches}: {tps:,.0f}" for plan, tps in r.searched.items()
             )
             lines.append(f"{r.role}: best of these micro_batches and their tps: {tried}")
+        if r.idle_ranks:
+            lines.append(told_idle(parse_plan(r.plan), r.idle_ranks))
+        if r.forecast and r.forecast.idle_ranks:
+            lines.append(
+                f"simulated: {told_idle(parse_plan(r.forecast.plan), r.forecast.idle_ranks)}"
+            )
         if r.sampled_rows is not None:
             lines.append(f"{r.plan}: {r.sampled_rows} sampled rows checked; the oracle is too long")
         if r.shared_memory:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
+from pympa.bench.text_table import Table
 from pympa.calibrate.links import LinkFit
 from pympa.cluster import Cluster
 from pympa.curves import Curve
@@ -45,14 +44,13 @@ def _lines(fields: dict[str, Any], table: str) -> Iterator[str]:
 def error_table(curves: tuple[Curve, ...], link: LinkFit | None) -> Table:
     """Return how well the curves tell points that are left out."""
     table = Table(
-        title="fit error: of a grid point when it is left out; of a message by latency + bytes / "
+        "fit error: of a grid point when it is left out; of a message by latency + bytes / "
         "bandwidth",
-        title_justify="left",
-        box=SIMPLE_HEAD,
+        keys=2,
     )
-    table.add_column("kernel", no_wrap=True)
+    table.add_column("kernel", text=True)
     for heading in ("dtype", "ranks\nat once", "points", "median\nerror", "largest\nerror"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     for curve in curves:
         judged = bool(curve.left_out())
         table.add_row(

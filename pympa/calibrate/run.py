@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pympa.bench.machine import processor_name
 from pympa.bench.memory import available_bytes
-from pympa.bench.table import console
+from pympa.bench.text_table import show
 from pympa.caches import cache_of_rank
 from pympa.calibrate.curves import device_peaks, measure_curves
 from pympa.calibrate.links import LinkFit, measure_link
@@ -44,7 +44,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     profile, link = calibrate(session, options.dtype or _DEFAULT_DTYPES)
     if session.rank == 0:
         Path(options.output).write_text(profile_text(profile))
-        console().print(error_table(profile.device.curves, link))
+        show(error_table(profile.device.curves, link))
         print(f"wrote {options.output}: {profile.title}", file=sys.stderr, flush=True)
     return 0
 
