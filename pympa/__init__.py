@@ -4,13 +4,16 @@ Importing this package starts neither MPI nor a GPU; `pympa.session.Session` doe
 """
 
 import sys
+from pkgutil import extend_path
 
-if sys.argv[:1] == ["-m"]:  # Python looks for a command line of ours: see command.command_line
+_words = sys.orig_argv
+if sys.argv[:1] == ["-m"] and any(
+    word.removeprefix("-m").partition(".")[0] == __name__ for word in _words[1:]
+):
+    # Python is on its way to a command line of ours: see command.command_line.
     import signal
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-from pkgutil import extend_path
 
 # In a checkout this folder hides the installed package, which alone has the compiled core.
 __path__ = extend_path(__path__, __name__)

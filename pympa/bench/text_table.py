@@ -1,21 +1,29 @@
 """Tables as plain text: on a narrow terminal in several parts, and no number is ever cut.
 
-No colours and no other codes either: what a rank takes for a terminal may be a launcher's, whose
-output goes to a file.
+Rich draws them. No colours and no other codes: what a rank takes for a terminal may be a
+launcher's, whose output goes to a file.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
-import unicodedata
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as Drawing
+from rich.text import Text
 
 from pympa.text import shown
 
 _WIDTH_WITHOUT_TERMINAL = 176
-_MARGIN, _GAP = "  ", "   "
+_MARGIN = "  "
+_BETWEEN = 3  # spaces between columns and round them, in this box
 Cell = str | Sequence[str]
 """What stands in a row under a heading: a line, or several."""
 
@@ -31,23 +39,13 @@ class _Column:
     def full(self) -> int:
         """Return the width at which nothing wraps."""
         lines = [*self.heading.split("\n"), *(line for cell in self.cells for line in cell)]
-        return max(map(_width, lines))
+        return max(map(cell_len, lines))
 
     def least(self) -> int:
         """Return the width below which a word or a number would be cut."""
         lines = [line for cell in self.cells for line in cell]
         words = [*self.heading.split(), *(" ".join(lines).split() if self.text else lines)]
-        return max(map(_width, words), default=0)
-
-    def wrapped(self, lines: Sequence[str], width: int) -> list[str]:
-        """Return lines of a cell, each as wide as the column."""
-        parts = [p for line in lines for p in (_wrap(line, width) if self.text else [line])]
-        return [self.justified(part, width) for part in parts]
-
-    def justified(self, line: str, width: int) -> str:
-        """Return a line that fills the column."""
-        space = " " * (width - _width(line))
-        return line + space if self.text else space + line
+        return max(map(cell_len, words), default=0)
 
 
 class Table:
@@ -81,8 +79,7 @@ class Table:
 
     def lines(self, width: int) -> Iterator[str]:
         """Yield the lines of the table on a terminal of a width, without their ends."""
-        for line in self.title.split("\n") if self.title else []:
-            yield from _wrap(line, width)
+        yield from _wrapped(self.title, width)
         parts = self._parts(width)
         for number, part in enumerate(parts or []):
             if number or self.title:
@@ -92,8 +89,7 @@ class Table:
             yield from self._blocks(width)
         if self.caption:
             yield ""
-            for line in self.caption.split("\n"):
-                yield from _wrap(line, width)
+            yield from _wrapped(self.caption, width)
 
     def _parts(self, width: int) -> list[list[_Column]] | None:
         """Return which columns stand side by side; None if some cannot stand beside the keys."""
@@ -114,9 +110,8 @@ class Table:
                 heading = " ".join(column.heading.split())
                 cell = (" " if column.text else "; ").join(column.cells[row])
                 text = f"{heading}: {cell}" if heading else cell
-                first, *rest = _wrap(text, width - 4) or [""]
-                yield first if index < self._keys else _MARGIN + first
-                yield from (2 * _MARGIN + line for line in rest)
+                margin = "" if index < self._keys else _MARGIN
+                yield from _wrapped(text, width, margin, 2 * _MARGIN)
 
 
 def show(table: Table) -> None:
@@ -124,17 +119,17 @@ def show(table: Table) -> None:
     width = _WIDTH_WITHOUT_TERMINAL
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
-    text = "\n".join(line.rstrip() for line in table.lines(width))
     encoding = sys.stdout.encoding or "utf-8"
+    text = "\n".join(table.lines(width))
     print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def _least(columns: Sequence[_Column]) -> int:
-    return len(_MARGIN) + 1 + sum(c.least() for c in columns) + len(_GAP) * (len(columns) - 1)
+    return sum(column.least() + _BETWEEN for column in columns) + 1
 
 
-def _drawn(columns: Sequence[_Column], width: int) -> Iterator[str]:
-    """Yield the lines of columns side by side."""
+def _drawn(columns: Sequence[_Column], width: int) -> list[str]:
+    """Return the lines of columns side by side; what they do not need goes to them in turn."""
     widths = [column.least() for column in columns]
     free, full = width - _least(columns), [column.full() for column in columns]
     while free > 0 and widths != full:
@@ -142,44 +137,27 @@ def _drawn(columns: Sequence[_Column], width: int) -> Iterator[str]:
             if widths[index] < wanted and free > 0:
                 widths[index] += 1
                 free -= 1
-    if any(column.heading for column in columns):
-        headings = [
-            [c.justified(part, w) for line in c.heading.split("\n") for part in _wrap(line, w)]
-            for c, w in zip(columns, widths, strict=True)
-        ]
-        yield from _side_by_side(headings, widths, at_bottom=True)
-        yield " " + "─" * (sum(widths) + len(_GAP) * (len(columns) - 1) + 2)
-    for row in range(len(columns[0].cells)):
-        cells = [c.wrapped(c.cells[row], w) for c, w in zip(columns, widths, strict=True)]
-        yield from _side_by_side(cells, widths)
+    drawing = Drawing(box=SIMPLE_HEAD, show_header=any(column.heading for column in columns))
+    for column, of_column in zip(columns, widths, strict=True):
+        drawing.add_column(
+            Text(column.heading), width=of_column, justify="left" if column.text else "right"
+        )
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        drawing.add_row(*(Text("\n".join(cell)) for cell in cells))
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as text:
+        console.print(drawing)
+    return [line.rstrip() for line in text.get().strip("\n").split("\n") if line.strip()]
 
 
-def _side_by_side(
-    cells: Sequence[Sequence[str]], widths: Sequence[int], *, at_bottom: bool = False
-) -> Iterator[str]:
-    height = max(map(len, cells))
-    filled = []
-    for cell, width in zip(cells, widths, strict=True):
-        empty = [" " * width] * (height - len(cell))
-        filled.append([*empty, *cell] if at_bottom else [*cell, *empty])
-    for lines in zip(*filled, strict=True):
-        yield _MARGIN + _GAP.join(lines)
-
-
-def _wrap(line: str, width: int) -> list[str]:
-    """Break a line between words; a word that is wider than a line stays whole."""
-    lines: list[str] = []
-    for word in line.split(" "):
-        if lines and _width(lines[-1]) + 1 + _width(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
-
-
-def _width(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+def _wrapped(text: str, width: int, margin: str = "", after: str = "") -> Iterator[str]:
+    """Yield lines that break between words only; a word wider than a line stays whole."""
+    for line in text.split("\n") if text else []:
+        yield from textwrap.wrap(
+            line,
+            width,
+            initial_indent=margin,
+            subsequent_indent=after,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
