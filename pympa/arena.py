@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 @dataclass
 class _Block:
-    memory: Array
+    memory: Array | None
     size: int
     used: int = 0
     fd: int | None = None
@@ -56,14 +56,15 @@ class _Stack:
 
     def __init__(self, new_block: Callable[[int], _Block]) -> None:
         self.blocks: list[_Block] = []
+        self.size = 0  # of all blocks
         self._new_block = new_block
         self._current = 0
 
-    def take(self, size: int) -> Array:
+    def take(self, size: int) -> Array | None:
+        """Return some bytes; None where blocks have no memory."""
         block = self._block_with_room(size)
-        raw = block.memory[block.used : block.used + size]
-        block.used += size
-        return raw
+        first, block.used = block.used, block.used + size
+        return None if block.memory is None else block.memory[first : block.used]
 
     def mark(self) -> tuple[int, int]:
         return self._current, self.blocks[self._current].used if self.blocks else 0
@@ -85,6 +86,7 @@ class _Stack:
                 break
             self._current += 1
         self.blocks.append(self._new_block(max(size, BLOCK_BYTES)))
+        self.size += self.blocks[-1].size
         self._current = len(self.blocks) - 1
         return self.blocks[-1]
 
@@ -125,6 +127,14 @@ class Arena:
         """Blocks taken from the system so far."""
         return len(self._own.blocks) + len(self._shared.blocks)
 
+    @property
+    def mapped_bytes(self) -> int:
+        """Of the blocks: what the system may have to find; a dry arena takes as many.
+
+        More than the peak, as an array lies in one block and what is left of a block may be small.
+        """
+        return self._own.size + self._shared.size
+
     def empty(
         self,
         shape: tuple[int, ...],
@@ -153,11 +163,11 @@ class Arena:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         if self.ledger is not None:
             self.ledger.take(use, size, self.used_bytes)
-        if self.dry:
-            return np.ndarray(shape, dtype, _NOTHING, strides=(0,) * len(shape))
         if self._closed:
             raise RuntimeError("arena: used after close()")
         raw = (self._shared if shared else self._own).take(size)
+        if raw is None:
+            return np.ndarray(shape, dtype, _NOTHING, strides=(0,) * len(shape))
         array: Array = raw[:nbytes].view(dtype).reshape(shape)
         return array
 
@@ -168,8 +178,10 @@ class Arena:
             ValueError: it is not from there.
         """
         for block in self._shared.blocks:
+            if block.memory is None or block.fd is None:
+                continue
             offset = array.ctypes.data - block.memory.ctypes.data
-            if block.fd is not None and 0 <= offset <= block.size - array.nbytes:
+            if 0 <= offset <= block.size - array.nbytes:
                 return Place(os.getpid(), block.fd, os.fstat(block.fd).st_ino, offset)
         raise ValueError("arena: expected an array from empty(shared=True)")
 
@@ -216,10 +228,16 @@ class Arena:
     def _stacks(self) -> tuple[_Stack, _Stack]:
         """Return stacks without blocks, of private memory and of such as others may read."""
         device = self._device
+        if self.dry:
+            return _Stack(_dry_block), _Stack(_dry_block)
         if device is None:
             return _Stack(_private_block), _Stack(_shared_block)
         own = _Stack(lambda size: _Block(device.allocate(size), size))
         return own, _Stack(_shared_block)
+
+
+def _dry_block(size: int) -> _Block:
+    return _Block(None, size)
 
 
 def _private_block(size: int) -> _Block:

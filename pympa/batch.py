@@ -148,7 +148,8 @@ def lay_out_batch(
     shares = [turn[group] for turn in turns]
     most_rows = [max(share.rows for part in turn for share in part) for turn in turns]
     coordinate, starts = mesh.coordinate("dim"), sequence_starts(lengths)
-    positions = _union([span for share in shares for span in share[index].spans.values()])
+    spans = [span for share in shares for span in share[index].spans.values()]
+    positions = _union(spans, dry=dry)
 
     def tokens(layout: Layout) -> NDArray[np.int32]:
         if dry:
@@ -251,13 +252,17 @@ def _shapes(turns: Sequence[tuple[Layout, ...]]) -> list[_Shape]:
     return shapes
 
 
-def _union(spans_of: Sequence[Sequence[Span]]) -> NDArray[np.int64]:
+def _union(spans_of: Sequence[Sequence[Span]], *, dry: bool) -> NDArray[np.int64]:
     """Return the positions that some (start, length) covers, sorted, each once, int64."""
-    parts, end = [], 0
+    found: list[Span] = []  # (first, last + 1)
+    end = 0
     for start, length in sorted({span for spans in spans_of for span in spans}):
-        parts.append(np.arange(max(start, end), max(start + length, end)))
+        if start + length > end:
+            found.append((max(start, end), start + length))
         end = max(end, start + length)
-    return _joined(parts, np.int64)
+    if dry:
+        return np.broadcast_to(np.int64(0), (sum(last - first for first, last in found),))
+    return _joined([np.arange(*span) for span in found], np.int64)
 
 
 def _order(
@@ -273,4 +278,4 @@ def _order(
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[Any] = np.int32) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from pympa.rank import Rank
 from pympa.shards import Shards
 from pympa.spec import LayerSpec, ModelSpec, Rope
 from pympa.weights import PhiloxSource
+
+_ANGLES = 4096  # positions whose sines are computed at once
 
 
 @dataclass(frozen=True)
@@ -237,14 +239,13 @@ class Model:
         sin = self._arena.empty((len(positions), half), np.float32)
         rope = layer.rope
         if rope is not None:
-
-            @cache
-            def angle() -> NDArray[np.float64]:
-                frequency = rope.theta ** (-np.arange(half) / half)
-                return (positions / rope.scaling_factor)[:, None] * frequency
+            frequency = rope.theta ** (-np.arange(half) / half)
 
             def write(out: Array, function: np.ufunc) -> None:
-                out[:] = function(angle())
+                for at in range(0, len(positions), _ANGLES):  # in float64, whatever the batch
+                    here = slice(at, at + _ANGLES)
+                    scaled = positions[here] / rope.scaling_factor
+                    out[here] = function(scaled[:, None] * frequency)
 
             self._kernels.fill(cos, partial(write, function=np.cos))
             self._kernels.fill(sin, partial(write, function=np.sin))

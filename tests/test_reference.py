@@ -9,7 +9,6 @@ import pytest
 
 import worlds
 from pympa import reference
-from pympa.reference import attention as attention_of
 from pympa.reference.erf import erf
 from pympa.reference.softmax_attention import MOST_SCORES, visible_blocks
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
@@ -177,7 +176,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
     places, shuffled = np.arange(700), rng.permutation(700)
 
     def attend(window, order=places):
-        return attention_of(
+        return reference.attention(
             q, k[order], v[order], places, places[order], kv_head_of_q=[0, 1], scale=0.5,
             window=window, softcap=5.0,
         )  # fmt: skip

@@ -144,7 +144,10 @@ def test_rows_of_a_virtual_batch_take_no_memory():
 
     def body(endpoint):
         rank = build_virtual_rank(endpoint, Plan(), COSTS, isa=worlds.ISA)
-        part = Model(MIXED, rank, DTYPES["bfloat16"]).prepare(ids).batch.micro_batches[0]
-        return len(part.ids), part.ids.strides, part.position_rows.strides
+        batch = Model(MIXED, rank, DTYPES["bfloat16"]).prepare(ids).batch
+        part, positions = batch.micro_batches[0], batch.positions
+        shown = part.ids, part.position_rows, positions
+        return [len(array) for array in shown], {array.strides for array in shown}
 
-    assert VirtualWorld(1, DGX).run(body) == [(4_000_000, (0,), (0,))]
+    rows = [4_000_000, 4_000_000, 1_000_000]
+    assert VirtualWorld(1, DGX).run(body) == [(rows, {(0,)})]
