@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
 from pympa.bench.experiment import PlannedRun, Size
-from pympa.bench.memory import Room, rehearsal
 from pympa.bench.record import Forecast
+from pympa.bench.room import Check, Room, checks_of, rehearsal
 from pympa.bench.truth import Job
 from pympa.caches import cache_of_rank
 from pympa.mesh import Plan
@@ -53,6 +54,7 @@ class Candidate:
         row: of the table. job: at its size.
         variants: of its plan, in micro-batches; the first one fits into memory.
         room: tells whether another one does.
+        check: how it can be verified, or is not.
         cache_bytes: of a rank; None where it is not known.
     """
 
@@ -60,12 +62,14 @@ class Candidate:
     job: Job
     variants: tuple[Plan, ...]
     room: Room
+    check: Check
     cache_bytes: int | None
 
     def fits(self, team: Team, variant: Plan) -> bool:
         """Tell whether a variant fits into memory. Collective, of the ranks of the plan."""
-        first = variant == self.variants[0]
-        return first or self.room.lacking(team, self.job, variant, self.row.stages) is None
+        if variant == self.variants[0]:
+            return True
+        return self.room.lacking(team, self.job, variant, self.row.stages, self.check) is None
 
 
 def agreed_cache(session: Session, asked: int | None) -> int | None:
@@ -79,9 +83,11 @@ def agreed_cache(session: Session, asked: int | None) -> int | None:
 
 
 def find_candidate(
-    session: Session, job: Job, row: Row, room: Room, cache_bytes: int | None
+    session: Session, job: Job, row: Row, room: Room, cache_bytes: int | None, *, verifies: bool
 ) -> Candidate | str:
     """Return what can be measured of a row, or why nothing fits into memory. Collective.
+
+    Only shapes count: the job needs no input yet.
 
     A family with stages leaves the number of micro-batches open: powers of two are variants, or,
     where chunks are cut to the cache, the fewest that do it times powers of two.
@@ -98,11 +104,12 @@ def find_candidate(
         counts = [fewest << i for i in range((most // fewest).bit_length())]
         variants = [msgspec.structs.replace(row.plan, micro_batches=count) for count in counts]
     lacking: str | None = None
-    for index, variant in enumerate(variants):
-        rehearse = partial(room.lacking, job=job, plan=variant, stages=row.stages)
+    checks = checks_of(job, verifies=verifies)
+    for (index, variant), check in itertools.product(enumerate(variants), checks):
+        rehearse = partial(room.lacking, job=job, plan=variant, stages=row.stages, check=check)
         lacking = session.on_first(row.plan.world, rehearse)
         if lacking is None:
-            return Candidate(row, job, tuple(variants[index:]), room, cache_bytes)
+            return Candidate(row, job, tuple(variants[index:]), room, check, cache_bytes)
     return str(lacking)
 
 

@@ -15,11 +15,12 @@ from pympa.bench.published import PublishedFootprint
 from pympa.files import read_file
 from pympa.mesh import Plan, parse_plan
 from pympa.rules import FAMILIES, family_plan
-from pympa.spec import MOST_LAYERS, MOST_SIZE, ModelSpec, SpecError
+from pympa.spec import MOST_LAYERS, ModelSpec, SpecError
 from pympa.toml import convert_toml, load_toml
 from pympa.weights import input_ids
 
 MOST_TOKENS = 1 << 40  # of a batch: more is a slip
+MOST_SEQUENCES = 1 << 24  # of a batch: each is a few objects of Python on every rank
 LARGEST_FILE_BYTES = 1 << 20  # an experiment is a page of text; anything else is another file
 
 
@@ -41,7 +42,11 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         tokens = self.tokens if isinstance(self.tokens, tuple) else (self.tokens,)
         if self.batch < 1 or any(length < 1 for length in tokens):
             raise SpecError(f"batch and tokens are at least 1; got {self.batch} and {self.tokens}")
-        if self.batch > MOST_SIZE or self.batch * max(tokens) > MOST_TOKENS:
+        if self.batch > MOST_SEQUENCES:
+            raise SpecError(
+                f"batch: expected at most {MOST_SEQUENCES:,} sequences; got {self.batch:,}"
+            )
+        if self.batch * max(tokens) > MOST_TOKENS:
             raise SpecError(
                 f"batch and tokens: expected at most {MOST_TOKENS:,} tokens; got {self.batch} × "
                 f"{max(tokens)}"
@@ -53,6 +58,11 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
         return list(self.tokens) if isinstance(self.tokens, tuple) else [self.tokens] * self.batch
+
+    @property
+    def tokens_in_all(self) -> int:
+        """Tokens of all sequences."""
+        return self.batch * self.tokens if isinstance(self.tokens, int) else sum(self.tokens)
 
     def skewed(self, router_skew: float) -> Size:
         """Return this size with another skew of the gate in all layers that have experts.

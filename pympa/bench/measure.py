@@ -14,8 +14,9 @@ from pympa.accounting import performed_flops, step_flops
 from pympa.bench.candidate import Candidate
 from pympa.bench.energy import joules_per_token
 from pympa.bench.machine import Machine
-from pympa.bench.memory import process_peak_bytes, rehearsal, reset_process_peak
+from pympa.bench.memory import process_peak_bytes, reset_process_peak
 from pympa.bench.record import Record, StageUse, by_rank, environment, expert_use, spread
+from pympa.bench.room import rehearsal
 from pympa.bench.timeline import TimelineFile
 from pympa.bench.timing import Timing, roofline, time_steps
 from pympa.bench.truth import Truth

@@ -1,85 +1,75 @@
-"""Does a plan fit: what it needs by rehearsal, what there is by the operating system (Linux)."""
+"""What memory nodes, control groups and processes have, by the operating system (Linux)."""
 
 from __future__ import annotations
 
 import platform
 import resource
-from collections import Counter
 from pathlib import Path
 
-from pympa.backend import Rehearsal
-from pympa.bench.truth import Job
-from pympa.mesh import Plan
-from pympa.partition import Bounds
-from pympa.session import Session
-from pympa.team import Team
 
-PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, beside its arena
-DEVICE_BYTES = 1 << 30  # what NCCL, cuBLASLt and the driver take of a GPU, generously
-_CGROUP = Path("/sys/fs/cgroup")
+def memory_limits(root: Path = Path("/")) -> dict[str, int]:
+    """Return the bytes that new arrays of this process could take, by what limits them.
 
-
-def rehearsal(team: Team, job: Job, plan: Plan, stages: Bounds) -> Rehearsal:
-    """Return a rehearsal of this rank's part of a job."""
-    return Rehearsal(
-        job.size.model,
-        plan,
-        team.rank,
-        job.dtype,
-        isa=team.isa,
-        threads=team.threads,
-        stages=stages,
-        reaches=team.reaches,
-        accelerator=team.accelerator,
-    )
-
-
-class Room:
-    """What nodes, or GPUs, have left before anything is loaded. Collective to make.
+    That is the node, and each control group that the process is in and that has a limit, of
+    whichever version of the interface. Cached files that nobody needs count as free.
 
     Args:
-        session: its ranks use it.
+        root: of the file system.
     """
-
-    def __init__(self, session: Session) -> None:
-        self._place = f"node {platform.node()}"
-        self._own, available = PROCESS_BYTES, available_bytes()
-        if session.accelerator is not None:
-            device = session.accelerator.device
-            self._place = f"GPU {device.bus_id} of {self._place}"
-            self._own, available = DEVICE_BYTES, device.memory()[0]
-        self._present: dict[str, int] = {}
-        for place, seen in session.world.gather_objects((self._place, available)):
-            self._present[place] = min(seen, self._present.get(place, seen))
-
-    def lacking(self, team: Team, job: Job, plan: Plan, stages: Bounds) -> str | None:
-        """Rehearse a plan on shapes and say which place lacks the memory, if any. Collective."""
-        rehearsed = rehearsal(team, job, plan, stages)
-        rehearsed.step(job.size.lengths)
-        needed = self._own + rehearsed.arena.peak_bytes
-        everyone = team.world.gather_objects((self._place, needed))
-        total: Counter[str] = Counter()
-        for place, of_rank in everyone:
-            total[place] += of_rank
-        for place, of_place in total.items():
-            if of_place > self._present[place]:
-                return (
-                    f"plan {plan} at size {job.size_name} does not fit: {place} needs "
-                    f"{of_place:,} bytes ({max(n for _, n in everyone):,} on the largest rank), "
-                    f"{self._present[place]:,} are available; use more nodes, another plan or "
-                    "another size"
-                )
-        return None
+    node = f"node {platform.node()}"
+    found = {node: _fields(root / "proc/meminfo")["MemAvailable"]}
+    for folder in _control_groups(root):
+        left = _left(folder)
+        if left is not None:
+            found[f"control group {folder.relative_to(root)} of {node}"] = left
+    return found
 
 
 def available_bytes() -> int:
-    """Return the memory that new processes of this node could use, within its cgroup."""
-    fields = _fields(Path("/proc/meminfo"))
-    available = fields["MemAvailable"]
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
+    """Return the memory that new processes of this node could use, within its control groups."""
+    return min(memory_limits().values())
+
+
+def _control_groups(root: Path) -> list[Path]:
+    """Return the folders of the memory groups that this process is in, inner ones first."""
+    own, mount = root / "proc/self/cgroup", root / "sys/fs/cgroup"
+    lines = own.read_text().splitlines() if own.exists() else []
+    found: list[Path] = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        tops = []
+        if "memory" in controllers.split(","):
+            tops = [mount / "memory"]
+        elif number == "0":
+            tops = [mount, mount / "unified"]
+        for top in tops:
+            inner = top / path.lstrip("/")
+            if not inner.is_dir():
+                inner = top  # a container that sees its own group only, by another path
+            while inner != top:
+                found.append(inner)
+                inner = inner.parent
+            found.append(top)
+    return found
+
+
+def _left(group: Path) -> int | None:
+    """Return the bytes below a group's limit; None where it has none."""
+    for limit, usage, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue  # the other version, or a group of no memory
+        if most != "max" and int(most) < _NO_LIMIT:
+            return max(int(most) - used + int(stat.get(cached, 0)), 0)
+    return None
+
+
+_NO_LIMIT = 1 << 60  # what the older interface says is a number of pages near 2^63 bytes
 
 
 def reset_process_peak() -> None:

@@ -24,10 +24,10 @@ from pympa.bench.experiment import (
 from pympa.bench.forecast import forecast_cluster, forecasts
 from pympa.bench.machine import Machine
 from pympa.bench.measure import run_plan
-from pympa.bench.memory import Room
 from pympa.bench.record import Record
 from pympa.bench.record_file import RecordFile
 from pympa.bench.resume import StopSignal, find_measured
+from pympa.bench.room import Room
 from pympa.bench.table import result_table
 from pympa.bench.text_table import show
 from pympa.bench.timeline import TimelineFile
@@ -208,18 +208,26 @@ def _find_candidates(
 ) -> tuple[list[Candidate], list[str]]:
     """Return the rows that can be measured, and why others cannot. Collective."""
     dtype = numpy_dtype(options.dtype or task.experiment.dtype)
-    ids = tuple(session.check(lambda: load_ids(options.input, task.size)))
     cache_bytes, room = agreed_cache(session, options.cache), Room(session)
+    job = Job(task.name, options.size, task.size, dtype, (), PhiloxSource())
+    lacking = room.lacking_for_input(job)
+    if lacking is not None:
+        return [], [f"{task.name}: {lacking}"]
     candidates, failures = [], []
     for row in task.rows:
         times = row.planned.grow
         size_name = options.size if times == 1 else f"{options.size}, {times} × the layers"
-        job = Job(task.name, size_name, row.size, dtype, ids, PhiloxSource())
-        found = find_candidate(session, job, row, room, cache_bytes)
+        of_row = replace(job, size_name=size_name, size=row.size)
+        found = find_candidate(
+            session, of_row, row, room, cache_bytes, verifies=not options.no_verify
+        )
         if isinstance(found, str):
             failures.append(f"{task.name}: {found}")
         else:
             candidates.append(found)
+    if candidates:  # there is memory for the input
+        ids = tuple(session.check(lambda: load_ids(options.input, task.size)))
+        candidates = [replace(each, job=replace(each.job, ids=ids)) for each in candidates]
     return candidates, failures
 
 
@@ -244,7 +252,8 @@ def _measure(
         machine = machine or measure_machine(session, job.dtype.name)
         if job.size_name not in truths and not options.no_verify:
             _progress(session, f"{job.experiment}: computing the float64 oracle")
-            truths[job.size_name] = Truth(session, job)
+            checks = {each.check for each in candidates if each.job.size_name == job.size_name}
+            truths[job.size_name] = Truth(session, job, samples="sampled" in checks)
 
         def measure(
             team: Team,

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.accounting import step_flops
 from pympa.backend import build_rank
 from pympa.bench.experiment import Size
 from pympa.collect import Outputs, collect
@@ -22,7 +21,7 @@ from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
 from pympa.verify import Verdict, compare, compare_sampled, oracle, routing_of
 from pympa.weights import PhiloxSource, philox_bits
 
-WHOLE_ORACLE_FLOPS = 2e12  # about a minute of float64 on one core
+WHOLE_ORACLE_FLOPS = 2e12  # about a minute of float64 on one core: see `oracle_cost`
 SAMPLED_ROWS = 64
 
 
@@ -33,7 +32,7 @@ class Job:
     Attributes:
         experiment: name. size_name: "local", ... size: of that name.
         dtype: of weights and activations.
-        ids: token ids of each sequence.
+        ids: token ids of each sequence; none where only shapes count.
         source: of the weights.
     """
 
@@ -60,14 +59,19 @@ class Job:
 class Truth:
     """Rank 0's yardstick for one job; the other ranks rest while it computes. Collective.
 
-    Where the float64 oracle of the whole batch would take too long, some rows of the last
-    sequence are checked instead, and there is no verdict on a single rank. With experts the
-    oracle follows a run's choices, so runs that differ in them have oracles of their own.
+    Where the float64 oracle of the whole batch would take too long, or too much memory, some rows
+    of the last sequence are checked instead, and there is no verdict on a single rank. With experts
+    the oracle follows a run's choices, so runs that differ in them have oracles of their own.
+
+    Args:
+        team: all ranks.
+        job: model, batch and dtype.
+        samples: check some rows of the last sequence only.
     """
 
-    def __init__(self, team: Team, job: Job) -> None:
+    def __init__(self, team: Team, job: Job, *, samples: bool = False) -> None:
         self._job = job
-        self.samples = step_flops(job.size.model, job.size.lengths) > WHOLE_ORACLE_FLOPS
+        self.samples = samples
         self._oracles: dict[bytes, Mapping[str, NDArray[np.float64]]] = {}
         self._alone: Verdict | None = None  # rank 0's, with the rows
         self._one_rank: Verdict | None = None
