@@ -198,3 +198,49 @@ def test_where_the_oracle_does_not_fit_rows_are_sampled(tmp_path):
     assert record.verified
     assert record.sampled_rows is not None
     assert "sampled rows checked" in job.out
+
+
+LONG = """
+import sys
+from pympa.bench import run
+from pympa.bench.__main__ import main
+roofline, plan_in_hand = run.roofline, [""]
+def slow(job, team, machine, ranks=None):
+    return 811505.0 if plan_in_hand == ["tp=2"] else roofline(job, team, machine, ranks)
+run.roofline = slow
+too_long = run._too_long
+def asked(session, candidate, machine, options):
+    plan_in_hand[:] = [str(candidate.variants[0])]
+    return too_long(session, candidate, machine, options)
+run._too_long = asked
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_step_of_nine_days_needs_a_word(tmp_path):
+    """The plan is refused before the oracle runs, and others are measured."""
+    path, driver, output = tmp_path / "tiny.toml", tmp_path / "driver.py", tmp_path / "r.jsonl"
+    path.write_text(conftest.TINY)
+    driver.write_text(LONG)
+    command = (str(driver), str(path), "--cluster", "none", "--output", str(output))
+    only = conftest.run_job(2, *command, "--plan", "tp=2", timeout=60)
+    assert only.status == 1
+    assert "plan tp=2 at size local: a step takes at least 811,505 s here, and 5 steps" in only.err
+    assert "4,057,525 s; start it with --allow-long" in only.err
+    assert "oracle" not in only.err
+    both = conftest.run_job(2, *command, "--plan", "tp=2", "--plan", "cp=2", timeout=60)
+    assert both.status == 1
+    assert both.err.count("--allow-long") == 1
+    allowed = conftest.run_job(2, *command, "--plan", "tp=2", "--allow-long", timeout=60)
+    assert allowed.status == 0, allowed.err
+    found = [msgspec.json.decode(line, type=Record).plan for line in output.open("rb")]
+    assert found == ["cp=2", "tp=2"]
+
+
+def test_the_simulator_has_no_use_for_the_word():
+    job = conftest.run_job(
+        1, "-m", "pympa.bench", "ring-dense", "--backend", "virtual", "--cluster", "dgx-h100x2",
+        "--allow-long", timeout=60,
+    )  # fmt: skip
+    assert job.status == 2
+    assert "--allow-long is of --backend cpu or cuda" in job.err

@@ -22,6 +22,7 @@ _OF_RUNS = (
     "repeat",
     "resume",
     "no_verify",
+    "allow_long",
     "timeout",
 )
 _IDLE = {
@@ -129,6 +130,11 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         help="skip plans that --output already has records of, measured the same way",
     )
     add("--no-verify", action="store_true", help="skip the oracle; records say so")
+    add(
+        "--allow-long",
+        action="store_true",
+        help="run plans, refused otherwise, whose step takes more than ten minutes at best",
+    )
     add(
         "--timeout",
         type=seconds,

@@ -45,7 +45,7 @@ from pympa.team import Team
 from pympa.text import shown
 from pympa.weights import PhiloxSource
 
-LONG_STEP_SECONDS = 10.0
+LONG_STEP_SECONDS, TOO_LONG_STEP_SECONDS = 10.0, 600.0  # told; refused without --allow-long
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,10 @@ def _measure(
         candidate = candidates[index]
         job = candidate.job
         machine = machine or measure_machine(session, job.dtype.name)
+        long = _too_long(session, candidate, machine, options)
+        if long is not None:
+            wrong[index] = f"{job.experiment}: {long}"
+            continue
         if job.size_name not in truths and not options.no_verify:
             _progress(session, f"{job.experiment}: computing the float64 oracle")
             checks = {each.check for each in candidates if each.job.size_name == job.size_name}
@@ -276,6 +280,22 @@ def _measure(
         if stop.agree():
             break
     return [*wrong.values()]
+
+
+def _too_long(
+    session: Session, candidate: Candidate, machine: Machine, options: argparse.Namespace
+) -> str | None:
+    """Say how long a plan takes at least, if that needs a word from the user and there is none."""
+    job, plan = candidate.job, candidate.variants[0]
+    least = roofline(job, session, machine, plan.world)
+    if options.allow_long or least <= TOO_LONG_STEP_SECONDS:
+        return None
+    steps = (1 + options.warmup + options.iterations) * options.repeat  # 1 to verify, or warm up
+    return (
+        f"plan {plan} at size {job.size_name}: a step takes at least {least:,.0f} s here, and "
+        f"{steps} steps {steps * least:,.0f} s; start it with --allow-long, or take another size, "
+        "more ranks or fewer --iterations"
+    )
 
 
 def _print_result(

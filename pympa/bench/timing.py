@@ -102,13 +102,20 @@ def measure_machine(team: Team, dtype: str) -> Machine:
     return team.on_first(1, measure)
 
 
-def roofline(job: Job, team: Team, machine: Machine) -> float:
-    """Return the seconds that a step takes at least on the cores, or GPUs, of the ranks at work."""
+def roofline(job: Job, team: Team, machine: Machine, ranks: int | None = None) -> float:
+    """Return the seconds that a step takes at least on the cores, or GPUs, of the ranks at work.
+
+    Args:
+        job: model, batch and dtype.
+        team: whose cores these are.
+        machine: one of them.
+        ranks: that work, of the team; None means all.
+    """
     return roofline_seconds(
         job.size.model,
         job.size.lengths,
         job.dtype.itemsize,
         flops_per_second=machine.flops_per_second,
         bytes_per_second=machine.bytes_per_second,
-        cores=min(team.size * team.threads, team.processors),
+        cores=min((ranks or team.size) * team.threads, team.processors),
     )
