@@ -20,12 +20,12 @@ COMMANDS = {
 _SHELLS = ("bash", "zsh", "tcsh")
 
 
-def script() -> int:
+def main() -> int:
     """Run this process's command and return its exit status."""
-    return command_line(main)
+    return command_line(run)
 
 
-def main(words: Sequence[str]) -> int:
+def run(words: Sequence[str]) -> int:
     """Run a command and return its exit status."""
     if words and words[0] in COMMANDS:
         module = importlib.import_module(COMMANDS[words[0]][0])
@@ -77,4 +77,4 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(script())
+    sys.exit(main())

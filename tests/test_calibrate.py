@@ -290,7 +290,9 @@ def test_every_kernel_of_a_step_is_measured():
 
 
 def test_errors_in_a_table():
-    assert error_table(profile().device.curves, None).row_count == len(profile().device.curves)
+    curves = profile().device.curves
+    lines = [*error_table(curves, None).lines(200)]
+    assert sum(any(curve.kernel in line for curve in curves) for line in lines) == len(curves)
     assert processor_name()
 
 

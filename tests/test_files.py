@@ -6,15 +6,18 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 import conftest
-from pympa.bench.experiment import load_experiment, load_ids
+from pympa.bench.experiment import Size, load_experiment, load_ids
 from pympa.bench.record_file import RecordFile
+from pympa.bench.truth import Job
 from pympa.cluster import load_cluster
 from pympa.files import open_to_append, read_file, refuse_special
 from pympa.spec import ModelSpec, SpecError
 from pympa.toml import parse_toml
+from pympa.weights import PhiloxSource
 from records import make_record
 
 KINDS = ("pipe", "device", "directory", "socket")
@@ -231,5 +234,21 @@ def test_rope_can_be_switched_off():
     spec = parse_toml(text.encode(), ModelSpec, "m.toml")
     assert [layer.rotated_dim for layer in spec.blocks] == [0, 4]
     assert spec.layers[0].rope is None
+    digests = {
+        Job("e", "local", Size(model=parse_toml(t.encode(), ModelSpec, "m"), batch=1, tokens=2),
+            np.dtype("float32"), (), PhiloxSource()).digest()
+        for t in (text, text.replace(", rope = false", ""))
+    }  # fmt: skip
+    assert len(digests) == 2, "--resume tells the models apart"
     with pytest.raises(SpecError, match=r"got `bool` - at `\$\.layers\[0\]\.rope`"):
         parse_toml(text.replace("false", "true").encode(), ModelSpec, "m.toml")
+
+
+def test_a_model_without_rope_runs(tmp_path):
+    path = tmp_path / "nope.toml"
+    path.write_text(conftest.TINY.replace("head_dim = 8", "head_dim = 8, rope = false"))
+    job = conftest.run_job(2, "-m", "pympa.bench", str(path), "--plan", "cp=2", timeout=60)
+    assert job.status == 0, job.err
+    assert "cp=2 verified" in job.err
+    words = ("footprint", str(path), "--plan", "tp=2")
+    assert conftest.run_job(1, "-m", "pympa", *words, timeout=60).status == 0

@@ -149,12 +149,6 @@ def test_a_rank_that_fails_while_others_rest(tmp_path, failing):
         (SCALING.replace("ranks = 2", "ranks = 0"), 2, [], "ranks and grow are at least 1; got 0"),
         (SCALING.replace("grow = 2", "grow = 0"), 2, [], "at least 1; got 4 and 0"),
         (SCALING.replace("grow", "grwo"), 2, [], "did you mean `grow`?"),
-        (
-            SCALING.replace('family = "stages"\nranks = 2', 'plan = "tp=4"\nranks = 2'),
-            4,
-            [],
-            "takes 4 ranks; this run has 2",
-        ),
     ],
 )
 def test_bad_input(tmp_path, text, ranks, arguments, says):

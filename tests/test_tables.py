@@ -264,11 +264,12 @@ def test_a_plan_that_is_refused_leaves_the_others(tmp_path):
 
 def test_a_row_that_is_refused_leaves_the_others(tmp_path):
     path = tmp_path / "rows.toml"
-    text = conftest.TINY + '[[plans]]\nrole = "wrong"\nplan = "tp=2,cp=3"\n'
+    text = conftest.TINY + '[[plans]]\nrole = "wrong"\nplan = "tp=4"\nranks = 2\n'
     path.write_text(text.replace("batch = 2", "batch = 16"))
     job = conftest.run_job(2, "-m", "pympa.bench", str(path), "--no-verify", timeout=60)
     assert job.status == 1
     assert job.err.count("pympa: plan") == job.out.count("refused: plan") == 1
+    assert "takes 4 ranks; this run has 2" in job.err
     words = ("--backend", "virtual", "--cluster", "a100")
     command = ("-m", "pympa.bench", str(path), *words, "--plan", "cp=99")
     assert conftest.run_job(1, *command, timeout=60).status == 2
