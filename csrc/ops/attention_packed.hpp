@@ -14,7 +14,7 @@ namespace pympa::PYMPA_ISA {
 struct QueryBlock {
   int64_t row, rows, position;
   const int32_t* heads;
-  int64_t head_count;
+  int64_t head_count, kv_head;
 };
 
 template <class T>
@@ -115,13 +115,38 @@ struct PackedAttention : Rows<T> {
     }
   }
 
-  void attend(const QueryBlock& block, const KeyTile& tile) {
+  // Whether some row does not see all that `weigh` reads.
+  bool reads_hidden(const KeyTile& tile, Span seen) const {
+    const Span whole{seen.first / Math::kDepth * Math::kDepth, round_up(seen.last, Math::kDepth)};
+    const Span read = common(whole, tile.span);
+    for (int64_t row = 0; row < flat_rows; ++row) {
+      if (visible[row].first > read.first || visible[row].last < read.last) return true;
+    }
+    return false;
+  }
+
+  // `weigh` row by row, each with what it sees.
+  PYMPA_NOINLINE void weigh_apart(const KeyTile& tile, int64_t kv_head) {
+    for (int64_t row = 0; row < flat_rows; ++row) {
+      const Span strip = strips[row / kStrip];
+      if (is_empty(strip)) continue;
+      for (int64_t at = 0; at < args.v_head_dim; at += W) {
+        const V sums = this->weigh_seen(tile, kv_head, strip, row, at);
+        const int64_t count = args.v_head_dim - at;
+        float* target = out[row] + at;
+        store(target, fma(load(target, count), splat(rescale[row]), sums), count);
+      }
+    }
+  }
+
+  void attend(const QueryBlock& block, const KeyTile& tile, bool hides_broken) {
     const Span seen = begin(block, tile);
     if (is_empty(seen)) return;
     if (args.makes_scores) score(seen);
     if (args.scores.data) this->share_scores(tile);
     if (!args.folds_scores) return;
     fold_strips();
+    if (hides_broken && reads_hidden(tile, seen)) return weigh_apart(tile, block.kv_head);
     weigh();
   }
 
@@ -131,8 +156,15 @@ struct PackedAttention : Rows<T> {
     const int64_t step = kRows / head_count;
     for_each_tile(args, range, first, last, [&](const KeyTile& tile) {
       pack(tile, kv_head);
+      const auto seen_from = [&](int64_t at) {
+        return visible_span(args.rule, range.start + at, tile.base, tile.span);
+      };
+      const Span seen_by_all = common(seen_from(first), seen_from(last - 1));
+      const bool hides_broken =
+          args.folds_scores && this->hides_broken(tile, kv_head, tile.span, seen_by_all);
       for (int64_t at = first; at < last; at += step) {
-        attend({row + at, min_of(step, last - at), range.start + at, heads, head_count}, tile);
+        attend({row + at, min_of(step, last - at), range.start + at, heads, head_count, kv_head},
+               tile, hides_broken);
       }
     });
   }

@@ -3,7 +3,8 @@
 // Key tiles start at multiples of kKeyTile of the global position in the sequence, and a place in a
 // tile is an absolute offset, so a row's bits depend on its own position and on the keys it sees:
 // not on other rows, later keys, chunking or threads. A product that skips masked keys leaves out
-// exact zeros only.
+// exact zeros only. One that reads them multiplies their values by zero, which is NaN where such a
+// value is not finite: where a tile hides one, each row meets the values that it sees alone.
 //
 // A score tile ends with S and a fold tile begins with it: the caller's array stands between them.
 #pragma once
@@ -71,6 +72,10 @@ PYMPA_INLINE Span hull(Span a, Span b) {
   if (is_empty(a)) return b;
   if (is_empty(b)) return a;
   return {min_of(a.first, b.first), max_of(a.last, b.last)};
+}
+
+PYMPA_INLINE Span common(Span a, Span b) {
+  return {max_of(a.first, b.first), min_of(a.last, b.last)};
 }
 
 // Calls run(tile) for each key tile that queries [first, last) of `range` see anything of.
@@ -170,6 +175,42 @@ struct Rows {
     const Span needed{seen.first / Math::kDepth * Math::kDepth, round_up(seen.last, Math::kDepth)};
     rescale[row] =
         fold_row<T>(scores + row * kScoreStride, visible[row], needed, tile_max, largest, sum);
+  }
+
+  // Whether some value is not finite among the keys of `read` that some row does not see; all see
+  // those of `seen_by_all`.
+  bool hides_broken(const KeyTile& tile, int64_t kv_head, Span read, Span seen_by_all) const {
+    const Span hidden[] = {{read.first, min_of(read.last, seen_by_all.first)},
+                           {max_of(read.first, seen_by_all.last), read.last}};
+    VBits zeros{};
+    for (const Span& span : hidden) {
+      for (int64_t key = span.first; key < span.last; ++key) {
+        const T* values = rows_of(args.v, tile.row + key, kv_head);
+        for (int64_t i = 0; i < args.v_head_dim; i += W) {
+          const V lanes = load(values + i, args.v_head_dim - i);
+          zeros |= bits_of(lanes - lanes);  // NaN where a lane is not finite
+        }
+      }
+    }
+    return sum_lanes(from_bits(zeros)) != 0.0f;
+  }
+
+  // A vector of one row's product over `read`, with zeros for the values that the row does not see.
+  V weigh_seen(const KeyTile& tile, int64_t kv_head, Span read, int64_t row, int64_t column) const {
+    constexpr int kDepth = Math::kDepth;
+    const T* values = rows_of(args.v, tile.row, kv_head) + column;
+    const Group* p = reinterpret_cast<const Group*>(scores + row * kScoreStride);
+    const Span seen = visible[row];
+    V sum{};
+    for (int64_t key = read.first / kDepth * kDepth; key < read.last; key += kDepth) {
+      typename Math::Lanes lanes{};
+      if (key + kDepth > seen.first && key < seen.last) {
+        lanes = load_group<Math>(values, args.v.row, key, seen.first, seen.last,
+                                 args.v_head_dim - column);
+      }
+      sum = Math::dot(sum, Math::broadcast(p + key / kDepth), lanes);
+    }
+    return sum;
   }
 };
 

@@ -153,6 +153,27 @@ struct StreamedAttention : Rows<T> {
     }
   }
 
+  // `weigh` row by row, each with what it sees.
+  PYMPA_NOINLINE void weigh_apart(const KeyTile& tile, Span seen) {
+    for (int64_t h = 0; h < head_count; ++h) {
+      for (int64_t row = heads[h].row; row < heads[h].row + heads[h].rows; ++row) {
+        float* partial = partials_of(member) + row * partial_stride;
+        for (int64_t at = 0; at < args.v_head_dim; at += W) {
+          store(partial + at, this->weigh_seen(tile, heads[h].kv_head, seen, row, at));
+        }
+      }
+    }
+  }
+
+  bool hides_broken(const KeyTile& tile, Span seen) const {
+    Span seen_by_all = seen;
+    for (int64_t row = 0; row < flat_rows; ++row) seen_by_all = common(seen_by_all, visible[row]);
+    for (int64_t h = 0; h < head_count; ++h) {
+      if (Rows<T>::hides_broken(tile, heads[h].kv_head, seen, seen_by_all)) return true;
+    }
+    return false;
+  }
+
   // Probabilities of the member's tile, which comes after those of the members before it.
   PYMPA_NOINLINE void fold_rows(Span seen) {
     Found& own = found_by(member);
@@ -207,7 +228,11 @@ struct StreamedAttention : Rows<T> {
     wait();
     if (member < tiles) {
       fold_rows(seen);
-      flat_rows == head_count ? weigh<kGroupsOfOneRow>(tile, seen) : weigh<kGroups>(tile, seen);
+      if (hides_broken(tile, seen)) {
+        weigh_apart(tile, seen);
+      } else {
+        flat_rows == head_count ? weigh<kGroupsOfOneRow>(tile, seen) : weigh<kGroups>(tile, seen);
+      }
     }
     wait();
     absorb(flat_rows * member / team, flat_rows * (member + 1) / team, tiles);
