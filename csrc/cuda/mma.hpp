@@ -11,6 +11,15 @@
 
 namespace pympa::cuda {
 
+// One element of a pair.
+template <class T>
+__device__ __forceinline__ float half_of(std::uint32_t pair, int which) {
+  T half;
+  const auto bits = static_cast<std::uint16_t>(pair >> 16 * which);
+  memcpy(&half, &bits, sizeof half);
+  return to_float(half);
+}
+
 #ifdef PYMPA_CUDA_EMULATED
 
 namespace emulated {
@@ -43,11 +52,6 @@ struct Product {
   const std::uint32_t* a;
   std::uint32_t b[2];
 };
-
-template <class T>
-float half_of(std::uint32_t pair, int which) {
-  return to_float(std::bit_cast<T>(static_cast<std::uint16_t>(pair >> 16 * which)));
-}
 
 template <class T>
 void multiply(Product* const* lanes) {
@@ -93,6 +97,12 @@ template <class T>
 std::uint32_t pack(float low, float high) {
   const auto bits = [](float x) { return std::bit_cast<std::uint16_t>(from_float<T>(x)); };
   return bits(low) | static_cast<std::uint32_t>(bits(high)) << 16;
+}
+
+template <class T>
+std::uint32_t add_zero_times(std::uint32_t sum, std::uint32_t pair) {
+  const auto add = [&](int i) { return half_of<T>(sum, i) + 0.0F * half_of<T>(pair, i); };
+  return pack<T>(add(0), add(1));
 }
 
 inline float exp2_approximate(float x) { return std::exp2(x); }
@@ -158,6 +168,17 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   }
   return pair;
+}
+
+// Two sums, each plus zero times an element: 0 stays 0 but where an element is not finite.
+template <class T>
+__device__ __forceinline__ std::uint32_t add_zero_times(std::uint32_t sum, std::uint32_t pair) {
+  if constexpr (__is_same(T, Half)) {
+    asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(pair), "r"(0U));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(pair), "r"(0U));
+  }
+  return sum;
 }
 
 // 2^x with an error of 2 units in the last place; 0 for -inf and where it would be subnormal.

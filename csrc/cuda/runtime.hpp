@@ -26,6 +26,13 @@ namespace pympa::cuda {
 
 constexpr int kWarp = 32;
 
+// A device function that keeps out of its caller's registers: for what hardly ever runs.
+#ifdef PYMPA_CUDA_EMULATED
+#define PYMPA_OUT_OF_LINE [[gnu::noinline]]
+#else
+#define PYMPA_OUT_OF_LINE __device__ __noinline__
+#endif
+
 #ifdef PYMPA_CUDA_EMULATED
 
 inline unsigned char* dynamic_shared() { return emulated::dynamic_shared(); }

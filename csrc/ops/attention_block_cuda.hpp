@@ -107,6 +107,34 @@ struct Block {
     return max(keys.first, last.first) <= base && min(keys.last, first.last) >= base + kKeys;
   }
 
+  // Waits for the block. Returns whether its V, of `keys`, is not finite somewhere in a tile of
+  // which some row does not see all: zero times such a value would be NaN.
+  __device__ __forceinline__ bool meet_at_v(Span keys) const {
+    const Span first = visible(params, source.position(0));
+    const Span last = visible(params, source.position(Shape::kRows - 1));
+    if (last.first <= keys.first && first.last >= keys.last) {
+      __syncthreads();
+      return false;
+    }
+    return __syncthreads_or(
+        loaded_broken<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v));
+  }
+
+  // Folds what is not finite of a tile's V into `state`, for the rows that see it, and puts zeros
+  // in its place.
+  __device__ __forceinline__ void weigh_broken(WarpState<Shape>& state, const Scores<Shape>& s,
+                                               int base, bool any) const {
+    if (any) {
+      state.weigh_broken(s, buffers.p, buffers.v, place, [&](int row, int key) {
+        const Span seen = visible(params, source.position(row));
+        return base + key >= seen.first && base + key < seen.last;
+      });
+    }
+    __syncthreads();
+    drop_broken<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v);
+    __syncthreads();
+  }
+
   __device__ __forceinline__ void read_scores(Scores<Shape>& s, const KeyTiles& tile) const {
     const Span keys = tile.keys();
 #pragma unroll
@@ -125,8 +153,11 @@ struct Block {
     }
   }
 
-  // Folds `tiles`, which stand at the first one, into `state`.
-  __device__ __forceinline__ void fold(KeyTiles& tiles, WarpState<Shape>& state) const {
+  // Folds `tiles`, which stand at the first one, into `state`. Returns false at a tile that hides
+  // from a row what is not finite of its V, unless kSelects: then such a row does not meet it. Two
+  // instances, one of them out of line, so that the other has all registers for what calls are.
+  template <bool kSelects>
+  __device__ __forceinline__ bool fold(KeyTiles tiles, WarpState<Shape>& state) const {
     if constexpr (!kFromScores) {
       load_tile<Shape::kRows, Shape::kThreads>(buffers.q, params.head_dim,
                                                panels_of(params.head_dim), params.q_aligned,
@@ -156,7 +187,8 @@ struct Block {
       }
       more = tiles.next();
       wait_for_copies<0>();
-      __syncthreads();  // V is there, and nobody reads K any more
+      const bool hides_broken = meet_at_v(keys);  // V is there, and nobody reads K any more
+      if (!kSelects && hides_broken) return false;
       if (more && !has_one_buffer<Shape>(params)) load_k(tiles);
       if (any) {
         const float unit = natural_unit<Shape>(s, params.scale, params.softcap);
@@ -166,13 +198,18 @@ struct Block {
         }
         state.exponentials(s, unit, buffers.maxima, place);
         if constexpr (Shape::kColumnGroups > 1) state.share(s, buffers.p, place);
-        state.weigh(s, buffers.p, buffers.v, place);
+        if constexpr (!kSelects) state.weigh(s, buffers.p, buffers.v, place);
+      }
+      if constexpr (kSelects) {
+        if (hides_broken) weigh_broken(state, s, tile.base, any);
+        if (any) state.weigh(s, buffers.p, buffers.v, place);
       }
       if (more && has_one_buffer<Shape>(params)) {
         __syncthreads();
         load_k(tiles);
       }
     }
+    return true;
   }
 };
 

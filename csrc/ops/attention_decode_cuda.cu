@@ -71,11 +71,10 @@ struct PackedSource {
   }
 };
 
-// Block (item, group, 16 packed rows).
-template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads)
-    decode_kernel(const __grid_constant__ AttendParams params,
-                  const __grid_constant__ DecodeParams decode) {
+// Block (item, group, 16 packed rows). Returns false, with nothing written, where Block::fold does.
+template <class Shape, bool kSelects>
+__device__ __forceinline__ bool decode_block(const AttendParams& params,
+                                             const DecodeParams& decode) {
   const int index = find(decode.first_item, static_cast<int>(blockIdx.x));
   const Range& queries = params.q_ranges[index];
   const int item = static_cast<int>(blockIdx.x) - decode.first_item[index];
@@ -91,7 +90,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
                             queries.length * group,
                             partial,
                             params.heads};
-  if (source.first >= source.rows) return;
+  if (source.first >= source.rows) return true;
   KeyTiles tiles(params, queries.sequence,
                  {source.position(0), source.position(Shape::kRows - 1) + 1});
   int range = 0, before = item;  // items of the range at hand before this one
@@ -108,8 +107,29 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const StateRows<Shape> rows{decode.row_max, decode.row_sum, decode.out, params.v_head_dim, true};
   WarpState<Shape> state;
   state.start();
-  if (tiles.next()) block.fold(tiles, state);
+  if (tiles.next() && !block.template fold<kSelects>(tiles, state)) return false;
   rows.write(state, block.place, true, [&](int row) { return source.at(row); });
+  return true;
+}
+
+// The block once more, whatever V holds.
+template <class Shape>
+PYMPA_OUT_OF_LINE void decode_broken(const AttendParams& params, const DecodeParams& decode) {
+  decode_block<Shape, true>(params, decode);
+}
+
+// Blocks that a multiprocessor holds by their registers: keys on their way hide memory's latency,
+// so what is out of line takes none of them.
+template <class Shape>
+constexpr int kBlocks = Shape::kVPanels == 1  ? 5
+                        : Shape::kVPanels < 8 ? 4
+                                              : 3;
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape>)
+    decode_kernel(const __grid_constant__ AttendParams params,
+                  const __grid_constant__ DecodeParams decode) {
+  if (!decode_block<Shape, false>(params, decode)) decode_broken<Shape>(params, decode);
 }
 
 // Folds the partial states of a (row, head) pair into the carried one, by ascending item.

@@ -35,31 +35,63 @@ __host__ __device__ int tiles_of(const Range& range) {
   return (range.length + Shape::kRows - 1) / Shape::kRows;
 }
 
+// What a block is for: rows from `first` on of a range, for one head of the launch.
+struct Tile {
+  int range, first, head;
+};
+
 // Block (tile, head), heads running fastest; the last tiles of a range see most keys under a causal
 // mask, so they come first.
-template <class Shape, bool kFromScores>
-__global__ void __launch_bounds__(Shape::kThreads)
-    attend_kernel(const __grid_constant__ AttendParams params) {
-  const int index = static_cast<int>(blockIdx.x) % params.heads;
+template <class Shape>
+__device__ __forceinline__ Tile tile_of_block(const AttendParams& params) {
   int tile = static_cast<int>(blockIdx.x) / params.heads, range = 0;
   for (; tile >= tiles_of<Shape>(params.q_ranges[range]); ++range) {
     tile -= tiles_of<Shape>(params.q_ranges[range]);
   }
+  const int first = (tiles_of<Shape>(params.q_ranges[range]) - 1 - tile) * Shape::kRows;
+  return {range, first, static_cast<int>(blockIdx.x) % params.heads};
+}
+
+// Returns false, with nothing written, where Block::fold does.
+template <class Shape, bool kFromScores, bool kSelects>
+__device__ __forceinline__ bool attend_tile(const AttendParams& params, const Tile& tile) {
+  const auto [range, first, index] = tile;
   const Range& queries = params.q_ranges[range];
-  const int first = (tiles_of<Shape>(queries) - 1 - tile) * Shape::kRows;
   const HeadSource source{params, std::int64_t{queries.row} + first,
                           min(queries.length - first, Shape::kRows), queries.start + first,
                           params.head[index]};
   KeyTiles tiles(params, queries.sequence, {source.start, source.start + source.rows});
-  if (!tiles.next()) return;
+  if (!tiles.next()) return true;
   const Block<Shape, kFromScores, HeadSource> block(params, source, params.kv_head[index]);
   const StateRows<Shape> rows{params.row_max, params.row_sum, params.out, params.v_head_dim,
                               params.pairs};
   const auto at = [&](int row) { return source.at(row); };
   WarpState<Shape> state;
   rows.read(state, block.place, at);
-  block.fold(tiles, state);
+  if (!block.template fold<kSelects>(tiles, state)) return false;
   rows.write(state, block.place, params.writes_sums, at);
+  return true;
+}
+
+// The block's rows once more, whatever V holds; 16 of a warp at a time leave room in registers.
+template <class Shape, bool kFromScores>
+PYMPA_OUT_OF_LINE void attend_broken(const AttendParams& params, Tile tile) {
+  using Slim =
+      AttendShape<typename Shape::T, Shape::kVPanels, 1, Shape::kRowGroups, Shape::kColumnGroups>;
+  const int last = min(tile.first + Shape::kRows, params.q_ranges[tile.range].length);
+  for (; tile.first < last; tile.first += Slim::kRows) {
+    attend_tile<Slim, kFromScores, true>(params, tile);
+    __syncthreads();  // nobody reads shared memory any more
+  }
+}
+
+template <class Shape, bool kFromScores>
+__global__ void __launch_bounds__(Shape::kThreads)
+    attend_kernel(const __grid_constant__ AttendParams params) {
+  const Tile tile = tile_of_block<Shape>(params);
+  if (!attend_tile<Shape, kFromScores, false>(params, tile)) {
+    attend_broken<Shape, kFromScores>(params, tile);
+  }
 }
 
 template <class Shape, bool kFromScores>

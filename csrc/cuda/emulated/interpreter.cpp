@@ -40,6 +40,7 @@ struct Fiber {
   const char* waits_at = nullptr;
   std::vector<Copy> copies;
   int group = 0;
+  bool vote = false;  // of all that met at the last barrier
 };
 
 struct Warp {
@@ -50,6 +51,7 @@ struct Warp {
 
 struct Barrier {
   int threads = 0;
+  bool vote = false;
   std::vector<Fiber*> arrived;
 };
 
@@ -240,7 +242,7 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
   shared_size = shared_bytes;
   shared.assign(shared_bytes + 2 * kCanaryBytes + 128, kCanary);
   error.clear();
-  for (Barrier& one : barriers) one.arrived.clear();
+  for (Barrier& one : barriers) one = Barrier{};
   make_fibers(block);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -279,17 +281,26 @@ void check_shared(const char* instruction, const void* address, std::size_t byte
   }
 }
 
-void barrier(int id, int threads) {
+bool barrier(int id, int threads, bool vote) {
   Barrier& barrier = barriers[id];
-  if (barrier.arrived.empty()) barrier.threads = threads;
+  Fiber& self = *current;
+  if (barrier.arrived.empty()) {
+    barrier.threads = threads;
+    barrier.vote = false;
+  }
+  barrier.vote = barrier.vote || vote;
   if (barrier.threads != threads) fail("other threads expect another number at this barrier");
   if (static_cast<int>(barrier.arrived.size()) + 1 < threads) {
-    barrier.arrived.push_back(current);
+    barrier.arrived.push_back(&self);
     wait_at(id == 0 ? "__syncthreads" : "a named barrier");
-    return;
+    return self.vote;
   }
-  for (Fiber* fiber : barrier.arrived) warp_of(*fiber).ready |= bit(*fiber);
+  for (Fiber* fiber : barrier.arrived) {
+    fiber->vote = barrier.vote;
+    warp_of(*fiber).ready |= bit(*fiber);
+  }
   barrier.arrived.clear();
+  return barrier.vote;
 }
 
 int lane() { return current->lane; }

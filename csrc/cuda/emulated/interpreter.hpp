@@ -37,8 +37,9 @@ bool poison_at_each_block(void* storage, std::size_t bytes);
 // `address` must lie in the block's shared memory, `bytes` of it, aligned to `bytes`.
 void check_shared(const char* instruction, const void* address, std::size_t bytes);
 
-// Returns when `threads` threads of the block came to barrier `id`; 0 and all is __syncthreads.
-void barrier(int id, int threads);
+// Returns when `threads` threads of the block came to barrier `id`, and whether any had a `vote`; 0
+// and all is __syncthreads.
+bool barrier(int id, int threads, bool vote = false);
 
 int lane();
 

@@ -42,9 +42,11 @@ inline void count(Vote* const* lanes) {
 }  // namespace pympa::cuda::emulated
 
 // NOLINTBEGIN: CUDA's names.
-inline void __syncthreads() {
-  ::pympa::cuda::emulated::barrier(0, static_cast<int>(blockDim.x * blockDim.y * blockDim.z));
+inline int __syncthreads_or(int predicate) {
+  const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+  return ::pympa::cuda::emulated::barrier(0, static_cast<int>(threads), predicate != 0);
 }
+inline void __syncthreads() { __syncthreads_or(0); }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   if (mask != 0xffffffffU) ::pympa::cuda::emulated::fail("a mask that leaves out lanes");
