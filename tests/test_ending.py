@@ -98,7 +98,8 @@ def test_ctrl_c_of_a_command_without_mpi():
         time.sleep(moment)
         job.send_signal(signal.SIGINT)
         _, err = job.communicate(timeout=20)
-        assert (job.returncode, err) == (130, "pympa: interrupted\n")
+        assert err == "pympa: interrupted\n"
+        assert job.returncode in (130, -signal.SIGINT)  # Python may end itself as if unheeded
 
 
 @pytest.mark.usefixtures("nothing_left")
