@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,14 @@ def run_command(
         out, err = job.communicate()
         pytest.fail(f"{' '.join(command)} ran past {timeout} s\n{out[-2000:]}\n{err[-2000:]}")
     return Finished(job.returncode, out, err, time.monotonic() - start)
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    """Wait for something to become true, and fail the test if it does not in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -1,9 +1,14 @@
-"""Runs the main job and breaks one rank, mostly after the first record; see test_ending.py."""
+"""Runs the main job and breaks one rank, mostly after the first record; see test_ending.py.
+
+Its first argument is HOW@FILE. The time of the break goes to FILE, for a launcher may lose the last
+lines of a rank that ends at once.
+"""
 
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from emulated import EmulatedDevice
 from pympa import session
@@ -13,7 +18,13 @@ from pympa.bench import truth
 from pympa.kernels.cuda import Accelerator
 from pympa.transport.mpi import MpiEndpoint
 
-HOW, RANK = sys.argv[1], 2
+HOW, _, MOMENT = sys.argv[1].partition("@")
+RANK = 2
+
+
+def note() -> None:
+    """Note the time."""
+    Path(MOMENT).write_text(str(time.time()))
 
 
 def fail() -> None:
@@ -44,7 +55,7 @@ def kill_in_its_sleep() -> None:
     def breaks(endpoint):
         if endpoint.rank == RANK:
             time.sleep(1)
-            print(f"breaking at {time.time()}", file=sys.stderr, flush=True)
+            note()
             os.kill(os.getpid(), signal.SIGKILL)
         rest(endpoint)
 
@@ -64,7 +75,7 @@ def main() -> int:
     def breaks_at_second_plan(session, *rest):
         calls.append(None)
         if len(calls) == 2 and session.rank == RANK:
-            print(f"breaking at {time.time()}", file=sys.stderr, flush=True)
+            note()
             fail()
         return run_plan(session, *rest)
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -79,11 +78,9 @@ def test_sigusr1_finishes_the_plan_and_stops(tiny, tmp_path):
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=conftest.ROOT
     )
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (output.exists() and output.stat().st_size):
-            time.sleep(0.05)
+        conftest.wait_until(lambda: output.exists() and output.stat().st_size > 0, 90)
         job.send_signal(signal.SIGUSR1)  # mpirun hands it on to its ranks
-        out, err = job.communicate(timeout=30)
+        out, err = job.communicate(timeout=90)
     finally:
         job.kill()
     assert job.returncode == 0, err
@@ -290,7 +287,7 @@ def test_a_gigabyte_is_no_experiment(tmp_path):
     job = bench(4, path, timeout=60)
     assert job.status == 2
     assert "expected at most 1,048,576 bytes" in job.err
-    assert job.seconds < 10
+    assert job.seconds < 30
 
 
 @pytest.mark.usefixtures("nothing_left")

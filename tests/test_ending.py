@@ -15,6 +15,8 @@ import pytest
 import conftest
 from pympa.bench.record import Record
 
+SOON_SECONDS = 15  # a busy machine included; a deadline that is not kept is 300 s
+
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
@@ -31,12 +33,12 @@ from pympa.bench.record import Record
 def test_one_rank_ends(how, says, tmp_path: Path):
     experiment, output = tmp_path / "tiny.toml", tmp_path / "r.jsonl"
     experiment.write_text(conftest.TINY)
+    moment = tmp_path / "moment"
     job = conftest.run_job(
-        4, "tests/ending_driver.py", how, str(experiment), "--output", str(output), timeout=90
-    )
-    ended = time.time()
-    broke = float(re.search(r"breaking at ([\d.]+)", job.err)[1])
-    assert ended - broke < 10, job.err
+        4, "tests/ending_driver.py", f"{how}@{moment}", str(experiment), "--output", str(output),
+        timeout=120,
+    )  # fmt: skip
+    assert time.time() - float(moment.read_text()) < SOON_SECONDS, job.err
     assert job.status != 0
     if says is not None:
         assert job.err.count("pympa: rank") == 1, job.err
@@ -51,10 +53,11 @@ def test_a_rank_that_is_killed_while_others_wait_for_the_oracle(tmp_path: Path):
     """The launcher tells of it; no rank takes the end of another for an error of its own."""
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(conftest.TINY)
-    command = ("tests/ending_driver.py", "oracle", str(experiment), "--cluster", "none")
-    job = conftest.run_job(4, *command, timeout=60)
+    moment = tmp_path / "moment"
+    command = ("tests/ending_driver.py", f"oracle@{moment}", str(experiment), "--cluster", "none")
+    job = conftest.run_job(4, *command, timeout=120)
     assert job.status != 0
-    assert job.seconds < 30
+    assert time.time() - float(moment.read_text()) < SOON_SECONDS, job.err
     assert job.err.count("pympa: ") <= 1, job.err
     assert "Error" not in job.err
 
@@ -80,24 +83,35 @@ def test_ctrl_c_at_any_moment(words, moments):
         try:
             time.sleep(moment)
             job.send_signal(signal.SIGINT)
-            _, err = job.communicate(timeout=20)
+            _, err = job.communicate(timeout=60)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(job.pid, signal.SIGKILL)
         assert job.returncode != 0, (moment, err)
         assert set(re.findall(r"/pympa/(\w.*?\.py)", err)) <= {"__init__.py"}, (moment, err)
+        if "No such file" in err:
+            continue  # compare had told that before
         if "Traceback" not in err and "runpy" not in err:
             assert err.count("pympa: ") == err.count("interrupted") == 1, (moment, err)
 
 
+def holds_interrupts(pid: int) -> bool:
+    """Tell whether a process has come as far as to hold back SIGINT: it is in pympa by then."""
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return bool(int(fields["SigBlk"], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def test_ctrl_c_of_a_command_without_mpi():
-    for moment in (0.3, 0.6):
+    for delay in (0.0, 0.3):
         words = ["-m", "pympa.footprint", "stages", "--size", "paper", "--plan", "tp=8,pp=2"]
         command = [sys.executable, *words]
         job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=conftest.ROOT)
-        time.sleep(moment)
+        conftest.wait_until(lambda pid=job.pid: holds_interrupts(pid), 30)
+        time.sleep(delay)
         job.send_signal(signal.SIGINT)
-        _, err = job.communicate(timeout=20)
+        _, err = job.communicate(timeout=60)
         assert err == "pympa: interrupted\n"
         assert job.returncode in (130, -signal.SIGINT)  # Python may end itself as if unheeded
 
@@ -129,9 +143,11 @@ def test_one_rank_fails_on_its_way_into_the_session():
 def test_a_rank_that_stays_away_is_not_waited_for(how, tmp_path: Path):
     experiment = tmp_path / "tiny.toml"
     experiment.write_text(conftest.TINY)
+    moment = tmp_path / "moment"
     job = conftest.run_job(
-        4, "tests/ending_driver.py", how, str(experiment), "--timeout", "2", timeout=60
-    )
+        4, "tests/ending_driver.py", f"{how}@{moment}", str(experiment), "--timeout", "2",
+        timeout=120,
+    )  # fmt: skip
     assert job.status != 0
     assert re.search(r"rank \d waited 2 s on (world|cp) for messages", job.err)
-    assert time.time() - float(re.search(r"breaking at ([\d.]+)", job.err)[1]) < 12
+    assert time.time() - float(moment.read_text()) < 2 + SOON_SECONDS

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,9 @@ class Cluster:
 
     def end_state(self, job: str) -> str:
         """Wait for a job; `sbatch --wait` looks so seldom that it adds half a minute."""
-        wait_until(lambda: not re.search("PENDING|RUNNING|COMPLETING", self.state(job)), 60)
+        conftest.wait_until(
+            lambda: not re.search("PENDING|RUNNING|COMPLETING", self.state(job)), 60
+        )
         return self.state(job)
 
     def log(self, job: str) -> str:
@@ -126,16 +128,9 @@ class Cluster:
         """End what a failed test left."""
         self.run("scancel", "--quiet", "--user", "root")
         with suppress(AssertionError):
-            wait_until(lambda: not self.processes(), SOON_SECONDS)
+            conftest.wait_until(lambda: not self.processes(), SOON_SECONDS)
         for process in self.processes():
             process.kill()
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.1)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -227,10 +222,12 @@ def slurm() -> Iterator[Cluster]:
             log = home / f"{name}.out"
             daemons.enter_context(daemon(environment, log, *command))
             if name == "munged":
-                wait_until((home / "munge.socket").exists, 10)
+                conftest.wait_until((home / "munge.socket").exists, 10)
         cluster = Cluster(environment, home)
         try:
-            wait_until(lambda: cluster.run("sinfo", "-hNo", "%T").out.split() == ["idle"] * 2, 30)
+            conftest.wait_until(
+                lambda: cluster.run("sinfo", "-hNo", "%T").out.split() == ["idle"] * 2, 30
+            )
         except AssertionError:
             logs = [f"{log.name}:\n{log.read_text()[-2000:]}" for log in home.glob("*.out")]
             pytest.fail("Slurm does not start\n" + "\n".join(logs))
@@ -292,10 +289,10 @@ def test_scancel_ends_all_ranks_and_keeps_the_records(cluster: Cluster):
     tiny, long = cluster.write("tiny.toml", conftest.TINY), cluster.write("long.toml", LONG)
     job = cluster.submit("one_node.sbatch", tiny, long, "--iterations", "100", options=["-n", "4"])
     log = cluster.home / f"pympa-{job}.log"
-    wait_until(lambda: log.exists() and "long: proposed" in log.read_text(), 60)
+    conftest.wait_until(lambda: log.exists() and "long: proposed" in log.read_text(), 60)
     assert len(cluster.processes()) > 4
     cluster.run("scancel", job)
-    wait_until(lambda: not cluster.processes(), SOON_SECONDS)
+    conftest.wait_until(lambda: not cluster.processes(), SOON_SECONDS)
     assert cluster.end_state(job) == "CANCELLED"
     records = read_records(cluster.home / f"pympa-{job}.jsonl")
     assert [(record.experiment, record.verified) for record in records] == [("tiny", True)] * 2
@@ -305,7 +302,7 @@ def test_usr1_ends_the_job_cleanly_after_the_plan_in_hand(cluster: Cluster):
     tiny = cluster.write("tiny.toml", conftest.TINY)
     job = cluster.submit("one_node.sbatch", tiny, "--iterations", "200", options=["-n", "4"])
     log = cluster.home / f"pympa-{job}.log"
-    wait_until(lambda: log.exists() and "tiny: baseline" in log.read_text(), 60)
+    conftest.wait_until(lambda: log.exists() and "tiny: baseline" in log.read_text(), 60)
     cluster.run("scancel", "--signal=USR1", job)  # as --signal=USR1@60 does near the time limit
     assert cluster.end_state(job) == "COMPLETED", cluster.log(job)
     assert "stopped by SIGUSR1" in cluster.log(job)
@@ -325,11 +322,13 @@ def test_usr1_ends_the_job_cleanly_after_the_plan_in_hand(cluster: Cluster):
 )
 def test_a_rank_that_breaks_ends_the_step(cluster: Cluster, how: str, options: list[str]):
     tiny = cluster.write("tiny.toml", conftest.TINY)
-    job = cluster.srun(DRIVER, how, tiny, "--output", "records.jsonl", *options)
-    broke = float(re.search(r"breaking at ([\d.]+)", job.err)[1])
+    moment = cluster.home / "moment"
+    moment.unlink(missing_ok=True)
+    job = cluster.srun(DRIVER, f"{how}@{moment}", tiny, "--output", "records.jsonl", *options)
+    broke = float(moment.read_text())
     assert time.time() - broke < SOON_SECONDS, job.err
     assert job.status != 0
-    wait_until(lambda: not cluster.processes(), broke + SOON_SECONDS - time.time())
+    conftest.wait_until(lambda: not cluster.processes(), broke + SOON_SECONDS - time.time())
     records = read_records(cluster.home / "records.jsonl")
     assert [(record.role, record.verified) for record in records] == [("baseline", True)]
 

@@ -172,8 +172,9 @@ def test_plans_measured_before_are_not_in_it(tiny, tmp_path):
 def test_a_job_that_breaks_leaves_a_whole_file(tiny, tmp_path):
     path = tmp_path / "t.json"
     job = conftest.run_job(
-        4, "tests/ending_driver.py", "SIGKILL", str(tiny), "--trace", str(path), timeout=60
-    )
+        4, "tests/ending_driver.py", f"SIGKILL@{tmp_path / 'moment'}", str(tiny), "--trace",
+        str(path), timeout=60,
+    )  # fmt: skip
     assert job.status != 0
     assert len(load(path)) == 4
 
