@@ -53,9 +53,13 @@ def output_bytes(spec: ModelSpec, tokens: int, itemsize: int) -> int:
 
 
 def compare_bytes(spec: ModelSpec, tokens: int, sequences: int) -> int:
-    """Return the bytes of an output's rows, their differences and squares in float64."""
+    """Return the bytes of an output's rows, differences and squares, and of the errors of all rows.
+
+    These are kept of a run and of the one on one rank.
+    """
     widest_output = max(spec.d_model, *(layer.experts for layer in spec.blocks))
-    return 4 * _F64 * max(tokens * widest_output, sequences * spec.vocabulary)
+    errors = 2 * 2 * (2 * len(spec.blocks) + 1) * tokens
+    return _F64 * (4 * max(tokens * widest_output, sequences * spec.vocabulary) + errors)
 
 
 def whole_bytes(spec: ModelSpec, lengths: Sequence[int], itemsize: int) -> int:

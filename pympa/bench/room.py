@@ -208,12 +208,10 @@ def _checking_bytes(job: Job, check: Check, *, again: bool) -> int:
     if check == "sampled":
         return sampled_bytes(spec, lengths[-1], itemsize)
     truth = output_bytes(spec, sum(lengths), 8) + 8 * spec.vocabulary * len(lengths)
-    comparing = truth + compare_bytes(spec, sum(lengths), len(lengths))
+    truths = 2 * truth if again and spec.has_experts else truth
+    # Beside an oracle another is made: of other choices, or with rounding.
     making = whole_bytes(spec, lengths, itemsize)
-    if again:
-        making = truth + making if spec.has_experts else 0
-        comparing += truth if spec.has_experts else 0
-    return max(making, comparing)
+    return truths + max(making, compare_bytes(spec, sum(lengths), len(lengths)))
 
 
 def _rows(job: Job, plan: Plan, rank: int) -> int:
