@@ -183,8 +183,8 @@ def attend_block(
     `scale`, capped, masked; row_max moves; probabilities exp(s - row_max) are rounded to the dtype
     and summed as rounded; out is rescaled and takes the tile's partial. A row's bits depend on the
     row, on the keys that it sees and on where the k ranges are cut (cuts at multiples of 512
-    change nothing), not on other rows, later keys or threads. K ranges are folded in their order.
-    Keys and values must be finite where a row does not see them.
+    change nothing), not on other rows, later keys or threads, NaN and infinity in these included.
+    K ranges are folded in their order.
 
     Args:
         q: `[rows, heads, head_dim]`.
@@ -196,10 +196,10 @@ def attend_block(
         row_sum: `[rows, heads]`, 0 at first.
         out: `[rows, heads, v_head_dim]`, 0 at first; not normalised.
         kv_head_of_q: `[heads]`, the K/V head of each query head.
-        scale: factor on q.k.
+        scale: factor on q.k: 0, or from 2^-126 to 1e30, or its negative.
         causal: key j is visible to query i only if j <= i.
         window: 0 for none; else only if i - j < window and j - i < window.
-        softcap: 0 for none; else scores become softcap * tanh(score / softcap).
+        softcap: 0 for none; else scores become softcap * tanh(score / softcap); 2^-126 to 1e5.
         decode: few rows meet many keys. On a GPU splits of 512 positions are then attended apart
             and merged in ascending order, with bits of their own; on a CPU it changes nothing.
         workspace: see `attention_workspace_bytes`.
@@ -325,7 +325,7 @@ def norm(
         x: `[rows, columns]`.
         weight: `[columns]`.
         bias: `[columns]`.
-        eps: added to the mean square.
+        eps: added to the mean square: 0, or from 2^-126 to 1e30.
         kind: "rms" or "layer".
         out: `[rows, columns]`; may be `x`.
         on: what it runs on.

@@ -165,6 +165,25 @@ def test_rows_depend_on_what_they_see(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("rows", [1, 7, 100])
+@pytest.mark.parametrize("way", WAYS)
+def test_broken_keys_stay_hidden_too(kernels, dtype, rng, normal, same_bits, way, rows):
+    q, k, v = draw(rng, normal, dtype, rows, 150, 2, 1, 24, 40, 0)
+    v = np.where(np.isfinite(v), v, np.zeros_like(v))
+    call = {
+        "q_start": 40, "k_start": 0, "kv_head_of_q": [0, 0], "threads": 1, "causal": True,
+        "window": 50,
+    }  # fmt: skip
+    plain, plain_lse = attend(kernels, way, q, k, v, **call)
+    broken = np.array([20, 41, 90])
+    k[broken] = np.array([np.nan, np.inf, -np.inf])[:, None, None]
+    o, lse = attend(kernels, way, q, k, v, **call)
+    positions = 40 + np.arange(rows)
+    seen = np.array([sees(at, broken, causal=True, window=50).any() for at in positions])
+    same_bits(o[~seen], plain[~seen])
+    same_bits(lse[~seen], plain_lse[~seen])
+
+
 @pytest.mark.parametrize("dims", [(64, 512), (300, 70)])
 def test_wide_heads(kernels, dtype, rng, normal, check, same_bits, dims):
     """Warps of a GPU share rows here."""
