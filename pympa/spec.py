@@ -23,6 +23,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
 MOST_LAYERS = 10_000
 MOST_SIZE, MOST_FACTOR = 1 << 30, 1e30
 """Of a model's numbers, whole ones and others: larger ones are slips, or overflow float32."""
+LEAST_FACTOR = 2.0**-126
+"""The smallest normal float32 number: kernels get smaller ones rounded, or as 0."""
+LEAST_SOFTCAP, MOST_SOFTCAP = LEAST_FACTOR, 1e5
+"""Of a cap on scores: below, float32 does not hold its reciprocal; above, it changes no score below
+40, so it is a slip."""
 _ROUNDING = 1e-9  # a share like 2.0000000000000004 is 2
 
 
@@ -39,6 +44,19 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name not in DTYPES:
         raise SpecError(f"dtype: expected one of {', '.join(DTYPES)}; got {name!r}")
     return DTYPES[name]
+
+
+def check_softcap(softcap: float | None) -> None:
+    """Refuse a cap on scores that float32 does not hold, or that caps nothing.
+
+    Raises:
+        SpecError: it is neither None nor from `LEAST_SOFTCAP` to `MOST_SOFTCAP`.
+    """
+    if softcap is not None and not LEAST_SOFTCAP <= softcap <= MOST_SOFTCAP:
+        raise SpecError(
+            f"softcap: expected a number from {LEAST_SOFTCAP:.3g} to {MOST_SOFTCAP:g}, or None for "
+            f"no cap; got {softcap:g}"
+        )
 
 
 def _positive(spec: msgspec.Struct, *fields: str) -> None:
@@ -134,14 +152,15 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             "kv_heads",
             "v_head_dim",
             "window",
-            "softcap",
             "capacity_factor",
             "capacity_group",
             "repeat",
         )
-        if not 0 <= self.norm_eps <= MOST_FACTOR:
+        check_softcap(self.softcap)
+        if self.norm_eps and not LEAST_FACTOR <= self.norm_eps <= MOST_FACTOR:
             raise SpecError(
-                f"norm_eps: expected a number from 0 to {MOST_FACTOR:g}; got {self.norm_eps}"
+                f"norm_eps: expected 0 or a number from {LEAST_FACTOR:.3g} to {MOST_FACTOR:g}; "
+                f"got {self.norm_eps:g}"
             )
         if self.n_kv_heads > self.heads:
             raise SpecError(f"kv_heads: expected at most heads={self.heads}; got {self.kv_heads}")

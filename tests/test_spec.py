@@ -27,8 +27,15 @@ def test_kv_heads_need_not_divide():
         (("heads = 2", "heads = 0"), "heads: expected a positive number; got 0"),
         (("heads = 2", f"heads = {2**31}"), "heads: expected at most 1.07374e+09; got 2.14748e+09"),
         (("heads = 2", "heads = 2, repeat = 10001"), "expected at most 10,000 of them; got 10,001"),
-        (("heads = 2", "heads = 2, norm_eps = nan"), "norm_eps: expected a number from 0 to 1e+30"),
-        (("heads = 2", "heads = 2, softcap = inf"), "softcap: expected at most 1e+30; got inf"),
+        (
+            ("heads = 2", "heads = 2, norm_eps = nan"),
+            "expected 0 or a number from 1.18e-38 to 1e+30",
+        ),
+        (("heads = 2", "heads = 2, norm_eps = 1e-50"), "norm_eps: expected 0 or a number from"),
+        (
+            ("heads = 2", "heads = 2, softcap = inf"),
+            "softcap: expected a number from 1.18e-38 to 100000, or None for no cap; got inf",
+        ),
         (("heads = 2", "heads = 2, rope = {theta = 0.0}"), "theta: expected a positive number"),
         (("heads = 2", "heads = 2, kv_heads = 3"), "kv_heads: expected at most heads=2"),
         (("head_dim = 4", "head_dim = 5"), "expected an even number in 2..5"),
@@ -90,6 +97,12 @@ def test_a_model_alone_is_no_experiment(tmp_path):
     experiment = load_experiment(str(path))
     assert experiment.sizes["local"].model == parse_toml(MODEL.encode(), ModelSpec, "m.toml")
     assert experiment.plans[0].family == "ring"
+
+
+@pytest.mark.parametrize("softcap", [0.0, -1.0, 1e-50, 7e-46, 2.9e-39, 1e6, 1e8])
+def test_softcaps_that_float32_does_not_hold(softcap):
+    with pytest.raises(SpecError, match=r"softcap: expected a number from 1\.18e-38 to 100000, or"):
+        LayerSpec(heads=2, head_dim=4, mlp_hidden=8, softcap=softcap)
 
 
 def test_not_utf8():

@@ -9,10 +9,11 @@ namespace {
 
 void bind_attend_block(const Array& q, const Array& k, const Array& v, const py::array& q_ranges,
                        const py::array& k_ranges, const Array& row_max, const Array& row_sum,
-                       const Array& out, const py::array& kv_head_of_q, float scale, bool causal,
-                       std::int64_t window, float softcap, bool decode, const Array& workspace,
+                       const Array& out, const py::array& kv_head_of_q, double scale, bool causal,
+                       std::int64_t window, double softcap, bool decode, const Array& workspace,
                        const Execution& on) {
   const char* op = "attend_block";
+  const AttentionRule rule = attention_rule(op, scale, causal, window, softcap);
   const TensorView q_view = input(op, "q", q);
   const TensorView k_view = input(op, "k", k);
   const TensorView v_view = input(op, "v", v);
@@ -25,7 +26,7 @@ void bind_attend_block(const Array& q, const Array& k, const Array& v, const py:
   const TensorView workspace_view = output(op, "workspace", workspace);
   py::gil_scoped_release release;
   attend_block(q_view, k_view, v_view, q_ranges_view, k_ranges_view, row_max_view, row_sum_view,
-               out_view, map_view, {scale, causal, window, softcap}, decode, workspace_view, on);
+               out_view, map_view, rule, decode, workspace_view, on);
 }
 
 void bind_score_tile(const Array& q, const Array& k, const py::array& kv_head_of_q,
@@ -42,10 +43,11 @@ void bind_score_tile(const Array& q, const Array& k, const py::array& kv_head_of
 
 void bind_fold_tile(const Array& scores, const Array& v, const py::array& kv_head_of_q,
                     std::int64_t q_start, std::int64_t k_start, const Array& row_max,
-                    const Array& row_sum, const Array& out, float scale, bool causal,
-                    std::int64_t window, float softcap, const Array& workspace,
+                    const Array& row_sum, const Array& out, double scale, bool causal,
+                    std::int64_t window, double softcap, const Array& workspace,
                     const Execution& on) {
   const char* op = "fold_tile";
+  const AttentionRule rule = attention_rule(op, scale, causal, window, softcap);
   const TensorView scores_view = input(op, "scores", scores);
   const TensorView v_view = input(op, "v", v);
   const TensorView map_view = host_input(op, "kv_head_of_q", kv_head_of_q);
@@ -55,7 +57,7 @@ void bind_fold_tile(const Array& scores, const Array& v, const py::array& kv_hea
   const TensorView workspace_view = output(op, "workspace", workspace);
   py::gil_scoped_release release;
   fold_tile(scores_view, v_view, map_view, q_start, k_start, row_max_view, row_sum_view, out_view,
-            {scale, causal, window, softcap}, workspace_view, on);
+            rule, workspace_view, on);
 }
 
 void bind_start_state(const Array& row_max, const Array& row_sum, const Array& out,

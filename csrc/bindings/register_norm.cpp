@@ -13,7 +13,7 @@ NormKind parse_kind(const char* op, const std::string& name) {
   fail(op, "kind", "rms or layer", "'" + name + "'");
 }
 
-void bind_norm(const Array& x, const Array& weight, const Optional& bias, float eps,
+void bind_norm(const Array& x, const Array& weight, const Optional& bias, double eps,
                const std::string& kind, const Array& out, const Execution& on) {
   const char* op = "norm";
   const TensorView x_view = input(op, "x", x);

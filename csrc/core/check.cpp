@@ -1,5 +1,6 @@
 #include "core/check.hpp"
 
+#include <sstream>
 #include <stdexcept>
 
 #include "core/dispatch.hpp"
@@ -60,6 +61,16 @@ void check_shape(const char* op, const TensorView& view,
 
 void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least) {
   if (value < least) fail(op, argument, "at least " + std::to_string(least), std::to_string(value));
+}
+
+float check_float(const char* op, const char* argument, double value, double least, double most) {
+  if (value != 0.0 && !(value >= least && value <= most)) {
+    std::ostringstream expected, got;
+    expected << "0 or a number from " << least << " to " << most;
+    got << value;
+    fail(op, argument, expected.str(), got.str());
+  }
+  return static_cast<float>(value);
 }
 
 void check_entries(const char* op, const TensorView& view, std::int64_t least, std::int64_t limit) {

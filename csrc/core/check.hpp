@@ -25,6 +25,13 @@ void check_shape(const char* op, const TensorView& view,
 
 void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least);
 
+constexpr double kLeastNormal =
+    0x1p-126;                         // of float32; it holds smaller numbers badly or not at all
+constexpr double kMostFactor = 1e30;  // larger factors overflow float32 soon
+
+// `value` as the float32 that kernels get: 0, or from `least` to `most`.
+float check_float(const char* op, const char* argument, double value, double least, double most);
+
 // int32 [any] or [any, any], entries in [least, limit) where the host can read them.
 void check_entries(const char* op, const TensorView& view, std::int64_t least, std::int64_t limit);
 

@@ -50,14 +50,6 @@ void check_tile(const char* op, std::int64_t start, std::int64_t keys) {
   }
 }
 
-void check_rule(const char* op, const AttentionRule& rule) {
-  check_at_least(op, "window", rule.window, 0);
-  if (!std::isfinite(rule.scale)) fail(op, "scale", "a finite number", std::to_string(rule.scale));
-  if (!(rule.softcap >= 0.0F) || std::isinf(rule.softcap)) {
-    fail(op, "softcap", "0 (none) or a positive number", std::to_string(rule.softcap));
-  }
-}
-
 void check_state(const char* op, const TensorView& row_max, const TensorView& row_sum,
                  const TensorView& out, std::int64_t rows, std::int64_t heads,
                  std::int64_t v_head_dim) {
@@ -81,6 +73,14 @@ HeadRows<Data> head_rows(const TensorView& view) {
 }
 
 }  // namespace
+
+AttentionRule attention_rule(const char* op, double scale, bool causal, std::int64_t window,
+                             double softcap) {
+  check_at_least(op, "window", window, 0);
+  check_float(op, "abs(scale)", std::abs(scale), kLeastNormal, kMostFactor);
+  return {static_cast<float>(scale), causal, window,
+          check_float(op, "softcap", softcap, kLeastSoftcap, kMostSoftcap)};
+}
 
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                        const Execution& on) {
@@ -129,7 +129,6 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
   check_ranges(op, k_ranges, keys);
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
-  check_rule(op, rule);
   std::int64_t bytes = attention_workspace_bytes(head_dim, v_head_dim, q.dtype, on);
   if (decode) bytes += decode_workspace_bytes(v_head_dim, heads, q_ranges, k_ranges, on);
   check_buffer(op, workspace, bytes);
@@ -209,7 +208,6 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
   check_tile(op, k_start, keys);
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
-  check_rule(op, rule);
   check_buffer(op, workspace, attention_workspace_bytes(0, v_head_dim, v.dtype, on));
   if (rows == 0 || keys == 0) return;
   const TokenRange q_range{0, q_start, rows}, k_range{0, k_start, keys};

@@ -4,7 +4,7 @@
 
 namespace pympa {
 
-void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, float eps,
+void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, double eps,
           NormKind kind, const TensorView& out, const Execution& on) {
   const char* op = "norm";
   check_float_dtype(op, x);
@@ -17,7 +17,6 @@ void norm(const TensorView& x, const TensorView& weight, const TensorView* bias,
     check_dtype(op, *bias, x.dtype);
     check_shape(op, *bias, {x.shape[1]});
   }
-  if (!(eps >= 0.0F)) fail(op, "eps", "a number >= 0", std::to_string(eps));
   const NormArgs args{x.shape[0],
                       x.shape[1],
                       x.dtype,
@@ -25,7 +24,7 @@ void norm(const TensorView& x, const TensorView& weight, const TensorView* bias,
                       x.stride[0],
                       weight.data,
                       bias ? bias->data : nullptr,
-                      eps,
+                      check_float(op, "eps", eps, kLeastNormal, kMostFactor),
                       kind,
                       out.data,
                       out.stride[0],

@@ -30,7 +30,7 @@ struct NormKernels {
 
 PYMPA_DECLARE_KERNELS(NormKernels, norm_kernels)
 
-void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, float eps,
+void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, double eps,
           NormKind kind, const TensorView& out, const Execution& on);
 
 }  // namespace pympa

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pympa.arena import Array
 from pympa.layout import Layout
+from pympa.spec import LEAST_FACTOR, MOST_FACTOR, SpecError, check_softcap
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ class AttentionSpec:
         window: a key is visible if it is fewer than `window` positions away; None means all.
         softcap: scores become softcap * tanh(score / softcap); None means no cap.
         decode: few rows meet many keys: a phase whose bits may be others than those of many rows.
+
+    Raises:
+        SpecError: a scale or softcap that float32 does not hold.
     """
 
     kv_head_of_q: NDArray[np.int32]
@@ -88,6 +92,14 @@ class AttentionSpec:
     window: int | None = None
     softcap: float | None = None
     decode: bool = False
+
+    def __post_init__(self) -> None:
+        check_softcap(self.softcap)
+        if self.scale and not LEAST_FACTOR <= abs(self.scale) <= MOST_FACTOR:
+            raise SpecError(
+                f"scale: expected 0 or a number from {LEAST_FACTOR:.3g} to {MOST_FACTOR:g}, or its "
+                f"negative; got {self.scale:g}"
+            )
 
 
 class Kernels(Protocol):

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pympa import reference
+from pympa.spec import LEAST_SOFTCAP, MOST_SOFTCAP
 
 
 @pytest.fixture
@@ -80,6 +81,21 @@ def test_windows_and_softcap(kernels, dtype, rng, normal, check, softcap, window
     )
     want, _ = oracle(q, k, v, q_start=700, causal=causal, window=window, softcap=softcap or None)
     check(o, want, dtype)
+
+
+@pytest.mark.parametrize("softcap", [LEAST_SOFTCAP, 1e-3, 1.0, 300.0, MOST_SOFTCAP])
+def test_softcaps_of_any_size(kernels, dtype, rng, normal, check, softcap):
+    """The least one makes all scores alike, the largest one leaves them as they are."""
+    q, k, v = draw(normal, rng, dtype, 40, 90, 1, 1, 48)
+    options = {"scale": 0.5, "causal": True}  # scores up to 30
+    for decode in (False, True):
+        o, _ = kernels.attention(
+            q, k, v, q_ranges=[(0, 50, 40)], softcap=softcap, decode=decode, **options
+        )
+        check(o, oracle(q, k, v, q_start=50, softcap=softcap, **options)[0], dtype)
+    uncapped, _ = oracle(q, k, v, q_start=50, **options)
+    if softcap == MOST_SOFTCAP:
+        check(o, uncapped, dtype)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """Wrong arguments raise ValueError that names the argument, what was expected and what came."""
 
+import re
+
 import numpy as np
 import pytest
 
 from pympa import _core
+from pympa.kernels import AttentionSpec
+from pympa.spec import SpecError
 
 ISA = _core.supported_isas()[0]
 ON = _core.Execution(ISA)
@@ -169,8 +173,13 @@ def test_mlp(argument, value, message):
         ("out", np.zeros((5, 2, 8), F32), r"out: expected shape \[5, 2, 6\], got \[5, 2, 8\]"),
         ("out", np.zeros((5, 2, 6), np.float16), r"out: expected dtype float32, got float16"),
         ("window", -1, r"window: expected at least 0, got -1"),
-        ("softcap", -1.0, r"softcap: expected 0 \(none\) or a positive number, got -1"),
-        ("scale", float("nan"), r"scale: expected a finite number, got nan"),
+        ("scale", float("nan"), r"abs\(scale\): expected 0 or a number from .*, got nan"),
+        (
+            "scale",
+            1e-50,
+            r"abs\(scale\): expected 0 or a number from 1\.17549e-38 to 1e\+30, got 1",
+        ),
+        ("scale", -1e39, r"abs\(scale\): expected 0 or a number from .*, got 1e\+39"),
         ("workspace", np.ones(8, np.uint8), r"workspace: expected at least \d+ bytes, got 8"),
     ],
 )
@@ -178,6 +187,23 @@ def test_attend_block(argument, value, message):
     _core.attend_block(**attend_arguments())
     with pytest.raises(ValueError, match=message):
         _core.attend_block(**attend_arguments() | {argument: value})
+
+
+@pytest.mark.parametrize(
+    "softcap", [-1.0, 1e-50, 7e-46, 2.9e-39, 1.1e-38, 1.1e5, 1e6, 1e8, 1e39, np.inf, np.nan]
+)
+def test_softcaps_that_float32_does_not_hold(softcap):
+    message = f"softcap: expected 0 or a number from 1.17549e-38 to 100000, got {softcap:g}"
+    with pytest.raises(ValueError, match=re.escape("attend_block: " + message)):
+        _core.attend_block(**attend_arguments() | {"softcap": softcap})
+    with pytest.raises(SpecError, match="softcap: expected a number from"):
+        AttentionSpec(np.zeros(1, np.int32), 1.0, True, softcap=softcap)
+
+
+@pytest.mark.parametrize("scale", [1e-50, -1e-39, 1e31, np.inf, np.nan])
+def test_scales_that_float32_does_not_hold(scale):
+    with pytest.raises(SpecError, match="scale: expected 0 or a number from"):
+        AttentionSpec(np.zeros(1, np.int32), scale, True)
 
 
 def test_rope():
@@ -193,8 +219,11 @@ def test_rows():
     x, ones = np.ones((2, 3), F32), np.ones(3, F32)
     with pytest.raises(ValueError, match=r"norm: kind: expected rms or layer, got 'batch'"):
         _core.norm(x, ones, None, 1e-5, "batch", x, ON)
-    with pytest.raises(ValueError, match=r"norm: eps: expected a number >= 0"):
-        _core.norm(x, ones, None, -1.0, "rms", x, ON)
+    for eps in (-1.0, 1e-50, 1e-39, 1e39, np.nan):
+        with pytest.raises(
+            ValueError, match=r"norm: eps: expected 0 or a number from 1\.17549e-38"
+        ):
+            _core.norm(x, ones, None, eps, "rms", x, ON)
     with pytest.raises(ValueError, match=r"add: b: expected shape \[2, 3\], got \[2, 2\]"):
         _core.add(x, np.ones((2, 2), F32), x, ON)
     with pytest.raises(ValueError, match=r"sum_partials: out: expected shape \[2, 3\]"):
