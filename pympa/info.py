@@ -17,6 +17,7 @@ from typing import Any
 
 from pympa.command import Parser, command_line, number_list, once, start
 from pympa.errors import RefusedError
+from pympa.launch import mpi_library_name
 
 _OPTIONAL = {
     "mpich": ("an MPI library from PyPI", "pip install 'pympa[mpich]'"),
@@ -63,7 +64,7 @@ def _software() -> list[tuple[str, str]]:
     import numpy as np
     from mpi4py import MPI
 
-    library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+    library = mpi_library_name(MPI.Get_library_version())
     level = _THREAD_LEVELS[MPI.Query_thread()]
     return [
         ("pympa", version("pympa")),

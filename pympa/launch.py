@@ -1,4 +1,4 @@
-"""What a launcher tells each task by environment variables: how many there are, and which this is.
+"""What launchers and MPI libraries tell: how many tasks there are, which this is, whose they are.
 
 A launcher and an MPI library that do not know each other start many worlds of one rank, each of
 which would do all the work alone and succeed.
@@ -63,6 +63,11 @@ def refuse_singletons(size: int, environment: Mapping[str, str]) -> None:
         "MPI library do not know each other; take the mpirun of the library that mpi4py uses "
         f"(pympa info names it), or under Slurm srun --mpi=pmi2 -K1 -n {tasks.total} python -m ..."
     )
+
+
+def mpi_library_name(told: str) -> str:
+    """Return the first line of what an MPI library tells of itself, which may end in a zero."""
+    return " ".join(told.split("\n")[0].rstrip("\0").split())
 
 
 def _number(text: str | None) -> int | None:

@@ -29,7 +29,7 @@ from pympa.errors import RefusedError
 from pympa.kernels import KvBlock, State
 from pympa.kernels.cpu import supported_isas
 from pympa.kernels.cuda import Accelerator, open_accelerator
-from pympa.launch import launched_tasks, refuse_singletons
+from pympa.launch import launched_tasks, mpi_library_name, refuse_singletons
 from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
@@ -123,7 +123,7 @@ class Session(Team):
         _, crowded = count_processors(places, self.threads)
         if self._owns_job:
             unlink_shared_files()  # every rank is past MPI_Init: it has told its cores
-        self.mpi_library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+        self.mpi_library = mpi_library_name(MPI.Get_library_version())
         endpoint = MpiEndpoint(
             self._comm,
             timeout_seconds=self.timeout_seconds,
