@@ -86,41 +86,4 @@ __device__ __forceinline__ void load_even_tile(unsigned char* tile, int columns,
   }
 }
 
-// A pair of elements, with zeros for those that are not finite.
-template <class T>
-__device__ __forceinline__ std::uint32_t finite_or_zero(std::uint32_t pair) {
-  constexpr std::uint32_t kLow = __is_same(T, Half) ? 0x7c00U : 0x7f80U, kHigh = kLow << 16;
-  const std::uint32_t low = (pair & kLow) == kLow ? 0U : pair & 0xffffU;
-  return low | ((pair & kHigh) == kHigh ? 0U : pair & 0xffff0000U);
-}
-
-// Whether something is not finite of what this thread loaded of a tile, by either way of loading;
-// it has waited for its copies.
-template <class T, int kRows, int kThreads, int kPanels>
-__device__ __forceinline__ bool loaded_broken(const unsigned char* tile) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const unsigned char* from = tile + chunk_offset(thread / kChunk, thread % kChunk);
-  std::uint32_t zeros[2] = {0, 0};
-#pragma unroll 2
-  for (int i = 0; i < kPanels * kRows; i += kThreads / kChunk) {
-    const uint4 chunk = *reinterpret_cast<const uint4*>(from + i * kRowBytes);
-    zeros[0] = add_zero_times<T>(add_zero_times<T>(zeros[0], chunk.x), chunk.y);
-    zeros[1] = add_zero_times<T>(add_zero_times<T>(zeros[1], chunk.z), chunk.w);
-  }
-  return (zeros[0] | zeros[1]) != 0;
-}
-
-// Zeros for what is not finite of what this thread loaded.
-template <class T, int kRows, int kThreads, int kPanels>
-__device__ __forceinline__ void drop_broken(unsigned char* tile) {
-  const int thread = static_cast<int>(threadIdx.x);
-  unsigned char* from = tile + chunk_offset(thread / kChunk, thread % kChunk);
-#pragma unroll 1
-  for (int i = 0; i < kPanels * kRows; i += kThreads / kChunk) {
-    uint4& chunk = *reinterpret_cast<uint4*>(from + i * kRowBytes);
-    chunk = make_uint4(finite_or_zero<T>(chunk.x), finite_or_zero<T>(chunk.y),
-                       finite_or_zero<T>(chunk.z), finite_or_zero<T>(chunk.w));
-  }
-}
-
 }  // namespace pympa::cuda

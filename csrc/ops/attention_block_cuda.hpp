@@ -4,7 +4,7 @@
 // tile while the softmax and the product with V run, with two barriers for a tile.
 #pragma once
 
-#include "ops/attention_fold_cuda.hpp"
+#include "ops/attention_broken_cuda.hpp"
 
 namespace pympa::cuda {
 
@@ -125,10 +125,11 @@ struct Block {
   __device__ __forceinline__ void weigh_broken(WarpState<Shape>& state, const Scores<Shape>& s,
                                                int base, bool any) const {
     if (any) {
-      state.weigh_broken(s, buffers.p, buffers.v, place, [&](int row, int key) {
+      const auto sees = [&](int row, int key) {
         const Span seen = visible(params, source.position(row));
         return base + key >= seen.first && base + key < seen.last;
-      });
+      };
+      cuda::weigh_broken<Shape>(state, s, buffers.p, buffers.v, place, sees);
     }
     __syncthreads();
     drop_broken<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v);

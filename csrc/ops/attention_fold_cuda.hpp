@@ -253,66 +253,6 @@ struct WarpState {
     barrier(1 + place.row_group, kWarp * Shape::kColumnGroups);
   }
 
-  // The rounded probability of key `key` of the tile, from the lane that has it or from `p`.
-  __device__ __forceinline__ float weight(const Scores<Shape>& s, const unsigned char* p, int m,
-                                          int half, int key, const Place<Shape>& place) const {
-    if constexpr (Shape::kColumnGroups > 1) {
-      const int offset = chunk_offset(place.row(m, half), key / kChunk) + key % kChunk * 2;
-      return to_float(*reinterpret_cast<const T*>(p + offset));
-    } else {
-      std::uint32_t mine = 0;
-#pragma unroll
-      for (int n = 0; n < Shape::kWarpKeys / 8; ++n) {
-        const std::uint32_t pair = pack<T>(s[m][n][2 * half], s[m][n][2 * half + 1]);
-        mine = n == key / 8 ? pair : mine;
-      }
-      mine = __shfl_sync(0xffffffffU, mine, place.lane / 4 * 4 + key % 8 / 2);
-      return half_of<T>(mine, key % 2);
-    }
-  }
-
-  // out += P V over the values that are not finite, each for the rows that see it: `weigh` then
-  // finds zeros in their place. sees(row, key) tells them, by row of the block and key of the tile.
-  template <class Sees>
-  __device__ __forceinline__ void weigh_broken(const Scores<Shape>& s, const unsigned char* p,
-                                               const unsigned char* v, const Place<Shape>& place,
-                                               const Sees& sees) {
-#pragma unroll 1
-    for (int key = 0; key < kKeys; ++key) {
-      float weights[kTiles][2];  // negative where the row does not see the key
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float one = weight(s, p, m, half, key, place);
-          weights[m][half] = sees(place.row(m, half), key) ? one : -1.0F;
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        const int column = place.column0 + n * 8;
-        const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(
-            v + column / kPanel * (kKeys * kRowBytes) +
-            chunk_offset(key, column % kPanel / kChunk) + place.lane % 4 * 4);
-        if (finite_or_zero<T>(pair) == pair) continue;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float x = half_of<T>(pair, i);
-          if (x - x == 0.0F) continue;
-#pragma unroll
-          for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              const float one = weights[m][half];
-              float& sum = out[m][n][2 * half + i];
-              sum = one < 0.0F ? sum : fmaf(one, x, sum);
-            }
-          }
-        }
-      }
-    }
-  }
-
   // out += P V and row_sum += P 1. P is in `s`, or in `p` where warps share rows.
   __device__ __forceinline__ void weigh(const Scores<Shape>& s, const unsigned char* p,
                                         const unsigned char* v, const Place<Shape>& place) {
