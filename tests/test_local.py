@@ -6,7 +6,14 @@ import pytest
 
 import checks
 import worlds
+from pympa.arena import Arena
+from pympa.kernels import AttentionSpec, KvBlock, State
+from pympa.kernels.cpu import CpuKernels
+from pympa.layout import Layout, Range, split_tokens
 from pympa.mesh import Plan
+from pympa.parallel.ring import gathered_attention, ring_attention
+from pympa.spec import DTYPES
+from pympa.trace import Trace
 from pympa.transport import TransportError
 from pympa.transport.local import LocalEndpoint, LocalWorld
 
@@ -60,6 +67,39 @@ def test_window_stops_the_ring():
     # Chunks of 8 tokens and a window of 9: each rank needs one block besides its own.
     block = 8 * 4 * (8 + 8) * 4
     assert all(sum(rank.traffic.sent.values()) == 2 * block for rank in ranks)
+
+
+@pytest.mark.parametrize("broken", [63, 31, 0])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("balance", ["contiguous", "zigzag"])
+@pytest.mark.parametrize("attention", [ring_attention, gathered_attention])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_reaches_only_rows_that_see_it(dtype, attention, balance, window, broken):
+    """Of 64 tokens on 4 ranks, whatever the order in which keys come round."""
+    ones = np.ones((64, 1, 16), DTYPES[dtype])
+    spec = AttentionSpec(np.zeros(1, np.int32), 0.25, True, window=window)
+    layouts = split_tokens(Layout((Range(0, 0, 64),)), 4, balance)
+
+    def body(endpoint: LocalEndpoint):
+        own = layouts[endpoint.rank]
+        positions = np.concatenate([np.arange(r.start, r.start + r.length) for r in own.ranges])
+        v = ones.copy()
+        v[broken] = np.nan
+        q, k, v = (np.ascontiguousarray(x[positions]) for x in (ones, ones, v))
+        arena, sums = Arena(), np.empty((2, 16, 1), np.float32)
+        state = State(*sums, np.empty((16, 1, 16), np.float32))
+        kernels = CpuKernels(isa=worlds.ISA, threads=1, arena=arena, trace=Trace())
+        attention(
+            kernels, checks.transport(endpoint), arena, q, KvBlock(k, v, own), layouts, layouts,
+            spec, state,
+        )  # fmt: skip
+        o = np.empty_like(v)
+        kernels.finish(state, o, np.empty_like(sums[0]))
+        return positions[np.isnan(o.astype(np.float32)).any(axis=(1, 2))]
+
+    reached = LocalWorld(4, seed=1).run(body)
+    last = 64 if window is None else min(broken + window, 64)
+    assert sorted(np.concatenate(reached)) == list(range(broken, last))
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 4, 9, 67])
