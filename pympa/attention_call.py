@@ -14,7 +14,7 @@ from pympa.kernels import AttentionSpec
 from pympa.mesh import Plan
 from pympa.spec import DTYPES
 
-_NEVER = np.iinfo(np.int64).max
+_FARTHEST = 1 << 40  # positions apart: a window of more hides none, and sums with it stay small
 
 
 class AttentionCall(NamedTuple):
@@ -81,13 +81,13 @@ def check_call(
         raise ValueError(f"v: expected {kv_heads} kv heads, as k; got {v.shape[1]}")
     if not isinstance(causal, (bool, np.bool_)):
         raise ValueError(f"causal: expected True or False; got {causal!r}")
-    if window is not None and not (_is_whole(window) and 1 <= window <= _NEVER):
+    if window is not None and not (_is_whole(window) and window >= 1):
         raise ValueError(f"window: expected a whole number of at least 1, or None; got {window!r}")
     spec = AttentionSpec(
         kv_head_of_q=(np.arange(heads) * kv_heads // heads).astype(np.int32),
         scale=1.0 / math.sqrt(head_dim) if scale is None else _finite("scale", scale),
         causal=bool(causal),
-        window=None if window is None else int(window),
+        window=None if window is None else min(int(window), _FARTHEST),
         softcap=None if softcap is None else _finite("softcap", softcap),
     )
     return AttentionCall(q, k, v, spec)

@@ -156,13 +156,17 @@ struct PackedAttention : Rows<T> {
     const int64_t step = kRows / head_count;
     for_each_tile(args, range, first, last, [&](const KeyTile& tile) {
       pack(tile, kv_head);
+      // Whole blocks, as they lie where all rows see the tile.
+      const Span near = rows_that_see(args.rule, range, {first, last}, tile);
+      const int64_t start = first + (near.first - first) / step * step;
+      const int64_t stop = min_of(start + round_up(near.last - start, step), last);
       const auto seen_from = [&](int64_t at) {
         return visible_span(args.rule, range.start + at, tile.base, tile.span);
       };
-      const Span seen_by_all = common(seen_from(first), seen_from(last - 1));
+      const Span seen_by_all = common(seen_from(start), seen_from(stop - 1));
       const bool hides_broken =
           args.folds_scores && this->hides_broken(tile, kv_head, tile.span, seen_by_all);
-      for (int64_t at = first; at < last; at += step) {
+      for (int64_t at = start; at < stop; at += step) {
         attend({row + at, min_of(step, last - at), range.start + at, heads, head_count, kv_head},
                tile, hides_broken);
       }

@@ -66,6 +66,20 @@ PYMPA_INLINE Span visible_span(const AttentionRule& rule, int64_t position, int6
   return span;
 }
 
+// Those of the queries `rows` of `range` that see something of a tile.
+PYMPA_INLINE Span rows_that_see(const AttentionRule& rule, const TokenRange& range, Span rows,
+                                const KeyTile& tile) {
+  const int64_t first_key = tile.base + tile.span.first - range.start;
+  const int64_t last_key = tile.base + tile.span.last - 1 - range.start;
+  if (rule.causal) {
+    rows.first = max_of(rows.first, first_key);
+  } else if (rule.window > 0) {
+    rows.first = max_of(rows.first, first_key - rule.window + 1);
+  }
+  if (rule.window > 0) rows.last = min_of(rows.last, last_key + rule.window);
+  return rows;
+}
+
 PYMPA_INLINE bool is_empty(Span span) { return span.last <= span.first; }
 
 PYMPA_INLINE Span hull(Span a, Span b) {

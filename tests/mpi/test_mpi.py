@@ -215,8 +215,9 @@ def test_ring_attention_takes_any_order_of_memory():
         o, _ = session.ring_attention(*turned, lengths=np.array([40]))
         assert o.tobytes() == expected.tobytes()
         reversed_rows = [array[::-1].copy()[::-1] for array in (q, k, v)]
-        o, _ = session.ring_attention(*reversed_rows, lengths=[40], window=np.int64(40))
-        assert o.tobytes() == expected.tobytes()
+        for window in (np.int64(40), 2**62, 10**30):
+            o, _ = session.ring_attention(*reversed_rows, lengths=[40], window=window)
+            assert o.tobytes() == expected.tobytes()
 
 
 def test_ring_attention_names_torch():
