@@ -163,6 +163,41 @@ PYMPA_INLINE V round_to(V x) {
   return round_to(x, static_cast<const T*>(nullptr));
 }
 
+// Whether NaN or infinity is among what it looked at: one more in the last place of an exponent of
+// all ones is a carry into the sign's place.
+template <class T>
+class SpecialValues {
+ public:
+  PYMPA_INLINE void look_at(const T* x, int64_t count) {
+    constexpr int64_t kStep = sizeof(VBits) / sizeof(T);
+    for (int64_t i = 0; i < count; i += kStep) {
+      VBits bits{};
+      if (count - i >= kStep) {
+        bits = load_raw<VBits>(x + i);
+      } else {
+        __builtin_memcpy(&bits, x + i, static_cast<size_t>(count - i) * sizeof(T));
+      }
+      carries_ |= (bits & kExponent) + kOne;
+    }
+  }
+
+  PYMPA_INLINE bool found() const {
+    uint32_t any = 0;
+    for (int lane = 0; lane < W; ++lane) any |= carries_[lane];
+    return (any & kSign) != 0;
+  }
+
+ private:
+  // Of one element, or of two neighbours.
+  static constexpr uint32_t kExponent = __is_same(T, float)  ? 0x7f800000u
+                                        : __is_same(T, Half) ? 0x7c007c00u
+                                                             : 0x7f807f80u;
+  static constexpr uint32_t kSign = sizeof(T) == 4 ? 0x80000000u : 0x80008000u;
+  static constexpr uint32_t kOne = kSign - kExponent;
+
+  VBits carries_{};
+};
+
 // Calls body.template operator()<T>() with the storage type of a float dtype.
 template <class Body>
 PYMPA_INLINE void with_type(DType dtype, Body&& body) {

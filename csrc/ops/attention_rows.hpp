@@ -196,17 +196,13 @@ struct Rows {
   bool hides_broken(const KeyTile& tile, int64_t kv_head, Span read, Span seen_by_all) const {
     const Span hidden[] = {{read.first, min_of(read.last, seen_by_all.first)},
                            {max_of(read.first, seen_by_all.last), read.last}};
-    VBits zeros{};
+    SpecialValues<T> special;
     for (const Span& span : hidden) {
       for (int64_t key = span.first; key < span.last; ++key) {
-        const T* values = rows_of(args.v, tile.row + key, kv_head);
-        for (int64_t i = 0; i < args.v_head_dim; i += W) {
-          const V lanes = load(values + i, args.v_head_dim - i);
-          zeros |= bits_of(lanes - lanes);  // NaN where a lane is not finite
-        }
+        special.look_at(rows_of(args.v, tile.row + key, kv_head), args.v_head_dim);
       }
     }
-    return sum_lanes(from_bits(zeros)) != 0.0f;
+    return special.found();
   }
 
   // A vector of one row's product over `read`, with zeros for the values that the row does not see.
