@@ -57,6 +57,15 @@ class Attention:
             )
         return o, lse
 
+    def sees(self) -> np.ndarray[Any, Any]:
+        """Return which rows see which keys, bool `[rows, keys]`."""
+        q_at, k_at = _places(self.q_ranges), _places(self.k_ranges)
+        distance = q_at[:, None, 1] - k_at[None, :, 1]
+        seen = q_at[:, None, 0] == k_at[None, :, 0]
+        if self.spec.causal:
+            seen &= distance >= 0
+        return seen if self.spec.window is None else seen & (np.abs(distance) < self.spec.window)
+
 
 def _places(ranges: list[tuple[int, int, int]]) -> np.ndarray[Any, Any]:
     """Return (sequence, position) of each row."""

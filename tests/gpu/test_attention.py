@@ -1,6 +1,7 @@
 """Attention on a GPU against float64, and the bits that must not change."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -57,6 +58,23 @@ def test_a_row_has_its_bits_in_any_company(bench, data):
     o, lse = attention_of(bench, call, part)
     assert_same_bits(o, whole[part])
     assert_same_bits(lse, whole_lse[part])
+
+
+@examples
+@given(data=st.data())
+def test_nan_in_v_reaches_only_rows_that_see_it(bench, data):
+    call = data.draw(attentions(bench))
+    call.spec = replace(call.spec, decode=data.draw(st.booleans()))
+    keys = len(call.k)
+    broken = data.draw(st.lists(st.integers(0, max(keys - 1, 0)), max_size=min(keys, 5)))
+    call.v[broken] = 0
+    plain, plain_lse = attention_of(bench, call)
+    call.v[broken] = np.nan
+    o, lse = attention_of(bench, call)
+    reached = call.sees()[:, broken].any(axis=1)
+    assert_same_bits(lse, plain_lse)
+    assert_same_bits(o[~reached], plain[~reached])
+    assert np.isnan(wide(o[reached])).all()
 
 
 @examples
