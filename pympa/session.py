@@ -192,10 +192,12 @@ class Session(Team):
     ) -> tuple[Array, Array]:
         """Return exact attention of this rank's queries to all keys of the ring. Collective.
 
-        Inside, outputs are float32 sums of values with weights up to 1 for each key: where these
-        pass 3.4e38 they are infinite. The sum of weights that o is divided by is that of the
-        weights rounded to q's dtype, for which o is nearer to exact; lse takes it as well, and so
-        is good to 1e-3 in bfloat16.
+        A row depends on the keys that it sees alone, whatever is in the others.
+
+        lse is the logarithm of the sum of weights as rounded to q's dtype, by which o is divided,
+        so that their roundings cancel in o: it is good to 2e-6 in float32, 1e-4 in float16 and 1e-3
+        in bfloat16. Where |v| times the sum of exp(score - largest score) passes 3.4e38 (6e37 with six
+        equal scores), the output before that division, and so o, is infinite.
 
         Args:
             q: `[rows, heads, head_dim]`, rows as `layout(lengths)`; float32, float16 or bfloat16.

@@ -225,3 +225,18 @@ def test_a_window_wider_than_the_sequence_is_none():
     batch = worlds.batch((300, 2))
     one, other = (reference.forward(model, weight, batch) for model in (spec, worlds.DENSE))
     np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
+
+
+def test_hidden_values_that_are_not_finite():
+    """A row gives what the values that it sees give, by IEEE's rules."""
+    q = k = np.ones((4, 1, 8))
+    v = np.ones((4, 1, 3))
+    v[2, 0] = [np.nan, np.inf, 5.0]
+    at = np.arange(4)
+    options = {"kv_head_of_q": [0], "scale": 1.0}
+    o, _ = reference.attention(q, k, v, at, at, **options)
+    np.testing.assert_allclose(o[:2], 1.0)
+    np.testing.assert_array_equal(np.isfinite(o[2:, 0]), [[False, False, True]] * 2)
+    assert o[3, 0, 1] == np.inf
+    o, _ = reference.attention(q, k, v, at, at, window=1, **options)
+    np.testing.assert_allclose(o[[0, 1, 3]], 1.0)

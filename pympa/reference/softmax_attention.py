@@ -77,9 +77,21 @@ def attention(
             scores = rounding(np.exp(scores, out=scores))
             total = scores.sum(axis=1, keepdims=True)
             total[~sees] = 1.0
-            o[rows, head] = scores @ v[keys, kv_head] / total
+            o[rows, head] = _weighed(scores, v[keys, kv_head], hidden) / total
             lse[rows, head] = np.where(sees, (top + np.log(total))[:, 0], -np.inf)
     return o, lse
+
+
+def _weighed(weights: F64, values: F64, hidden: NDArray[np.bool_]) -> F64:
+    """Return weights @ values, where a hidden value is none at all: 0 times infinity is no 0."""
+    broken = ~np.isfinite(values)
+    if not broken.any():
+        return weights @ values
+    found = weights @ np.where(broken, 0.0, values)
+    for key in np.flatnonzero(broken.any(axis=1)):
+        sees = ~hidden[:, key]
+        found[sees] += weights[sees, key, None] * np.where(broken[key], values[key], 0.0)
+    return found
 
 
 def visible_blocks(
