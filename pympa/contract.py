@@ -76,7 +76,7 @@ class RowErrors:
 
     @cached_property
     def worst_row(self) -> float:
-        """The largest of these; NaN if one is."""
+        """Largest relative error of a row; NaN if some row has NaN."""
         return float(self.by_row.max(initial=0.0))
 
     @cached_property
@@ -88,7 +88,7 @@ class RowErrors:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Errors of another run of the same model, which those of a run are held against.
+    """Errors of another run of the same model; the errors of a run are compared with them.
 
     Attributes:
         errors: of the other run. width: the narrowest that a row's errors pass through.
@@ -102,7 +102,7 @@ class Yardstick:
 
     @staticmethod
     def of_rounding(errors: RowErrors, width: int) -> Yardstick:
-        """Return one by the errors of an emulation of rounding alone."""
+        """Return a yardstick from the errors of an emulation of rounding alone."""
         return Yardstick(errors, width, "rounding alone", MOST_FACTOR)
 
     def whole(self) -> Limit:

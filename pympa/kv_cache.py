@@ -71,7 +71,7 @@ class KvCache:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Of the keys at hand of each rank of the ring."""
+        """Layout of the keys at hand, by rank of the ring."""
         return self._at_hand.layouts
 
     def new(self) -> tuple[Array, Array]:

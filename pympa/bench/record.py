@@ -94,7 +94,7 @@ class Forecast(msgspec.Struct, frozen=True):
     Attributes:
         cluster: its title. plan: with the micro-batches that were fastest there.
         simulated_tps: tokens/s. fits: into the memory of the cluster's devices.
-        idle_ranks: that hold no token.
+        idle_ranks: ranks that hold no token.
     """
 
     cluster: str
@@ -148,7 +148,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             None if simulated.
         flops_per_token: useful ones. performed_flops: over useful ones, 1 where no rank does what
             another does. roofline_fraction: least possible seconds / measured.
-        idle_ranks: that hold no token of the batch.
+        idle_ranks: ranks that hold no token of the batch.
         oversubscribed: some node has more ranks × threads than cores, or more ranks than GPUs.
         error, tolerance: of `error_of`, the output that comes closest to its tolerance.
         error_one_rank: of the same output on one rank.
