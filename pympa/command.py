@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from pympa._start import MpiStart, unlink_shared_files
 from pympa.caches import MOST_THREADS
 from pympa.errors import RefusedError
 from pympa.launch import launched_tasks, refuse_singletons
-from pympa.segments import unlink_shared_files
 from pympa.text import shown
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST, MOST_BYTES = 10**9, 1e18  # that an argument may say: larger ones are slips
 _NAP_SECONDS = 2e-3
+_START_SECONDS = 600.0  # thousands of ranks that load Python from one disk take minutes
+_GRACE_SECONDS = 3.0  # of an interrupt: by then ranks that start well have met and heed it
 _BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "KiB": 1024} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("MGT", 2)
@@ -59,7 +61,8 @@ def command_line(main: Callable[[Sequence[str]], int]) -> int:
     Ctrl-C is told in one line, and whatever goes wrong on one rank ends all of them.
 
     The interrupt is held back until all ranks are past MPI_Init (`disagree`): a rank that left
-    before would keep the others waiting in it, and shared memory would stay behind.
+    before would keep the others waiting in it, and shared memory would stay behind. If one has
+    left nevertheless, `MpiStart` ends the others.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -154,10 +157,13 @@ def number_list(numbers: Sequence[int]) -> str:
 
 def disagree(arguments: Sequence[str]) -> bool:
     """Tell whether some rank got another command line than rank 0, which complains. Collective."""
+    task = launched_tasks(os.environ).number
+    start = MpiStart(task=task, grace_seconds=_GRACE_SECONDS, most_seconds=_START_SECONDS)
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
     _meet(world)
+    start.stop()
     unlink_shared_files()
     heed_interrupts()
     lines = world.allgather(list(arguments))

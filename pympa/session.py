@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pympa._start import unlink_shared_files
 from pympa.arena import Array
 from pympa.attention_call import check_call, check_lengths, check_plan
 from pympa.caches import MOST_THREADS
@@ -34,7 +35,6 @@ from pympa.layout import Layout, split_batch, split_tokens
 from pympa.mesh import Mesh, Plan, PlanError, parse_plan
 from pympa.parallel.ring import ring_attention
 from pympa.rank import Rank
-from pympa.segments import unlink_shared_files
 from pympa.team import Team, check_same, count_processors, even_threads, own_place
 from pympa.transport import Transport
 from pympa.transport.choice import WISHES, Wish, connect_devices

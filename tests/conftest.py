@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +23,8 @@ hypothesis.settings.load_profile("shared machine")
 
 ROOT = Path(__file__).parent.parent
 SHM = Path("/dev/shm")
+# Every process that this suite starts has it in its environment, whoever its parent is.
+MARK = os.environ.setdefault("PYMPA_TEST_SUITE", str(os.getpid()))
 MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 
 
@@ -121,36 +124,80 @@ def wait_until(true: Callable[[], bool], seconds: float) -> None:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """A test with it leaves no file in /dev/shm and no process of this suite's jobs."""
-    before = set(SHM.glob("*"))
-    yield
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and rank_processes():
-        time.sleep(0.1)
+    before = shared_files()
+    foreign: set[Path] = set()
+    ended = threading.Event()
+    watch = threading.Thread(target=note_foreign, args=(before, foreign, ended))
+    watch.start()
+    try:
+        yield
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and rank_processes():
+            time.sleep(0.1)
+    finally:
+        ended.set()
+        watch.join()
     assert not rank_processes()
-    left = set(SHM.glob("*")) - before
-    in_use = mapped() if left else ""  # by other jobs on this machine
-    assert not [path for path in left if str(path) not in in_use]
+    assert not shared_files() - before - foreign
 
 
-def mapped() -> str:
-    """Return what all processes have mapped, as Linux tells it."""
+def shared_files() -> set[Path]:
+    """Return this user's files in /dev/shm."""
+    found = set()
+    for path in SHM.glob("*"):
+        with suppress(OSError):  # it is gone by now
+            if path.stat().st_uid == os.getuid():
+                found.add(path)
+    return found
+
+
+def note_foreign(before: set[Path], foreign: set[Path], ended: threading.Event) -> None:
+    """Note new files in /dev/shm that other jobs on this machine have mapped, while they have.
+
+    Whoever is killed may leave some, and then nothing tells any more whose they were.
+    """
+    ours: set[Path] = set()
+    while True:
+        last = ended.is_set()
+        for path in shared_files() - before - foreign - ours:
+            owners = [is_of_this_suite(process) for process in processes_with(path)]
+            if owners:
+                (ours if any(owners) else foreign).add(path)
+        if last:
+            return
+        ended.wait(0.02)
+
+
+def processes_with(path: Path) -> list[Path]:
+    """Return the /proc folders of processes that have mapped a file."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # it has ended meanwhile
-            found.append(path.read_text())
-    return "".join(found)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            if str(path) in (folder / "maps").read_text():
+                found.append(folder)
+    return found
+
+
+def is_of_this_suite(process: Path) -> bool:
+    """Tell whether a process was started by this suite, however many others lie between.
+
+    Args:
+        process: its folder in /proc.
+    """
+    try:
+        environment = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return True  # it has just ended; to doubt is to blame ourselves
+    return f"PYMPA_TEST_SUITE={MARK}".encode() in environment
 
 
 def rank_processes() -> list[str]:
     """Return the command lines of ranks started by `run_job` that still run."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):  # it has ended meanwhile
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if (folder / "cwd").readlink() != ROOT:
-                continue  # of another checkout
-        except OSError:
-            continue  # it has ended meanwhile
-        if any("ending_driver.py" in word for word in words):
-            found.append(" ".join(words))
+            driven = any("ending_driver.py" in word for word in words)
+            if driven and is_of_this_suite(folder):
+                found.append(" ".join(words))
     return found

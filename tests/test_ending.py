@@ -96,6 +96,23 @@ def test_ctrl_c_at_any_moment(words, moments):
             assert "interrupted" in err or not speaks, (moment, err)
 
 
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("missing", [0, 3])
+@pytest.mark.parametrize(
+    ("seconds", "comes", "says"),
+    [
+        (600, "interrupted", "interrupted"),
+        (2, "nothing", "MPI did not start within 2 seconds: a task of this job ended before"),
+    ],
+)
+def test_a_rank_that_ends_before_mpi_keeps_no_other_waiting(missing, seconds, comes, says):
+    """As one that Ctrl-C catches in Python's own start, which ends it with a status of 1."""
+    job = conftest.run_job(4, "tests/start_driver.py", str(missing), str(seconds), comes)
+    assert job.status != 0
+    assert job.seconds < SOON_SECONDS
+    assert job.err.count("pympa: ") == job.err.count(f"pympa: {says}") == 1, job.err
+
+
 def all_in_pympa(launcher: int, ranks: int) -> bool:
     """Tell whether all ranks of a job have come as far as pympa, or past MPI_Init."""
     found = []
@@ -117,7 +134,8 @@ def holds_interrupts(pid: int) -> bool:
 
 def test_ctrl_c_of_a_command_without_mpi():
     for delay in (0.0, 0.3):
-        words = ["-m", "pympa.footprint", "stages", "--size", "paper", "--plan", "tp=8,pp=2"]
+        # Half a minute of work, so that it cannot have ended before.
+        words = ["-m", "pympa.footprint", "ring-dense", "--size", "paper", "--plan", "cp=256"]
         command = [sys.executable, *words]
         job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=conftest.ROOT)
         conftest.wait_until(lambda pid=job.pid: holds_interrupts(pid), 30)
