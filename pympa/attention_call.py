@@ -43,8 +43,11 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
     Raises:
         ValueError: one is no whole number of at least 0.
     """
-    if not all(_is_whole(n) and n >= 0 for n in lengths):
-        raise ValueError(f"lengths: expected whole numbers of at least 0; got {list(lengths)}")
+    known = isinstance(lengths, (Sequence, np.ndarray)) and getattr(lengths, "ndim", 1) == 1
+    if not known or not all(_is_whole(n) and n >= 0 for n in lengths):
+        raise ValueError(
+            f"lengths: expected a list of whole numbers of at least 0; got {lengths!r}"
+        )
     return [int(n) for n in lengths]
 
 
@@ -132,6 +135,6 @@ def _finite(name: str, value: Any) -> float:
         ValueError: it is none, or float32 does not hold it.
     """
     known = isinstance(value, Real) and not isinstance(value, bool)
-    if not known or not abs(float(value)) <= float(np.finfo(np.float32).max):
+    if not known or not abs(value) <= float(np.finfo(np.float32).max):
         raise ValueError(f"{name}: expected a number that float32 holds, or None; got {value!r}")
     return float(value)

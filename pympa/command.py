@@ -65,6 +65,7 @@ def command_line(main: Callable[[Sequence[str]], int]) -> int:
     left nevertheless, `MpiStart` ends the others.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _open_standard_streams()
     try:
         return main(sys.argv[1:])
     except (Exception, KeyboardInterrupt) as error:
@@ -77,6 +78,17 @@ def command_line(main: Callable[[Sequence[str]], int]) -> int:
             raise
         complain(RefusedError("interrupted"))
         return INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Give what was closed (`>&-`) to /dev/null, or the next file opened would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)
+            if file != number:
+                os.dup2(file, number)
+                os.close(file)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def heed_interrupts() -> None:

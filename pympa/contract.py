@@ -11,13 +11,16 @@ ones as vary like these (Satterthwaite 1946), since errors inside a row hang tog
 is half the narrowest width that its errors have passed through: they are not equally large. A row
 is held against the same row of one rank, and the chance is shared out over the rows (Bonferroni).
 
-Deep or narrow models amplify rounding by more than √l. What an emulation of rounding alone does to
-the oracle of this very model is therefore allowed as well, with the same factors up to 8.
+Deep or narrow models amplify rounding by more than √l. What emulations of rounding alone do to the
+oracle of this very model is therefore allowed as well, one rank or many, with factors up to 8: of
+several draws the worst counts. Of a row, n is at most the fewest heads of a layer there, for an
+error of a score moves the whole of its head.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -32,7 +35,7 @@ TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 WORST_ROW_FACTOR = 8.0
 DISTRIBUTED_FACTOR = 1.2
 DISTRIBUTED_SHARE = 0.25
-CHANCE = 1e-4  # that a right output is refused, at most
+CHANCE = 1e-4  # that a right run is refused, shared out over its outputs
 MOST_FACTOR = 8.0  # over the error of rounding alone, however few the rows
 MOST_ERROR = 0.9  # a lost row is off by its own size, and no rounding may excuse that
 
@@ -88,29 +91,41 @@ class RowErrors:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Errors of another run of the same model; the errors of a run are compared with them.
+    """Errors of other runs of the same model; the errors of a run are compared with them.
 
     Attributes:
-        errors: of the other run. width: the narrowest that a row's errors pass through.
-        what: its name. most: the largest factor that chance may give.
+        draws: errors of each; the worst of them counts.
+        freedom: independent errors in a row.
+        what: their name. chance: of a right output that is beyond the limits.
+        most: the largest factor that chance may give.
     """
 
-    errors: RowErrors
-    width: int
+    draws: tuple[RowErrors, ...]
+    freedom: float
     what: str
+    chance: float = CHANCE
     most: float = math.inf
 
     @staticmethod
-    def of_rounding(errors: RowErrors, width: int) -> Yardstick:
-        """Return a yardstick from the errors of an emulation of rounding alone."""
-        return Yardstick(errors, width, "rounding alone", MOST_FACTOR)
+    def of_one_rank(errors: RowErrors, spec: ModelSpec, chance: float = CHANCE) -> Yardstick:
+        """Return a yardstick from the errors of one rank."""
+        return Yardstick((errors,), narrowest(spec) / 2, "one rank", chance)
+
+    @staticmethod
+    def of_rounding(
+        draws: Sequence[RowErrors], spec: ModelSpec, chance: float = CHANCE
+    ) -> Yardstick:
+        """Return a yardstick from the errors of emulations of rounding alone."""
+        freedom = min(narrowest(spec) / 2, *(layer.heads for layer in spec.blocks))
+        return Yardstick(tuple(draws), freedom, "rounding alone", chance, MOST_FACTOR)
 
     def whole(self) -> Limit:
-        """Return what chance allows the whole output beside this one."""
-        return self._limit(chance_factor(self.errors.independent, CHANCE), self.errors.whole)
+        """Return what chance allows the whole output beside these."""
+        worst = max(self.draws, key=lambda errors: errors.whole)
+        return self._limit(chance_factor(worst.independent, self.chance), worst.whole)
 
     def row(self, row: int, size: float, tolerance: float) -> Limit:
-        """Return what chance allows a row beside this one's.
+        """Return what chance allows a row beside these.
 
         Args:
             row: its index.
@@ -118,13 +133,33 @@ class Yardstick:
                 took different experts, and such a row is held against the worst one here.
             tolerance: relative.
         """
-        own = self.errors
-        same = abs(size - own.size[row]) <= tolerance * own.size[row]
-        return self._limit(self._row_factor, float(own.by_row[row]) if same else own.worst_row)
+        own = float(self.draws[0].size[row])
+        same = abs(size - own) <= tolerance * own
+        return self._limit(self.row_factor, float(self._by_row[row]) if same else self._worst_row)
+
+    def deviations(self, values: int) -> F64:
+        """Return what chance gives each of a row's values at most, by row; for absolute errors.
+
+        Args:
+            values: of a row, equally large.
+        """
+        differences = np.max([errors.difference for errors in self.draws], axis=0)
+        deviations: F64 = min(self.row_factor, self.most) * differences / math.sqrt(values)
+        return deviations
 
     @cached_property
-    def _row_factor(self) -> float:
-        return chance_factor(self.width / 2, CHANCE / len(self.errors.size))
+    def row_factor(self) -> float:
+        """What chance gives a row at most, beside the same of these."""
+        return chance_factor(self.freedom, self.chance / max(len(self._by_row), 1))
+
+    @cached_property
+    def _by_row(self) -> F64:
+        by_row: F64 = np.max([errors.by_row for errors in self.draws], axis=0)
+        return by_row
+
+    @cached_property
+    def _worst_row(self) -> float:
+        return float(self._by_row.max(initial=0.0))
 
     def _limit(self, factor: float, error: float) -> Limit:
         factor = min(factor, self.most)
@@ -175,7 +210,7 @@ def broken_limits(
         errors: of the run.
         tolerance: of the whole; that of a row is `WORST_ROW_FACTOR` times it.
         one_rank: a run on one rank, for the distributed part of the contract.
-        rounding: an emulation of rounding alone; what it is off by is allowed even past the
+        rounding: emulations of rounding alone; what they are off by is allowed, even past the
             tolerance.
     """
     broken = []
@@ -213,8 +248,10 @@ def _limit(tolerance: Limit, rounding: Limit | None, one_rank: Limit | None) -> 
         allowed = Limit(
             MOST_ERROR, f"nearly its own size, for {allowed.source}: too coarse a dtype to judge by"
         )
+    if one_rank is None:
+        return allowed
     share = Limit(DISTRIBUTED_SHARE * allowed.value, f"a quarter of {allowed.source}")
-    return allowed if one_rank is None else min(allowed, max(one_rank, share))
+    return min(allowed, max(one_rank, share, rounding or share))
 
 
 def _ratio(difference: Any, size: Any) -> Any:

@@ -195,9 +195,11 @@ class Session(Team):
         A row depends on the keys that it sees alone, whatever is in the others.
 
         lse is the logarithm of the sum of weights as rounded to q's dtype, by which o is divided,
-        so that their roundings cancel in o: it is good to 2e-6 in float32, 1e-4 in float16 and 1e-3
-        in bfloat16. Where |v| times the sum of exp(score - largest score) passes 3.4e38 (6e37 with
-        six equal scores), the output before that division, and so o, is infinite.
+        so that their roundings cancel in o. In 16 bits it is good to half a step of these weights,
+        2e-3 in bfloat16 and 2.5e-4 in float16; in float32 to 2e-6 times the larger of 1 and |lse|.
+        A row whose visible scores are all -inf gives 0 and -inf. Where |v| times the sum of
+        exp(score - largest score) passes 3.4e38 (6e37 with six equal scores), the output before
+        that division, and so o, is infinite.
 
         Args:
             q: `[rows, heads, head_dim]`, rows as `layout(lengths)`; float32, float16 or bfloat16.

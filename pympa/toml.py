@@ -51,7 +51,10 @@ def load_toml(text: bytes, where: str) -> dict[str, Any]:
     except SpecError:
         raise
     except ValueError as error:
-        raise SpecError(f"{where}: {error}") from None
+        why = str(error)
+        if "set_int_max_str_digits" in why:  # Python's advice is not for a reader of files
+            why = f"expected whole numbers of at most {_MOST_BITS} bits; got a longer one"
+        raise SpecError(f"{where}: {why}") from None
     _refuse_long_numbers(values, where)
     return values
 

@@ -261,6 +261,10 @@ def test_ranks_that_got_other_arguments(tmp_path):
          "unknown field `bacth` - at `$.sizes[...]`; did you mean `batch`?"),
         (conftest.TINY.replace("tokens = 32", "tokens = 0").encode(), "at least 1; got 2 and 0"),
         (conftest.TINY.replace('"ring"', '"rign"').encode(), "expected one of baseline, ring"),
+        (conftest.TINY.replace('"proposed"', f'"{"p" * 61}"').encode(),
+         "plans: role: expected at most 60 characters; got 61"),
+        (b"plans = []" + conftest.TINY.partition("[[plans]]")[0].encode(),
+         "broken.toml: plans: expected at least one, or --plan; got none"),
     ],
 )  # fmt: skip
 def test_broken_experiments(tmp_path, content, says):
@@ -271,6 +275,23 @@ def test_broken_experiments(tmp_path, content, says):
     assert says in job.err
     assert job.err.count("pympa: ") == 1, job.err
     assert "Traceback" not in job.err
+
+
+@pytest.mark.parametrize("words", [("bench", "--list"), ("info",), ("footprint", "stages")])
+def test_a_closed_standard_output_is_none_to_write_to(words):
+    plan = ("--plan", "tp=8,pp=2") if "footprint" in words else ()
+    closed = ("bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-m", "pympa", *words, *plan)
+    job = conftest.run_command(*closed, timeout=60)
+    assert (job.status, job.err) == (0, "")
+
+
+def test_an_experiment_without_plans_takes_those_it_is_given(tmp_path):
+    path = tmp_path / "bare.toml"
+    path.write_text("plans = []" + conftest.TINY.partition("[[plans]]")[0])
+    assert bench(2, path, "--plan", "cp=2", timeout=60).status == 0
+    simulated = ("-m", "pympa.bench", "--backend", "virtual", "--cluster", "h200", str(path))
+    job = conftest.run_command(sys.executable, *simulated, timeout=60)
+    assert (job.status, job.err.count("plans: expected at least one")) == (2, 1)
 
 
 def test_a_crash_of_rank_0_alone_leaves_nothing_behind(nothing_left):

@@ -5,6 +5,7 @@ import pytest
 
 from pympa.contract import (
     CHANCE,
+    MOST_FACTOR,
     TOLERANCE,
     RowErrors,
     Yardstick,
@@ -23,7 +24,11 @@ def errors(whole, rows=1, size=1.0):
 
 
 def one_rank(of, width=64):
-    return Yardstick(of, width, "one rank")
+    return Yardstick((of,), width / 2, "one rank")
+
+
+def rounding_alone(*draws, width=64):
+    return Yardstick(draws, width / 2, "rounding alone", most=MOST_FACTOR)
 
 
 def test_tolerances_are_the_contract():
@@ -104,17 +109,45 @@ def test_a_row_of_other_experts_is_held_against_the_worst():
 def test_what_rounding_alone_does_is_allowed():
     found, rounding = errors(5e-3, rows=500), errors(4.9e-3, rows=500)
     assert broken_limits(found, 1e-3)
-    assert not broken_limits(found, 1e-3, None, Yardstick.of_rounding(rounding, 64))
-    (says,) = broken_limits(errors(6e-3, rows=500), 1e-3, None, Yardstick.of_rounding(rounding, 64))
+    assert not broken_limits(found, 1e-3, None, rounding_alone(rounding))
+    (says,) = broken_limits(errors(6e-3, rows=500), 1e-3, None, rounding_alone(rounding))
     assert says == "off by 6.00e-03, over 5.88e-03, 1.2 × that of rounding alone, 4.90e-03"
+
+
+def test_of_several_draws_the_worst_counts():
+    """An error that comes from one score may be small by chance in one of them."""
+    small, large = errors(1e-3, rows=500), errors(2e-3, rows=500)
+    small.difference[3], large.difference[4] = 5e-2, 1e-6
+    both = rounding_alone(small, large, width=1024)
+    assert both.row(3, 1.0, 1e-3).value == pytest.approx(both.row_factor * 5e-2)
+    assert both.row(4, 1.0, 1e-3).value == pytest.approx(both.row_factor * 1e-3)
+    assert both.whole().value == pytest.approx(MOST_FACTOR * small.whole)
+
+
+def test_what_rounding_alone_does_is_allowed_to_plans_as_well():
+    run, alone, rounding = (errors(e, rows=500) for e in (4e-4, 1e-4, 3.5e-4))
+    (says,) = broken_limits(run, 1e-3, one_rank(alone))
+    assert says == "off by 4.00e-04, over 2.50e-04, a quarter of the tolerance"
+    assert not broken_limits(run, 1e-3, one_rank(alone), rounding_alone(rounding))
+
+
+def test_chance_is_shared_out_over_outputs_and_heads_bound_what_is_known():
+    layers = (LayerSpec(heads=2, head_dim=64, mlp_hidden=256),)
+    spec = ModelSpec(d_model=128, vocabulary=9, layers=layers)
+    found = errors(1e-3, rows=64)
+    assert Yardstick.of_rounding([found], spec).freedom == 2
+    assert Yardstick.of_one_rank(found, spec).freedom == 64
+    factors = [Yardstick.of_one_rank(found, spec, CHANCE / n).row_factor for n in (1, 10, 200)]
+    assert factors == sorted(factors)
+    assert factors[0] < factors[-1]
 
 
 def test_rounding_excuses_no_lost_row():
     """One row leaves chance all room, so the factor has an end; and so has the error."""
-    rounding = Yardstick.of_rounding(errors(1e-2), 8)
+    rounding = rounding_alone(errors(1e-2), width=8)
     assert not broken_limits(errors(7.9e-2), 1e-3, None, rounding)
     assert broken_limits(errors(8.1e-2), 1e-3, None, rounding)
-    coarse = Yardstick.of_rounding(errors(0.5), 8)
+    coarse = rounding_alone(errors(0.5), width=8)
     assert not broken_limits(errors(0.8), 0.1, None, coarse)
     assert len(broken_limits(errors(1.0), 0.1, None, coarse)) == 2
 

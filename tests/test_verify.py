@@ -11,6 +11,7 @@ from pympa.contract import RowErrors
 from pympa.layout import Layout, Range
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
+from pympa.reference import RoundingTo
 from pympa.spec import DTYPES, LayerSpec, ModelSpec
 from pympa.transport import WORLD, Transport
 from pympa.transport.local import LocalWorld
@@ -67,6 +68,65 @@ def test_right_runs_of_few_rows_pass(width, layers, lengths, plan, dtype):
     assert verdict.passed, [str(error) for error in verdict.failed]
 
 
+def norms(dim, *, experts=0, **options):
+    """Return a layer whose errors come from one score or one number, and choices by it."""
+    routed = {"experts": experts, "top_k": 2} if experts else {}
+    return LayerSpec(head_dim=dim, norm="layer", **routed, **options)
+
+
+# Pathological models that a generator of odd ones found, with a plan each that was refused.
+ODDITIES = {
+    "sums of float32": (
+        64, (norms(66, repeat=2, heads=1, v_head_dim=2, mlp_hidden=64, qk_norm=True, gated=True,
+                   activation="silu"),), (3,), "float32", "tp=1",
+    ),
+    "routing": (
+        6, (norms(32, repeat=5, heads=4, kv_heads=1, v_head_dim=16, mlp_hidden=100, experts=8,
+                  attention_bias=True, activation="silu", renormalize=False, capacity_factor=2.0,
+                  capacity_group=2, shared_experts=2),), (8, 5, 1, 13, 8), "bfloat16", "tp=2",
+    ),
+    "a norm of two numbers": (
+        128, (
+            norms(10, heads=1, mlp_hidden=100, qk_norm=True, experts=5),
+            norms(2, heads=2, v_head_dim=1, mlp_hidden=100, experts=4),
+            norms(2, repeat=5, heads=1, mlp_hidden=8, qk_norm=True, attention_bias=True, experts=2),
+        ), (2, 64, 100, 8, 8), "float16", "tp=1",
+    ),
+    "seventy layers": (
+        64, (
+            LayerSpec(repeat=30, heads=1, head_dim=8, mlp_hidden=100),
+            LayerSpec(repeat=10, heads=3, kv_heads=2, head_dim=64, mlp_hidden=100),
+            LayerSpec(repeat=30, heads=8, kv_heads=1, head_dim=66, mlp_hidden=5),
+        ), (2, 5, 257), "float16", "dim=2,dim_algo=reduce",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_right_runs_of_odd_models_pass(name):
+    width, layers, lengths, dtype, plan = ODDITIES[name]
+    spec = ModelSpec(d_model=width, vocabulary=256, layers=layers)
+    outputs, _ = worlds.run_local(spec, parse_plan(plan), lengths, dtype)
+    verdict = worlds.judge(spec, outputs, lengths, dtype)
+    assert verdict.passed, [str(error) for error in verdict.failed]
+
+
+def test_draws_of_rounding_differ_and_are_alike():
+    """They are errors of the same size, of which no two are the same."""
+    spec, lengths, kind = worlds.ODD, (300, 200), DTYPES["bfloat16"]
+    run = worlds.one_rank(spec, lengths, "bfloat16")
+    truth, emulated = (
+        worlds.truth(spec, run, lengths, "bfloat16"),
+        worlds.emulated(spec, run, lengths, "bfloat16"),
+    )
+    draws = [emulated(RoundingTo(kind, draw)) for draw in range(3)]
+    for name in draws[0].keys() - {LOGITS}:  # of two rows
+        sizes = [RowErrors.of(draw[name], truth[name]).whole for draw in draws]
+        assert min(sizes) / max(sizes) > 0.8
+        apart = RowErrors.of(draws[1][name], draws[2][name]).whole
+        assert apart > sizes[1], "they are as far from each other as independent errors are"
+
+
 def deep(**options):
     layer = LayerSpec(repeat=200, heads=2, head_dim=8, mlp_hidden=8, **options)
     return ModelSpec(d_model=32, vocabulary=256, layers=(layer,))
@@ -107,9 +167,7 @@ def test_a_dtype_too_coarse_for_a_model_is_named():
     spec, lengths, kind = deep(**GATED), (16,) * 4, DTYPES["bfloat16"]
     run = worlds.one_rank(spec, lengths, "bfloat16")
     truth = worlds.truth(spec, run, lengths, "bfloat16")
-    verdict = compare(
-        spec, kind, run, truth, None, lambda: worlds.emulated(spec, run, lengths, "bfloat16")
-    )
+    verdict = compare(spec, kind, run, truth, None, worlds.emulated(spec, run, lengths, "bfloat16"))
     assert "too coarse a dtype to judge by" in str(verdict.failed[0])
 
 
@@ -119,7 +177,7 @@ def test_the_emulation_rounds_as_runs_do():
     for spec in (worlds.DENSE, worlds.ODD, worlds.ODD_EXPERTS):
         run = worlds.one_rank(spec, lengths, "bfloat16")
         truth = worlds.truth(spec, run, lengths, "bfloat16")
-        emulated = worlds.emulated(spec, run, lengths, "bfloat16")
+        emulated = worlds.emulated(spec, run, lengths, "bfloat16")(RoundingTo(kind))
         for error in compare(spec, kind, run, truth).errors:
             if not error.name.endswith(ROUTING):
                 alone = RowErrors.of(emulated[error.name], truth[error.name]).whole
@@ -163,6 +221,17 @@ def test_samples(spec, plan, dtype):
         broken = {key: array.copy() for key, array in outputs.items()}
         broken[name][:] = np.roll(broken[name], 1, axis=1)
         assert name in [error.name for error in judge(broken).failed], name
+
+
+@pytest.mark.parametrize("name", ["routing", "a norm of two numbers"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_odd_models_pass_by_samples(name, dtype):
+    width, layers, _, _, _ = ODDITIES[name]
+    spec = ModelSpec(d_model=width, vocabulary=256, layers=layers)
+    outputs, ids = run_sampled(parse_plan("cp=2"), dtype, spec)
+    rows = np.arange(0, LONG[1], 3)
+    verdict = compare_sampled(spec, DTYPES[dtype], outputs, PhiloxSource(), ids, rows)
+    assert verdict.passed, [str(error) for error in verdict.failed]
 
 
 def test_verdicts_travel():

@@ -7,7 +7,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -147,9 +147,9 @@ def truth(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -
 
 
 def emulated(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -> Any:
-    """Return what rounding alone does to the oracle that takes a run's choices of experts."""
+    """Return what gives the oracle with rounding, and with a run's choices of experts."""
     ids = batch(lengths, spec.vocabulary)
-    return oracle(spec, DTYPES[dtype], PhiloxSource(), ids, routing_of(run), rounds=True)
+    return partial(oracle, spec, DTYPES[dtype], PhiloxSource(), ids, routing_of(run))
 
 
 def judge(
@@ -160,7 +160,7 @@ def judge(
 
     def against(run: Outputs, alone: Verdict | None = None) -> Verdict:
         exact = truth(spec, run, lengths, dtype)
-        return compare(spec, kind, run, exact, alone, lambda: emulated(spec, run, lengths, dtype))
+        return compare(spec, kind, run, exact, alone, emulated(spec, run, lengths, dtype))
 
     alone = against(one)
     assert alone.passed, [str(error) for error in alone.failed]

@@ -21,6 +21,7 @@ from pympa.weights import input_ids
 
 MOST_TOKENS = 1 << 40  # of a batch: more is a slip
 MOST_SEQUENCES = 1 << 24  # of a batch: each is a few objects of Python on every rank
+LONGEST_ROLE = 60  # characters: it is a cell of a table
 LARGEST_FILE_BYTES = 1 << 20  # an experiment is a page of text; anything else is another file
 
 
@@ -113,6 +114,10 @@ class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     published_tpot_ms: float | None = None
 
     def __post_init__(self) -> None:
+        if len(self.role) > LONGEST_ROLE:
+            raise SpecError(
+                f"plans: role: expected at most {LONGEST_ROLE} characters; got {len(self.role):,}"
+            )
         if (self.family is None) == (self.plan is None):
             raise SpecError(f"plans: role {self.role!r} takes either a family or a plan")
         if self.family is not None and self.family not in FAMILIES:
@@ -162,6 +167,16 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def scales(self) -> bool:
         """Rows differ in their number of ranks: they are compared with the smallest."""
         return any(row.ranks is not None for row in self.plans)
+
+    def runs(self, plans: Sequence[str], where: str) -> Sequence[PlannedRun]:
+        """Return rows for the plans that are asked for, or the experiment's own.
+
+        Raises:
+            SpecError: there is neither.
+        """
+        if not plans and not self.plans:
+            raise SpecError(f"{where}: plans: expected at least one, or --plan; got none")
+        return [PlannedRun(role="given", plan=text) for text in plans] or self.plans
 
     def size(self, name: str, where: str) -> Size:
         """Return a size by name.

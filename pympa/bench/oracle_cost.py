@@ -14,11 +14,12 @@ from pympa.accounting import step_flops
 from pympa.reference.model import BLOCK_ELEMENTS, widest
 from pympa.reference.softmax_attention import MOST_SCORES
 from pympa.spec import LayerSpec, ModelSpec
+from pympa.verify import MOST_DRAWS
 from pympa.weights import model_weights
 
-_F64 = 8
+_F64, _F32 = 8, 4
 _BLOCKS = 8  # arrays of a block of rows at once: normed, q, its turned halves, hidden, its square
-_SCORE_BYTES = 8 + 8 + 3  # a score, the distance of its positions, and what is hidden
+_SCORE_BYTES = 8 + 8 + 4 + 3  # a score, the distance of its positions, its float32, what is hidden
 _MAKING_BYTES = 48 << 20  # a chunk of a weight while it is made, and the erf of a chunk
 _SCORE_FLOPS, _ELEMENT_FLOPS = 300, 1000
 """Multiply-adds that a core does in the time of a score's exp and sum, or of an activation."""
@@ -55,10 +56,10 @@ def output_bytes(spec: ModelSpec, tokens: int, itemsize: int) -> int:
 def compare_bytes(spec: ModelSpec, tokens: int, sequences: int) -> int:
     """Return the bytes of an output's rows, differences and squares, and of the errors of all rows.
 
-    These are kept of a run and of the one on one rank.
+    These are kept of a run, of the one on one rank, and of emulations of rounding.
     """
     widest_output = max(spec.d_model, *(layer.experts for layer in spec.blocks))
-    errors = 2 * 2 * (2 * len(spec.blocks) + 1) * tokens
+    errors = (2 * 2 + 3 * MOST_DRAWS) * (2 * len(spec.blocks) + 1) * tokens
     return _F64 * (4 * max(tokens * widest_output, sequences * spec.vocabulary) + errors)
 
 
@@ -86,7 +87,9 @@ def whole_bytes(spec: ModelSpec, lengths: Sequence[int], itemsize: int) -> int:
         most = max(most, kept + mlp)
         kept += row
     last = len(lengths) * spec.vocabulary + sizes["head"]
-    return max(most, kept + _F64 * last) + _scratch_bytes(spec, longest, tokens, largest * itemsize)
+    return max(most, kept + _F64 * last) + _scratch_bytes(
+        spec, longest, tokens, largest * max(itemsize, _F32)
+    )
 
 
 def sampled_bytes(spec: ModelSpec, tokens: int, itemsize: int) -> int:
@@ -106,7 +109,7 @@ def sampled_bytes(spec: ModelSpec, tokens: int, itemsize: int) -> int:
         mlp = _F64 * sizes[f"{index}.mlp"] + 6 * tokens * layer.top_k
         most = max(most, stream + attention, stream + mlp)
     most = max(most, stream + _F64 * sizes["head"])
-    return most + _scratch_bytes(spec, tokens, tokens, largest * itemsize)
+    return most + _scratch_bytes(spec, tokens, tokens, largest * max(itemsize, _F32))
 
 
 def largest_weight(spec: ModelSpec) -> int:
@@ -121,7 +124,7 @@ def _attention_bytes(spec: ModelSpec, layer: LayerSpec, elements: int, longest: 
 
 
 def _scratch_bytes(spec: ModelSpec, longest: int, tokens: int, making: int) -> int:
-    """Return the bytes that work in hand takes: a weight before it is float64, rows and scores."""
+    """Return the bytes that work in hand takes: a weight in another dtype, rows and scores."""
     width = max(widest(layer, spec.d_model) for layer in spec.blocks)
     block = min(max(BLOCK_ELEMENTS, width), tokens * width)
     scores = min(longest * longest, max(MOST_SCORES, longest))

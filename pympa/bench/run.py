@@ -115,9 +115,8 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
     size = experiment.size(options.size, name)
     if options.router_skew is not None:
         size = size.skewed(options.router_skew)
-    runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
     rows, left_out, refused = [], [], []
-    for planned in runs or experiment.plans:
+    for planned in experiment.runs(options.plan or (), name):
         ranks = planned.ranks or world
         if ranks > world:
             left_out.append(ranks)

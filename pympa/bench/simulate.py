@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pympa.bench.clocks import Offset
 from pympa.bench.experiment import (
-    Experiment,
     PlannedRun,
     Size,
     load_experiment,
@@ -52,13 +51,16 @@ def simulate(options: argparse.Namespace) -> int:
     output = RecordFile(options.output)
     timeline = TimelineFile(options.trace, rank=0, beside=options.output)
     names = options.experiments or packaged_experiments()
-    sizes = [load_experiment(name).size(options.size, name) for name in names]
+    experiments = [load_experiment(name) for name in names]
+    sizes = [e.size(options.size, name) for e, name in zip(experiments, names, strict=True)]
     if options.routing_from is not None and not any(size.model.has_experts for size in sizes):
         raise RefusedError(f"--routing-from: none of {', '.join(names)} has experts")
     refused: list[str] = []
     simulated = 0
-    for name, size in zip(names, sizes, strict=True):
-        rows, why = simulated_rows(load_experiment(name), size, options, cluster)
+    for name, experiment, size in zip(names, experiments, sizes, strict=True):
+        runs = experiment.runs(options.plan or (), name)
+        dtype = options.dtype or experiment.dtype
+        rows, why = simulated_rows(runs, size, dtype, options.weight_limit, cluster)
         refused += why
         for text in why:
             complain(RefusedError(text))
@@ -114,14 +116,13 @@ def _simulate_experiment(
 
 
 def simulated_rows(
-    experiment: Experiment, size: Size, options: argparse.Namespace, cluster: Cluster
+    runs: Sequence[PlannedRun], size: Size, dtype: str, limit_bytes: int | None, cluster: Cluster
 ) -> tuple[list[SimulatedRow], list[str]]:
-    """Return an experiment's rows, or those of the plans asked for, and why others cannot be."""
-    dtype, rows, refused = options.dtype or experiment.dtype, [], []
-    runs = [PlannedRun(role="given", plan=text) for text in options.plan or []]
-    for planned in runs or experiment.plans:
+    """Return rows for the runs that the cluster can do, and why it cannot do others."""
+    rows, refused = [], []
+    for planned in runs:
         try:
-            rows.append(simulated_row(planned, size, dtype, cluster, options.weight_limit))
+            rows.append(simulated_row(planned, size, dtype, cluster, limit_bytes))
         except ValueError as error:
             refused.append(str(error))
     return rows, [*dict.fromkeys(refused)]

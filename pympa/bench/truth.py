@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from pympa.bench.experiment import Size
 from pympa.collect import Outputs, collect
 from pympa.mesh import Plan
 from pympa.model import Model, Prepared
+from pympa.reference import Rounding
 from pympa.team import Team
 from pympa.transport import WORLD, Endpoint, NullEndpoint, Transport
 from pympa.verify import Verdict, compare, compare_sampled, oracle, routing_of
@@ -106,7 +108,7 @@ class Truth:
             return compare_sampled(spec, dtype, outputs, self._job.source, ids, rows)
         alone = None if ranks == 1 else self._alone
         judged = compare(
-            spec, dtype, outputs, self._oracle(outputs), alone, lambda: self._emulated(outputs)
+            spec, dtype, outputs, self._oracle(outputs), alone, self._emulated(outputs)
         )
         return judged.summary
 
@@ -120,10 +122,10 @@ class Truth:
             self._oracles[key] = oracle(job.size.model, job.dtype, job.source, job.ids, routing)
         return self._oracles[key]
 
-    def _emulated(self, run: Outputs) -> Mapping[str, NDArray[np.float64]]:
-        """Return what rounding alone does, with the run's choices."""
-        job = self._job
-        return oracle(job.size.model, job.dtype, job.source, job.ids, routing_of(run), rounds=True)
+    def _emulated(self, run: Outputs) -> Callable[[Rounding], Mapping[str, NDArray[np.float64]]]:
+        """Return what gives the oracle with rounding, and with the run's choices."""
+        job, routing = self._job, routing_of(run)
+        return functools.partial(oracle, job.size.model, job.dtype, job.source, job.ids, routing)
 
     def _judge_one_rank(self, team: Team) -> Verdict:
         spec, dtype = self._job.size.model, self._job.dtype
@@ -136,6 +138,6 @@ class Truth:
         outputs = collect(model, model.prepare(self._job.ids), world) or {}
         rank.arena.close()
         self._alone = compare(
-            spec, dtype, outputs, self._oracle(outputs), None, lambda: self._emulated(outputs)
+            spec, dtype, outputs, self._oracle(outputs), None, self._emulated(outputs)
         )
         return self._alone.summary

@@ -9,7 +9,17 @@ Rows are worked on in blocks, so that nothing but the outputs, the residual stre
 sequence's keys and values grows with the batch; `pympa.bench.oracle_cost` adds up what there is.
 """
 
-from pympa.reference.formulas import F64, Rounding, activate, exactly, linear, mlp, norm, rope
+from pympa.reference.formulas import (
+    F64,
+    Rounding,
+    RoundingTo,
+    activate,
+    exactly,
+    linear,
+    mlp,
+    norm,
+    rope,
+)
 from pympa.reference.model import (
     attention_branch,
     forward,
@@ -25,6 +35,7 @@ from pympa.reference.softmax_attention import attention
 __all__ = [
     "F64",
     "Rounding",
+    "RoundingTo",
     "activate",
     "attention",
     "attention_branch",

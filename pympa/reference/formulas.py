@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,49 @@ from numpy.typing import NDArray
 from pympa.reference.erf import erf
 
 F64 = NDArray[np.float64]
-Rounding = Callable[[F64], F64]
-"""What becomes of an array where a run rounds to its dtype."""
 
 
-def exactly(x: F64) -> F64:
-    """Leave `x` as it is: the rounding of the oracle."""
-    return x
+class Rounding:
+    """What a run rounds, at the places where every run does it. This one, the oracle's: nothing."""
+
+    def __call__(self, x: F64) -> F64:
+        """Return an array as it is stored."""
+        return x
+
+    def product(self, a: F64, b: F64) -> F64:
+        """Return a @ b for matrices."""
+        y: F64 = a @ b
+        return y
+
+
+exactly = Rounding()
+
+
+class RoundingTo(Rounding):
+    """Rounding of a run: arrays are stored in a dtype, and products are summed in float32.
+
+    Args:
+        dtype: of the run.
+        draw: 0 is plain. Others are errors that are as likely: numbers are rounded to a grid that
+            is stretched by chance, and each sum is taken in two parts, cut by chance.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], draw: int = 0) -> None:
+        self._dtype = dtype
+        self._rng = np.random.default_rng(draw) if draw else None
+
+    def __call__(self, x: F64) -> F64:
+        """Return an array as it is stored."""
+        stretch = 1.0 if self._rng is None else self._rng.uniform(0.5, 1.0)
+        return (x * stretch).astype(self._dtype).astype(np.float64) / stretch
+
+    def product(self, a: F64, b: F64) -> F64:
+        """Return a @ b for matrices, summed in float32."""
+        cut = 0 if self._rng is None else int(self._rng.integers(len(b) + 1))
+        y = a[:, cut:].astype(np.float32) @ b[cut:].astype(np.float32)
+        if cut:
+            y += a[:, :cut].astype(np.float32) @ b[:cut].astype(np.float32)
+        return y.astype(np.float64)
 
 
 def activate(x: F64, kind: str) -> F64:
@@ -34,9 +69,9 @@ def activate(x: F64, kind: str) -> F64:
     raise ValueError(f"activation: expected none, gelu, gelu_tanh or silu; got {kind!r}")
 
 
-def linear(x: F64, weight: F64, bias: F64 | None = None) -> F64:
-    """Return x @ weight.T + bias for x `[rows, k]`, weight `[n, k]`."""
-    y = x @ weight.T
+def linear(x: F64, weight: F64, bias: F64 | None = None, rounding: Rounding = exactly) -> F64:
+    """Return x @ weight.T + bias for x `[rows, k]`, weight `[n, k]`; not rounded after the sum."""
+    y = rounding.product(x, weight.T)
     return y if bias is None else y + bias
 
 
@@ -74,9 +109,9 @@ def mlp(
 
     Its hidden state is rounded; its output is not.
     """
-    hidden = linear(x, up, up_bias)
+    hidden = linear(x, up, up_bias, rounding)
     if gate is None:
         hidden = activate(hidden, activation)
     else:
-        hidden *= activate(linear(x, gate, gate_bias), activation)
-    return linear(rounding(hidden), down, down_bias)
+        hidden *= activate(linear(x, gate, gate_bias, rounding), activation)
+    return linear(rounding(hidden), down, down_bias, rounding)

@@ -1,7 +1,7 @@
 """Branches of a block and the whole model, by the formulas, some rows at a time.
 
-`rounding` makes an emulation of a run out of the oracle: exact but for what is rounded to a dtype,
-at the places where every run does it.
+`rounding` makes an emulation of a run out of the oracle: exact but for what is rounded to a dtype
+and summed in float32, at the places where every run does it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def attention_branch(
         normed = rounding(block_norm(layer, x[here], weight, "attention_norm"))
         positions = np.arange(here.start, here.stop)
         k[here] = _turned(layer, normed, weight, "k", positions, rounding)
-        v[here] = rounding(_projected(layer, normed, weight, "v"))
+        v[here] = rounding(_projected(layer, normed, weight, "v", rounding))
     out = np.empty((len(query_rows), spec.d_model))
     bias = weight("attention.out_bias") if layer.attention_bias else None
     for here in row_blocks(len(query_rows), width):
@@ -88,15 +88,16 @@ def attention_branch(
             rounding=rounding,
         )
         o = rounding(o.reshape(len(rows), -1))
-        out[here] = rounding(linear(o, weight("attention.out"), bias))
+        out[here] = rounding(linear(o, weight("attention.out"), bias, rounding))
     return out
 
 
-def _projected(layer: LayerSpec, normed: F64, weight: Weight, name: str) -> F64:
+def _projected(layer: LayerSpec, normed: F64, weight: Weight, name: str, rounding: Rounding) -> F64:
     """Return q, k or v of rows `[rows, d_model]` as `[rows, heads, dim]`."""
     heads = layer.heads if name == "q" else layer.n_kv_heads
     bias = weight(f"attention.{name}_bias") if layer.attention_bias else None
-    return linear(normed, weight(f"attention.{name}"), bias).reshape(len(normed), heads, -1)
+    y = linear(normed, weight(f"attention.{name}"), bias, rounding)
+    return y.reshape(len(normed), heads, -1)
 
 
 def _turned(
@@ -108,7 +109,7 @@ def _turned(
     rounding: Rounding,
 ) -> F64:
     """Return q or k after its norm and RoPE."""
-    x = rounding(_projected(layer, normed, weight, name))
+    x = rounding(_projected(layer, normed, weight, name, rounding))
     if layer.qk_norm:
         x = rounding(norm(x, weight(f"attention.{name}_norm"), None, layer.norm_eps, "rms"))
     if layer.rope is not None:
@@ -170,7 +171,7 @@ def gate_logits(
     logits, sensitivity = np.empty((len(x), layer.experts)), np.empty(len(x))
     for here in row_blocks(len(x), widest(layer, x.shape[1])):
         normed = rounding(block_norm(layer, x[here], weight, "mlp_norm"))
-        logits[here] = linear(normed, router, bias)
+        logits[here] = linear(normed, router, bias, rounding)
         sensitivity[here] = np.sqrt((normed**2).sum(axis=1) * (router**2).mean())
     return logits, sensitivity
 
@@ -301,7 +302,8 @@ def forward(
 def logits(spec: ModelSpec, weight: Weight, rows: F64, rounding: Rounding = exactly) -> F64:
     """Return the final norm and the head of some rows of the residual stream."""
     normed = block_norm(spec.blocks[-1], rows.reshape(-1, spec.d_model), weight, "final_norm")
-    return linear(rounding(normed), weight("embedding" if spec.tied_head else "head"))
+    head = weight("embedding" if spec.tied_head else "head")
+    return linear(rounding(normed), head, None, rounding)
 
 
 def _in_block(weight: Weight, index: int, name: str) -> F64:

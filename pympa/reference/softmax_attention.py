@@ -42,7 +42,7 @@ def attention(
         causal: hide keys after the query.
         window: hide keys `window` or more positions away; None hides none.
         softcap: cap on scores; None means none.
-        rounding: of the weights, before their sum is taken.
+        rounding: of the weights, before their sum is taken, and of sums.
 
     Returns:
         o `[rows, heads, dv]` and lse `[rows, heads]`; a row that sees no key gives 0 and -inf.
@@ -64,7 +64,7 @@ def attention(
         if not sees.any():
             continue
         for head, kv_head in enumerate(kv_head_of_q):
-            scores = q[rows, head] @ k[keys, kv_head].T
+            scores = rounding.product(q[rows, head], k[keys, kv_head].T)
             scores *= scale
             if softcap is not None:
                 scores /= softcap
@@ -77,17 +77,17 @@ def attention(
             scores = rounding(np.exp(scores, out=scores))
             total = scores.sum(axis=1, keepdims=True)
             total[~sees] = 1.0
-            o[rows, head] = _weighed(scores, v[keys, kv_head], hidden) / total
+            o[rows, head] = _weighed(scores, v[keys, kv_head], hidden, rounding) / total
             lse[rows, head] = np.where(sees, (top + np.log(total))[:, 0], -np.inf)
     return o, lse
 
 
-def _weighed(weights: F64, values: F64, hidden: NDArray[np.bool_]) -> F64:
+def _weighed(weights: F64, values: F64, hidden: NDArray[np.bool_], rounding: Rounding) -> F64:
     """Return weights @ values, where a hidden value is none at all: 0 times infinity is no 0."""
     broken = ~np.isfinite(values)
     if not broken.any():
-        return weights @ values
-    found = weights @ np.where(broken, 0.0, values)
+        return rounding.product(weights, values)
+    found = rounding.product(weights, np.where(broken, 0.0, values))
     for key in np.flatnonzero(broken.any(axis=1)):
         sees = ~hidden[:, key]
         found[sees] += weights[sees, key, None] * np.where(broken[key], values[key], 0.0)

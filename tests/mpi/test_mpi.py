@@ -197,13 +197,27 @@ F32 = np.ones((2, 1, 16), np.float32)
         ({"softcap": 1e-50}, "softcap: expected a number from 1.18e-38 to .*; got 1e-50"),
         ({"softcap": 0}, "softcap: expected a number from 1.18e-38 to .*; got 0"),
         ({"causal": 2}, "causal: expected True or False; got 2"),
-        ({"lengths": [2.0]}, "lengths: expected whole numbers of at least 0"),
+        ({"scale": 10**400}, "scale: expected a number that float32 holds, or None; got 1000"),
+        ({"lengths": [2.0]}, "lengths: expected a list of whole numbers of at least 0"),
+        ({"lengths": 2}, "lengths: expected a list of whole numbers of at least 0; got 2"),
         ({"lengths": [3]}, "expected 3 rows on rank 0; got 2"),
     ],
 )
 def test_ring_attention_refuses_arguments(given, says):
     with Session("tp=1", comm=MPI.COMM_SELF) as session, pytest.raises(ValueError, match=says):
         session.ring_attention(**{"q": F32, "k": F32, "v": F32, "lengths": [2], **given})
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2e-3), ("float16", 2.5e-4)])
+def test_how_good_lse_is_in_16_bits(dtype, bound):
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((256, 4, 64)).astype(DTYPES[dtype]) for _ in range(3))
+    with Session("tp=1", comm=MPI.COMM_SELF) as session:
+        _, lse = session.ring_attention(q, k, v, lengths=[256])
+    hidden = np.triu(np.full((256, 256), -np.inf), 1)
+    scores = np.einsum("ihd,jhd->hij", q.astype(float), k.astype(float)) / 8.0 + hidden
+    expected = np.log(np.exp(scores).sum(-1)).T
+    assert bound / 10 < abs(lse - expected).max() < bound
 
 
 def test_ring_attention_takes_any_order_of_memory():
