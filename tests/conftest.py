@@ -21,6 +21,10 @@ import pytest
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
+# A shell starts what it puts in the background with Ctrl-C ignored, and jobs of such a suite would
+# inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 SHM = Path("/dev/shm")
 # Every process that this suite starts has it in its environment, whoever its parent is.
