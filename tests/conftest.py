@@ -131,8 +131,13 @@ def nothing_left() -> Iterator[None]:
     before = shared_files()
     foreign: set[Path] = set()
     ended = threading.Event()
-    watch = threading.Thread(target=note_foreign, args=(before, foreign, ended))
-    watch.start()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            note_foreign(shared_files() - before, foreign)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
         yield
         deadline = time.monotonic() + 5
@@ -140,9 +145,14 @@ def nothing_left() -> Iterator[None]:
             time.sleep(0.1)
     finally:
         ended.set()
-        watch.join()
+        watcher.join()
     assert not rank_processes()
-    assert not shared_files() - before - foreign
+    left, deadline = shared_files() - before - foreign, time.monotonic() + 2
+    while left and time.monotonic() < deadline:  # another job may have made one just now
+        time.sleep(0.02)
+        note_foreign(left, foreign)
+        left &= shared_files() - foreign
+    assert not left
 
 
 def shared_files() -> set[Path]:
@@ -155,21 +165,15 @@ def shared_files() -> set[Path]:
     return found
 
 
-def note_foreign(before: set[Path], foreign: set[Path], ended: threading.Event) -> None:
-    """Note new files in /dev/shm that other jobs on this machine have mapped, while they have.
+def note_foreign(new: set[Path], foreign: set[Path]) -> None:
+    """Note which files in /dev/shm other jobs on this machine have mapped.
 
     Whoever is killed may leave some, and then nothing tells any more whose they were.
     """
-    ours: set[Path] = set()
-    while True:
-        last = ended.is_set()
-        for path in shared_files() - before - foreign - ours:
-            owners = [is_of_this_suite(process) for process in processes_with(path)]
-            if owners:
-                (ours if any(owners) else foreign).add(path)
-        if last:
-            return
-        ended.wait(0.02)
+    for path in new - foreign:
+        owners = [is_of_this_suite(process) for process in processes_with(path)]
+        if owners and not any(owners):
+            foreign.add(path)
 
 
 def processes_with(path: Path) -> list[Path]:
