@@ -149,10 +149,13 @@ def missing(path: str) -> str | None:
     return None
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, held: ExitStack) -> list[int]:
+    """Return ports that no other suite on this machine takes until `held` is closed."""
     found = []
     for port in range(FIRST_PORT, FIRST_PORT + 1000):
-        with socket.socket() as probe, suppress(OSError):
+        with suppress(OSError), socket.socket() as probe:
+            claim = held.enter_context(socket.socket(socket.AF_UNIX))
+            claim.bind(f"\0pympa-tests-port-{port}")
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             found.append(port)
@@ -197,7 +200,7 @@ def slurm() -> Iterator[Cluster]:
             CONFIGURATION.format(
                 host=host,
                 home=home,
-                ports=free_ports(3),
+                ports=free_ports(3, daemons),
                 first_job=random.randrange(1, 60_000_000),
                 what_nodes_have=NODE,
             )
