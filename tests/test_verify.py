@@ -1,5 +1,7 @@
 """The contract itself: what passes, what fails, and the check by samples."""
 
+from importlib import resources
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from pympa.layout import Layout, Range
 from pympa.mesh import Plan, parse_plan
 from pympa.model import Model
 from pympa.reference import RoundingTo
-from pympa.spec import DTYPES, LayerSpec, ModelSpec
+from pympa.spec import DTYPES, LayerSpec, ModelSpec, Rope
 from pympa.transport import WORLD, Transport
 from pympa.transport.local import LocalWorld
 from pympa.verify import compare, compare_sampled
@@ -68,28 +70,30 @@ def test_right_runs_of_few_rows_pass(width, layers, lengths, plan, dtype):
     assert verdict.passed, [str(error) for error in verdict.failed]
 
 
-def norms(dim, *, experts=0, **options):
-    """Return a layer whose errors come from one score or one number, and choices by it."""
-    routed = {"experts": experts, "top_k": 2} if experts else {}
-    return LayerSpec(head_dim=dim, norm="layer", **routed, **options)
-
-
-# Pathological models that a generator of odd ones found, with a plan each that was refused.
+# Odd models on the packaged text, with a plan each that a single draw of rounding refused.
 ODDITIES = {
     "sums of float32": (
-        64, (norms(66, repeat=2, heads=1, v_head_dim=2, mlp_hidden=64, qk_norm=True, gated=True,
-                   activation="silu"),), (3,), "float32", "tp=1",
+        64, (LayerSpec(repeat=2, heads=1, head_dim=66, v_head_dim=2, mlp_hidden=64, norm="layer",
+                       qk_norm=True, gated=True, activation="silu"),), (3,), "float32", "tp=1",
     ),
     "routing": (
-        6, (norms(32, repeat=5, heads=4, kv_heads=1, v_head_dim=16, mlp_hidden=100, experts=8,
-                  attention_bias=True, activation="silu", renormalize=False, capacity_factor=2.0,
-                  capacity_group=2, shared_experts=2),), (8, 5, 1, 13, 8), "bfloat16", "tp=2",
+        6, (LayerSpec(repeat=5, heads=4, kv_heads=1, head_dim=32, v_head_dim=16, mlp_hidden=100,
+                      norm="layer", attention_bias=True, activation="silu", experts=8, top_k=2,
+                      renormalize=False, capacity_factor=2.0, capacity_group=2,
+                      shared_experts=2),), (8, 5, 1, 13, 8), "bfloat16", "tp=2",
     ),
     "a norm of two numbers": (
         128, (
-            norms(10, heads=1, mlp_hidden=100, qk_norm=True, experts=5),
-            norms(2, heads=2, v_head_dim=1, mlp_hidden=100, experts=4),
-            norms(2, repeat=5, heads=1, mlp_hidden=8, qk_norm=True, attention_bias=True, experts=2),
+            LayerSpec(heads=1, head_dim=10, mlp_hidden=100, qk_norm=True, norm="layer", experts=5,
+                      activation="gelu",
+                      rope=Rope(theta=100.0, scaling_factor=0.5), top_k=5, capacity_factor=2.0,
+                      capacity_group=1, shared_experts=2, router_skew=1.0),
+            LayerSpec(heads=2, kv_heads=1, head_dim=2, v_head_dim=1, mlp_hidden=100, norm="layer",
+                      rope=Rope(theta=1e6), experts=4, top_k=4, capacity_factor=0.3,
+                      capacity_group=2, shared_experts=2),
+            LayerSpec(repeat=5, heads=1, head_dim=2, mlp_hidden=8, qk_norm=True, experts=2, top_k=2,
+                      rope=Rope(theta=1e6, scaling_factor=4.0), attention_bias=True,
+                      activation="silu", capacity_factor=1.25, capacity_group=16),
         ), (2, 64, 100, 8, 8), "float16", "tp=1",
     ),
     "seventy layers": (
@@ -102,8 +106,13 @@ ODDITIES = {
 }  # fmt: skip
 
 
+def packaged_text():
+    return (resources.files("pympa") / "experiments" / "input.txt").read_bytes()
+
+
 @pytest.mark.parametrize("name", ODDITIES)
-def test_right_runs_of_odd_models_pass(name):
+def test_right_runs_of_odd_models_pass(name, monkeypatch):
+    monkeypatch.setattr(worlds, "TEXT", packaged_text())
     width, layers, lengths, dtype, plan = ODDITIES[name]
     spec = ModelSpec(d_model=width, vocabulary=256, layers=layers)
     outputs, _ = worlds.run_local(spec, parse_plan(plan), lengths, dtype)
@@ -112,7 +121,7 @@ def test_right_runs_of_odd_models_pass(name):
 
 
 def test_draws_of_rounding_differ_and_are_alike():
-    """They are errors of the same size, of which no two are the same."""
+    """Their errors have the same size and are independent."""
     spec, lengths, kind = worlds.ODD, (300, 200), DTYPES["bfloat16"]
     run = worlds.one_rank(spec, lengths, "bfloat16")
     truth, emulated = (
