@@ -130,7 +130,7 @@ def oracle(
         source: of the weights.
         ids: token ids of each sequence.
         routing: the run's choices of experts, from `routing_of`; None means the oracle's own.
-        rounding: see `pympa.reference`; makes an emulation of a run out of the oracle.
+        rounding: what is rounded, and how; none in the oracle, as a run's dtype in an emulation.
     """
     if routing is not None and not all(
         _is_choice(routing[f"layers.{i}.{ROUTING}"], layer.experts)
@@ -343,7 +343,7 @@ def routing_error(
         most, in the units of `tolerance`, as norm and worst row, and that limit; infinite if a row
         does not name different experts in ascending order.
     """
-    worst, broken = 0.0, []
+    worst, broken, source = 0.0, [], "the tolerance"
     if not _is_choice(chosen, logits.shape[1]):
         worst = math.inf
     elif len(chosen):
@@ -354,7 +354,9 @@ def routing_error(
         if rounding is not None:
             limits = np.maximum(limits, rounding.deviations(logits.shape[1]))
         row = int(np.argmax(found / limits))
+        if limits[row] > tolerance:
+            source = "what rounding alone does"
         worst, tolerance = max(float(found[row]), 0.0), float(limits[row])
     if not worst <= tolerance:
-        broken.append(f"choices of experts off by {worst:.2e}, over {tolerance:.2e}, the tolerance")
+        broken.append(f"choices of experts off by {worst:.2e}, over {tolerance:.2e}, {source}")
     return BranchError(name, worst, worst, tolerance, tuple(broken))

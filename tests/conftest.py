@@ -21,8 +21,8 @@ import pytest
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
-# A shell starts what it puts in the background with Ctrl-C ignored, and jobs of such a suite would
-# inherit that.
+# A shell starts a program in the background with Ctrl-C ignored, and its children inherit that.
+# Here Ctrl-C has its usual effect again, for the tests that send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent

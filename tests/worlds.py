@@ -147,7 +147,7 @@ def truth(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -
 
 
 def emulated(spec: ModelSpec, run: Outputs, lengths: tuple[int, ...], dtype: str) -> Any:
-    """Return what gives the oracle with rounding, and with a run's choices of experts."""
+    """Return a function: a rounding -> the oracle with it, and with a run's choices of experts."""
     ids = batch(lengths, spec.vocabulary)
     return partial(oracle, spec, DTYPES[dtype], PhiloxSource(), ids, routing_of(run))
 

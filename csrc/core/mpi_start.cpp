@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <csignal>
-#include <cstdio>
 #include <fstream>
 #include <string>
 
@@ -35,7 +33,7 @@ void tell(const std::string& text) {
 
 // A launcher ends all tasks if one ends by a signal; by a status alone it may wait on for them.
 [[noreturn]] void end() {
-  std::signal(SIGTERM, SIG_DFL);
+  signal(SIGTERM, SIG_DFL);
   sigset_t only;
   sigemptyset(&only);
   sigaddset(&only, SIGTERM);

@@ -123,7 +123,7 @@ class Truth:
         return self._oracles[key]
 
     def _emulated(self, run: Outputs) -> Callable[[Rounding], Mapping[str, NDArray[np.float64]]]:
-        """Return what gives the oracle with rounding, and with the run's choices."""
+        """Return a function: a rounding -> the oracle with it, and with the run's choices."""
         job, routing = self._job, routing_of(run)
         return functools.partial(oracle, job.size.model, job.dtype, job.source, job.ids, routing)
 
