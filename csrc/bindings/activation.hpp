@@ -1,4 +1,4 @@
-// Activations by the names that Python gives them.
+// Activation functions by their names in Python.
 #pragma once
 
 #include <string>

@@ -30,9 +30,10 @@ DType dtype_of(const char* op, const char* name, const py::dtype& dtype) {
   fail(op, name, "dtype float32, float16, bfloat16, int32, int64 or uint8", py::str(dtype));
 }
 
-// Fills in what is alike for all kinds of arrays, whose strides are in bytes. Where an axis has one
-// element its stride may be anything (x[None] has 0); one that is too small for what lies behind an
-// index becomes just enough. A larger one tells how the array is aligned that this is a part of.
+// Fills in the fields that are the same for all kinds of arrays; strides are in bytes. If an axis
+// has one element, its stride may have any value (x[None] has 0). A stride that is too small for
+// the memory of one index is set to that size. A larger one shows the alignment of the parent
+// array.
 TensorView strided_view(const char* op, const char* name, void* data, const py::dtype& dtype,
                         std::size_t rank, const py::ssize_t* shape, const py::ssize_t* bytes) {
   TensorView view;

@@ -1,4 +1,5 @@
-// Arrays as TensorViews: the only files that know NumPy, CuPy, ml_dtypes and pybind11 arrays.
+// Conversion of arrays to TensorViews: the only files that use NumPy, CuPy, ml_dtypes and pybind11
+// arrays.
 #pragma once
 
 #include <pybind11/numpy.h>

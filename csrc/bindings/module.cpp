@@ -1,6 +1,6 @@
 #include "bindings/register.hpp"
 
-// Compiled once for each module: _core with the CPU's kernels, _cuda with the GPU's.
+// Compiled once for each module: _core with the CPU kernels, _cuda with the GPU kernels.
 PYBIND11_MODULE(PYMPA_MODULE, module) {
   module.doc() = "Kernels of pympa; pympa/_core.pyi documents each function.";
   using namespace pympa::bindings;

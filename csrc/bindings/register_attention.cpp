@@ -108,15 +108,17 @@ void register_attention(py::module_& module) {
       },
       py::arg("head_dim"), py::arg("v_head_dim"), py::arg("dtype"), py::arg("on"));
   module.def(
-      "decode_workspace_bytes",
-      [](std::int64_t v_head_dim, std::int64_t heads, const py::array& q_ranges,
-         const py::array& k_ranges, const Execution& on) {
-        const char* op = "decode_workspace_bytes";
-        return decode_workspace_bytes(v_head_dim, heads, host_input(op, "q_ranges", q_ranges),
-                                      host_input(op, "k_ranges", k_ranges), on);
+      "range_workspace_bytes",
+      [](std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim, std::int64_t v_head_dim,
+         const std::string& dtype, const py::array& q_ranges, const py::array& k_ranges,
+         bool decode, const Execution& on) {
+        const char* op = "range_workspace_bytes";
+        return range_workspace_bytes(
+            heads, kv_heads, head_dim, v_head_dim, parse_float_dtype(op, dtype),
+            host_input(op, "q_ranges", q_ranges), host_input(op, "k_ranges", k_ranges), decode, on);
       },
-      py::arg("v_head_dim"), py::arg("heads"), py::arg("q_ranges"), py::arg("k_ranges"),
-      py::arg("on"));
+      py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("v_head_dim"),
+      py::arg("dtype"), py::arg("q_ranges"), py::arg("k_ranges"), py::arg("decode"), py::arg("on"));
   module.def("attend_block", &bind_attend_block, py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("q_ranges"), py::arg("k_ranges"), py::arg("row_max"), py::arg("row_sum"),
              py::arg("out"), py::arg("kv_head_of_q"), py::arg("scale"), py::arg("causal"),

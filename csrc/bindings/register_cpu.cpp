@@ -1,4 +1,4 @@
-// What only the CPU's module has: an MLP in one pass, and peaks to hold kernels against.
+// Functions of the CPU module alone: an MLP in one pass, and the measurement of peaks.
 #include "bindings/activation.hpp"
 #include "bindings/array.hpp"
 #include "bindings/register.hpp"

@@ -1,4 +1,4 @@
-// What only the GPU's modules have: copies, and the library behind products.
+// Functions of the GPU modules alone: copies, and loading the library of matrix products.
 #include "bindings/array.hpp"
 #include "bindings/register.hpp"
 #include "cuda/gemm.hpp"

@@ -17,14 +17,14 @@ std::int64_t bind_select_experts(const Array& logits, const Array& experts, cons
 }
 
 void bind_sort_rows(const Array& experts, const py::array& counts, const Array& sources,
-                    const Array& places, const Execution& on) {
+                    const Array& inverse, const Execution& on) {
   const char* op = "sort_rows";
   const TensorView experts_view = input(op, "experts", experts);
   const TensorView counts_view = host_output(op, "counts", counts);
   const TensorView sources_view = output(op, "sources", sources);
-  const TensorView places_view = output(op, "places", places);
+  const TensorView inverse_view = output(op, "inverse", inverse);
   py::gil_scoped_release release;
-  sort_rows(experts_view, counts_view, sources_view, places_view, on);
+  sort_rows(experts_view, counts_view, sources_view, inverse_view, on);
 }
 
 void bind_count_experts(const Array& experts, const py::array& segment_rows,
@@ -48,16 +48,16 @@ void bind_drop_overflow(const Array& experts, const py::array& segment_rows, con
   drop_overflow(experts_view, segment_rows_view, used_view, capacity_view, on);
 }
 
-void bind_combine_rows(const Array& rows, const Array& places, const Array& weights,
+void bind_combine_rows(const Array& rows, const Array& inverse, const Array& weights,
                        const Optional& base, const Array& out, const Execution& on) {
   const char* op = "combine_rows";
   const TensorView rows_view = input(op, "rows", rows);
-  const TensorView places_view = input(op, "places", places);
+  const TensorView inverse_view = input(op, "inverse", inverse);
   const TensorView weights_view = input(op, "weights", weights);
   const OptionalView base_view(op, "base", base);
   const TensorView out_view = output(op, "out", out);
   py::gil_scoped_release release;
-  combine_rows(rows_view, places_view, weights_view, base_view.get(), out_view, on);
+  combine_rows(rows_view, inverse_view, weights_view, base_view.get(), out_view, on);
 }
 
 }  // namespace
@@ -66,12 +66,12 @@ void register_experts(py::module_& module) {
   module.def("select_experts", &bind_select_experts, py::arg("logits"), py::arg("experts"),
              py::arg("weights"), py::arg("renormalize"), py::arg("on"));
   module.def("sort_rows", &bind_sort_rows, py::arg("experts"), py::arg("counts"),
-             py::arg("sources"), py::arg("places"), py::arg("on"));
+             py::arg("sources"), py::arg("inverse"), py::arg("on"));
   module.def("count_experts", &bind_count_experts, py::arg("experts"), py::arg("segment_rows"),
              py::arg("counts"), py::arg("on"));
   module.def("drop_overflow", &bind_drop_overflow, py::arg("experts"), py::arg("segment_rows"),
              py::arg("used"), py::arg("capacity"), py::arg("on"));
-  module.def("combine_rows", &bind_combine_rows, py::arg("rows"), py::arg("places"),
+  module.def("combine_rows", &bind_combine_rows, py::arg("rows"), py::arg("inverse"),
              py::arg("weights"), py::arg("base").none(true), py::arg("out"), py::arg("on"));
 }
 

@@ -1,4 +1,5 @@
-// Argument checks. Each failure says which op, which argument, what was expected and what came.
+// Argument checks. Each failure names the op and the argument, what was expected and what was
+// given.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,7 @@ bool runs_here(Isa isa) {
 #if defined(PYMPA_CUDA_KERNELS)
   return isa == Isa::kCuda;
 #elif defined(__x86_64__)
-  // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
+  // __builtin_cpu_supports also checks that the operating system saves the wide registers.
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");

@@ -1,8 +1,9 @@
-// Dispatch to instruction sets and devices. Every CPU kernel file is compiled once for each ISA
-// into its own namespace and exports one constant table of function pointers; an op picks the table
-// of the Isa it is given. The Isa is always an argument: all ranks of a job agree on one, so that
-// results agree bit for bit. With PYMPA_CUDA_KERNELS the same ops make a module of their own whose
-// only tables are those of the CUDA kernels.
+// Dispatch to instruction sets and devices. Every CPU kernel file is compiled once for each ISA,
+// into its own namespace, and exports one constant table of function pointers; an op uses the table
+// of the Isa that it is given. The Isa is always an argument: all ranks of a job agree on one, so
+// that results have the same bits. Code that would be the same for two ISAs exists once. With
+// PYMPA_CUDA_KERNELS the same ops form a separate module whose only tables are those of the CUDA
+// kernels.
 #pragma once
 
 #include <string>
@@ -25,6 +26,12 @@ std::vector<std::string> supported_isas();
 // Throws std::invalid_argument naming the supported ones if `name` is unknown or not supported.
 Isa parse_isa(const char* op, const std::string& name);
 
+// Whose kernels multiply elements of `dtype`. All that avx512_bf16 adds to avx512 are products of
+// bfloat16, so for other dtypes the two have the same kernels, and one compilation of them.
+constexpr Isa isa_for(DType dtype, Isa isa) {
+  return isa == Isa::kAvx512Bf16 && dtype != DType::kBFloat16 ? Isa::kAvx512 : isa;
+}
+
 #if defined(PYMPA_CUDA_KERNELS)
 
 // Kernels run later and in another memory: an op checks shapes and host arrays, not the values of
@@ -35,6 +42,8 @@ constexpr bool kReadsKernelArrays = false;
   namespace cuda {                         \
   extern const Table name;                 \
   }
+
+#define PYMPA_DECLARE_FLOAT_KERNELS PYMPA_DECLARE_KERNELS
 
 #define PYMPA_SELECT_KERNELS(isa, name) (static_cast<void>(isa), ::pympa::cuda::name)
 
@@ -56,6 +65,21 @@ constexpr bool kReadsKernelArrays = true;
   extern const Table name;                 \
   }
 
+// Kernels that compute in float32 alone: those of avx512 are avx512_bf16's as well.
+#define PYMPA_DECLARE_FLOAT_KERNELS(Table, name) \
+  namespace avx512 {                             \
+  extern const Table name;                       \
+  }                                              \
+  namespace avx512_bf16 {                        \
+  using avx512::name;                            \
+  }                                              \
+  namespace avx2 {                               \
+  extern const Table name;                       \
+  }                                              \
+  namespace portable {                           \
+  extern const Table name;                       \
+  }
+
 #define PYMPA_SELECT_KERNELS(isa, name)                            \
   ((isa) == ::pympa::Isa::kAvx512Bf16 ? ::pympa::avx512_bf16::name \
    : (isa) == ::pympa::Isa::kAvx512   ? ::pympa::avx512::name      \
@@ -70,6 +94,8 @@ constexpr bool kReadsKernelArrays = true;
   namespace portable {                     \
   extern const Table name;                 \
   }
+
+#define PYMPA_DECLARE_FLOAT_KERNELS PYMPA_DECLARE_KERNELS
 
 #define PYMPA_SELECT_KERNELS(isa, name) (static_cast<void>(isa), ::pympa::portable::name)
 

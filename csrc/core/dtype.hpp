@@ -1,5 +1,5 @@
-// Element types and instruction-set names: plain enums, shared by checks, bindings and kernels.
-// Nothing here has code, so a kernel file compiled for one ISA can include it safely.
+// Element types and names of instruction sets: plain enums for checks, bindings and kernels. There
+// is no code here, so a kernel file that is compiled for one ISA can include it safely.
 #pragma once
 
 namespace pympa {

@@ -31,7 +31,7 @@ void tell(const std::string& text) {
   std::this_thread::sleep_for(std::chrono::duration<double>(kForwardSeconds));
 }
 
-// A launcher ends all tasks if one ends by a signal; by a status alone it may wait on for them.
+// A launcher ends all tasks if one ends by a signal; after a non-zero status it may wait for them.
 [[noreturn]] void end() {
   signal(SIGTERM, SIG_DFL);
   sigset_t only;

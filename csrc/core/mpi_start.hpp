@@ -1,6 +1,5 @@
-// Watches over a process while MPI starts. MPI_Init waits for every rank and holds Python's
-// interpreter meanwhile, so only a thread of C++ can end a rank that waits for one that never
-// comes.
+// Watches a process while MPI starts. MPI_Init waits for every rank and holds Python's interpreter
+// lock meanwhile, so only a C++ thread can end a rank that waits for a rank that never starts.
 #pragma once
 
 #include <condition_variable>

@@ -1,4 +1,4 @@
-// A non-owning view of an array: what every public op takes.
+// A non-owning view of an array, the argument type of every public op.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// Loads and stores between float32 lanes and the three storage types, whole or partial vectors.
-// Stores round to nearest, ties to even; NaN stays NaN.
+// Loads and stores between float32 lanes and the three storage types, for whole and partial
+// vectors. Stores round to nearest, ties to even; NaN stays NaN.
 #pragma once
 
 #include "cpu/simd.hpp"
@@ -198,16 +198,15 @@ class SpecialValues {
   VBits carries_{};
 };
 
-// Calls body.template operator()<T>() with the storage type of a float dtype.
+// Calls body.template operator()<T>() with the storage type of a float dtype; one for which this
+// ISA has kernels of its own (`isa_for`).
 template <class Body>
-PYMPA_INLINE void with_type(DType dtype, Body&& body) {
-  if (dtype == DType::kFloat32) {
-    body.template operator()<float>();
-  } else if (dtype == DType::kFloat16) {
-    body.template operator()<Half>();
-  } else {
-    body.template operator()<BFloat>();
-  }
+PYMPA_INLINE void with_type([[maybe_unused]] DType dtype, Body&& body) {
+#if PYMPA_ISA_LEVEL != 3
+  if (dtype == DType::kFloat32) return body.template operator()<float>();
+  if (dtype == DType::kFloat16) return body.template operator()<Half>();
+#endif
+  body.template operator()<BFloat>();
 }
 
 }  // namespace pympa::PYMPA_ISA

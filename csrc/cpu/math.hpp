@@ -1,7 +1,7 @@
 // Elementary functions on float32 lanes, accurate to a few units in the last place.
 //
-// Polynomials are weighted least-maximum fits made for this file (relative errors: exp 3e-9,
-// tanh 4e-9, scaled erfc 3e-8, before rounding). NaN in gives NaN out: every clamp keeps it.
+// The polynomials are weighted minimax fits made for this file (relative errors: exp 3e-9, tanh
+// 4e-9, scaled erfc 3e-8, before rounding). A NaN input gives a NaN output: no clamp removes it.
 #pragma once
 
 #include "cpu/simd.hpp"

@@ -1,5 +1,5 @@
-// Operands of the tile product, packed: rows for A, panels of kPanel columns for B. Everything a
-// tile may read beyond the data is zero, so that padding never changes a sum.
+// Packed operands of the tile product: rows for A, panels of kPanel columns for B. All elements
+// that a tile may read beyond the data are zero, so padding never changes a sum.
 #pragma once
 
 #include "cpu/transpose.hpp"

@@ -1,6 +1,6 @@
-// Work over threads. Items are independent and each is computed alike on any thread, and a team's
-// members wait for each other where one needs what another made, so the thread count never changes
-// a result.
+// Work items on threads. Items are independent, and each gives the same result on any thread.
+// Threads of a team wait for each other where one needs the result of another. So the number of
+// threads never changes a result.
 #pragma once
 
 #include <omp.h>

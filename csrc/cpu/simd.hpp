@@ -1,9 +1,9 @@
 // Vectors of W float32 lanes for the ISA a file is compiled for (PYMPA_ISA, PYMPA_ISA_LEVEL).
 //
-// GCC vector extensions carry most of the code; intrinsics appear only where the compiler cannot
-// be trusted with the instruction. Everything lives in the ISA's namespace and nothing from the
-// C++ standard library is used: an inline function shared by name between two ISAs would be merged
-// by the linker, and AVX-512 code could reach a CPU without it.
+// GCC vector extensions are used for most of the code, and intrinsics only where the compiler does
+// not reliably choose the instruction. Everything is in the ISA's namespace, and nothing from the
+// C++ standard library is used: the linker would merge inline functions with the same name in two
+// ISAs, and AVX-512 code could run on a CPU without it.
 #pragma once
 
 #include <stddef.h>

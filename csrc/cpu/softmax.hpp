@@ -1,5 +1,5 @@
 // One row of one key tile: scaled scores become probabilities, and the row's running maximum and
-// sum move on (the online softmax of Milakov & Gimelshein, 2018; tiled as in FlashAttention,
+// sum are updated (the online softmax of Milakov & Gimelshein, 2018; tiled as in FlashAttention,
 // Dao et al., 2022).
 #pragma once
 

@@ -1,7 +1,6 @@
-// Products of few rows with B straight from memory, which gives each line of it once, in its own
-// order, and is asked for lines well before they are needed. The sums are those of a tile, in
-// instalments: a float32 C in cache carries them from one piece of B to the next, so the bits are
-// the same.
+// Products of few rows with B read directly from memory: each line once, in memory order, and
+// prefetched. Sums have the same order as in a tile, but are computed in parts: a float32 C in the
+// cache carries them from one piece of B to the next, so the bits are the same.
 #pragma once
 
 #include "cpu/pack.hpp"

@@ -1,9 +1,9 @@
-// The one matrix product of this package: linear layers and both products of attention.
+// The only matrix product of this package, for linear layers and both products of attention.
 //
 //   A rows [mr, groups] (row stride in groups) x B panel [groups, kPanel] -> C [mr, nv * W]
 //
-// A group is one float32, or a pair of bfloat16 for vdpbf16ps. Each C element is one zero-started
-// sum over the groups in ascending order, whatever mr and nv: tails change speed, never bits.
+// A group is one float32, or a pair of bfloat16 for vdpbf16ps. Each C element is one sum, started
+// at zero, over the groups in ascending order, for any mr and nv: tails change speed, never bits.
 #pragma once
 
 #include "cpu/convert.hpp"
@@ -60,10 +60,10 @@ struct MathOf<BFloat> {
 };
 #endif
 
-// finish(row, vector, sums) receives the C tile from registers.
-template <class Math, int kRows, int kVectors, class Finish>
+// consume(row, vector, sums) receives the C tile from registers.
+template <class Math, int kRows, int kVectors, class Consume>
 PYMPA_INLINE void tile(const typename Math::Group* a, int64_t a_stride,
-                       const typename Math::Stored* b, int64_t groups, Finish&& finish) {
+                       const typename Math::Stored* b, int64_t groups, Consume&& consume) {
   V c[kRows][kVectors] = {};
   for (int64_t group = 0; group < groups; ++group) {
     typename Math::Lanes b_lanes[kVectors];
@@ -79,38 +79,38 @@ PYMPA_INLINE void tile(const typename Math::Group* a, int64_t a_stride,
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) finish(row, v, c[row][v]);
+    for (int v = 0; v < kVectors; ++v) consume(row, v, c[row][v]);
   }
 }
 
-template <class Math, int kRows, class Finish>
+template <class Math, int kRows, class Consume>
 PYMPA_INLINE void tile_of_rows(int vectors, const typename Math::Group* a, int64_t a_stride,
-                               const typename Math::Stored* b, int64_t groups, Finish&& finish) {
+                               const typename Math::Stored* b, int64_t groups, Consume&& consume) {
   if constexpr (kPanelVectors == 4) {
-    if (vectors == 4) return tile<Math, kRows, 4>(a, a_stride, b, groups, finish);
-    if (vectors == 3) return tile<Math, kRows, 3>(a, a_stride, b, groups, finish);
+    if (vectors == 4) return tile<Math, kRows, 4>(a, a_stride, b, groups, consume);
+    if (vectors == 3) return tile<Math, kRows, 3>(a, a_stride, b, groups, consume);
   }
-  if (vectors == 2) return tile<Math, kRows, 2>(a, a_stride, b, groups, finish);
-  return tile<Math, kRows, 1>(a, a_stride, b, groups, finish);
+  if (vectors == 2) return tile<Math, kRows, 2>(a, a_stride, b, groups, consume);
+  return tile<Math, kRows, 1>(a, a_stride, b, groups, consume);
 }
 
 // C tile of `rows` <= kStrip and `vectors` <= kPanelVectors.
-template <class Math, class Finish>
+template <class Math, class Consume>
 PYMPA_INLINE void any_tile(int rows, int vectors, const typename Math::Group* a, int64_t a_stride,
-                           const typename Math::Stored* b, int64_t groups, Finish&& finish) {
+                           const typename Math::Stored* b, int64_t groups, Consume&& consume) {
   switch (rows) {
     case 1:
-      return tile_of_rows<Math, 1>(vectors, a, a_stride, b, groups, finish);
+      return tile_of_rows<Math, 1>(vectors, a, a_stride, b, groups, consume);
     case 2:
-      return tile_of_rows<Math, 2>(vectors, a, a_stride, b, groups, finish);
+      return tile_of_rows<Math, 2>(vectors, a, a_stride, b, groups, consume);
     case 3:
-      return tile_of_rows<Math, 3>(vectors, a, a_stride, b, groups, finish);
+      return tile_of_rows<Math, 3>(vectors, a, a_stride, b, groups, consume);
     case 4:
-      return tile_of_rows<Math, 4>(vectors, a, a_stride, b, groups, finish);
+      return tile_of_rows<Math, 4>(vectors, a, a_stride, b, groups, consume);
     case 5:
-      return tile_of_rows<Math, 5>(vectors, a, a_stride, b, groups, finish);
+      return tile_of_rows<Math, 5>(vectors, a, a_stride, b, groups, consume);
     default:
-      return tile_of_rows<Math, kStrip>(vectors, a, a_stride, b, groups, finish);
+      return tile_of_rows<Math, kStrip>(vectors, a, a_stride, b, groups, consume);
   }
 }
 

@@ -1,5 +1,5 @@
-// W rows of a matrix in registers, transposed: rows become lanes, as panels are packed and streamed
-// keys scored.
+// Transposes W rows of a matrix in registers: rows become lanes, for packing panels and for scores
+// of streamed keys.
 #pragma once
 
 #include "cpu/tile.hpp"

@@ -1,4 +1,4 @@
-// Element types and their conversions, under names that mean the same in both worlds.
+// Element types and their conversions, with the same names on a GPU and under emulation.
 #pragma once
 
 #include "core/dtype.hpp"

@@ -1,6 +1,6 @@
-// The few functions, types and values of cuBLASLt that gemm uses, declared here so that neither
-// building nor importing pympa needs the library; cublaslt_check.cpp holds them against its header.
-// Descriptors are made by the library, since their sizes differ between versions.
+// The functions, types and values of cuBLASLt that gemm uses. They are declared here so that
+// neither building nor importing pympa needs the library; cublaslt_check.cpp compares them with its
+// header. The library makes descriptors, because their sizes differ between versions.
 #pragma once
 
 #include <cstddef>

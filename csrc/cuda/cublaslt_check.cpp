@@ -1,5 +1,5 @@
-// Holds cublaslt.hpp against the header of an installed cuBLASLt: compiled where there is one, it
-// makes no code.
+// Compares cublaslt.hpp with the header of an installed cuBLASLt. It is compiled if the header
+// exists, and generates no code.
 
 #include <cublasLt.h>
 

@@ -1,5 +1,5 @@
-// Matrix products on the GPU: cuBLASLt's (gemm_cublaslt.cpp), or plain loops where kernels are
-// emulated (emulated/gemm.cpp).
+// Matrix products on the GPU, by cuBLASLt (gemm_cublaslt.cpp), or by plain loops under emulation
+// (emulated/gemm.cpp).
 #pragma once
 
 #include <cstdint>

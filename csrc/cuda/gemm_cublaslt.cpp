@@ -1,8 +1,9 @@
-// Products by cuBLASLt. It sees column-major matrices: out^T [n, m] = weight [n, k] x^T [k, m].
+// Products by cuBLASLt, which uses column-major matrices: out^T [n, m] = weight [n, k] x^T [k, m].
 //
-// An algorithm is chosen for what all rows share, at a nominal number of rows, and then used for
-// any number of them: its tile, stages and order of k are what a row's bits depend on. It may not
-// split k: no reduction scheme, no split, and no workspace in which blocks could meet.
+// An algorithm is chosen from the sizes that all rows share, at a nominal number of rows, and is
+// then used for any number of rows, because a row's bits depend on its tile, stages and order of k.
+// It must not split k: no reduction scheme, no split, and no workspace in which blocks could
+// combine results.
 
 #include <algorithm>
 #include <compare>

@@ -1,5 +1,5 @@
-// Host memory that kernels read and write in place: small numbers on their way between the host and
-// a kernel, such as counts of experts.
+// Host memory that kernels read and write directly, for small numbers between the host and a
+// kernel, such as counts of experts.
 #pragma once
 
 #include <cstddef>

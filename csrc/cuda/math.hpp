@@ -1,5 +1,5 @@
-// Activations in float32, for finite x of any size: no step overflows where the result does not.
-// Products and sums are fused only where fmaf says so.
+// Activation functions in float32, for finite x of any size: no step overflows unless the result
+// does. Products and sums are fused only where fmaf is called.
 #pragma once
 
 #include "cuda/runtime.hpp"

@@ -1,5 +1,5 @@
-// The tensor core and copy instructions that kernels use: inline PTX on a GPU, the documented
-// layouts of its fragments (PTX ISA, "Matrix Fragments for mma.m16n8k16") under emulation.
+// The tensor core and copy instructions of the kernels: inline PTX on a GPU, the documented layouts
+// of its fragments (PTX ISA, "Matrix Fragments for mma.m16n8k16") under emulation.
 //
 // g = lane / 4, t = lane % 4. A register holds two neighbours, the lower index in its lower half.
 //   A [16 rows, 16]:  a0 (g, 2t) a1 (g + 8, 2t) a2 (g, 2t + 8) a3 (g + 8, 2t + 8)

@@ -1,7 +1,7 @@
-// Kernels that work row by row: rows are cut into groups of elements, one thread takes a group, and
-// a group moves in accesses of 16 bytes where all rows start at multiples of 16, else element by
-// element. Which of the two changes speed, never bits; it is decided once for all that a thread
-// does with a group, so that its loads are under way together.
+// Kernels that work row by row. Rows are cut into groups of elements, with one thread for each
+// group. A thread reads and writes a group in accesses of 16 bytes if all rows start at multiples
+// of 16, otherwise element by element. The choice changes speed, never bits; it is made once for
+// all accesses of a thread to a group, so that its loads are in flight together.
 #pragma once
 
 #include "cuda/convert.hpp"

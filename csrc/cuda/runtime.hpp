@@ -1,8 +1,8 @@
-// What a CUDA source of pympa is written against: launching, shared memory, errors of the runtime.
+// The base of every CUDA source of pympa: launching, shared memory, errors of the runtime.
 //
-// nvcc compiles it for GPUs. With PYMPA_CUDA_EMULATED any C++20 compiler compiles the same sources
-// for the CPU, where emulated/ interprets them thread by thread: slow, but a wrong index, mask,
-// tail or barrier shows without a GPU. Inline PTX is in mma.hpp only.
+// nvcc compiles the sources for GPUs. With PYMPA_CUDA_EMULATED any C++20 compiler compiles them for
+// the CPU, where emulated/ interprets them thread by thread. That is slow, but it finds a wrong
+// index, mask, tail or barrier without a GPU. Inline PTX is only in mma.hpp.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
 // Tiles of 16-bit elements in shared memory, in panels of 64 columns:
 //
-//   panel [rows][8 chunks of 16 bytes], chunk c of row r at place c ^ (r % 8)
+//   panel [rows][8 chunks of 16 bytes], chunk c of row r at index c ^ (r % 8)
 //
-// so that the eight rows which ldmatrix reads at a time lie in different banks, and a step of 16
+// so that the eight rows that ldmatrix reads at a time are in different banks, and a step of 16
 // columns flips two bits of an address.
 #pragma once
 

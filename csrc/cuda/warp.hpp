@@ -1,9 +1,11 @@
-// Sums and scans over the 32 lanes of a warp, in an order that is the same on every call.
+// Sums and scans over the 32 lanes of a warp, in the same order on every call.
 #pragma once
 
 #include "cuda/runtime.hpp"
 
 namespace pympa::cuda {
+
+constexpr unsigned kRowsOfABlock = 4;  // where each is one warp's
 
 __device__ __forceinline__ unsigned lane_index() { return threadIdx.x % kWarp; }
 

@@ -1,4 +1,4 @@
-// Copies of bytes in the widest words that every address involved is a multiple of.
+// Copies of bytes in the widest words to which all addresses involved are aligned.
 #pragma once
 
 #include "cuda/rows.hpp"

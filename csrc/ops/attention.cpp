@@ -8,23 +8,43 @@ namespace pympa {
 
 namespace {
 
-// Ranges [n, 3] must cover `rows` rows exactly; -1 accepts any number.
-void check_ranges(const char* op, const TensorView& ranges, std::int64_t rows) {
+// Checks ranges [n, fields], contiguous.
+template <class Range>
+const Range* checked_ranges(const char* op, const TensorView& ranges) {
+  constexpr std::int64_t kFields = sizeof(Range) / sizeof(std::int64_t);
   check_dtype(op, ranges, DType::kInt64);
-  check_shape(op, ranges, {-1, 3});
-  if (ranges.shape[0] > 1 && ranges.stride[0] != 3) {
+  check_shape(op, ranges, {-1, kFields});
+  if (ranges.shape[0] > 1 && ranges.stride[0] != kFields) {
     fail(op, ranges.name, "a contiguous array", "row stride " + std::to_string(ranges.stride[0]));
   }
-  const TokenRange* items = static_cast<const TokenRange*>(ranges.data);
-  std::int64_t total = 0;
+  const Range* items = static_cast<const Range*>(ranges.data);
   for (std::int64_t i = 0; i < ranges.shape[0]; ++i) {
     check_at_least(op, "range start", items[i].start, 0);
     check_at_least(op, "range length", items[i].length, 0);
-    total += items[i].length;
   }
-  if (rows >= 0 && total != rows) {
+  return items;
+}
+
+// Ranges of queries must cover `rows` rows exactly.
+void check_query_ranges(const char* op, const TensorView& ranges, std::int64_t rows) {
+  const TokenRange* items = checked_ranges<TokenRange>(op, ranges);
+  std::int64_t total = 0;
+  for (std::int64_t i = 0; i < ranges.shape[0]; ++i) total += items[i].length;
+  if (total != rows) {
     fail(op, ranges.name, "lengths that add up to " + std::to_string(rows) + " rows",
          std::to_string(total));
+  }
+}
+
+// Ranges of keys must lie in `rows` rows.
+void check_key_ranges(const char* op, const TensorView& ranges, std::int64_t rows) {
+  const KeyRange* items = checked_ranges<KeyRange>(op, ranges);
+  for (std::int64_t i = 0; i < ranges.shape[0]; ++i) {
+    check_at_least(op, "first row", items[i].first_row, 0);
+    if (items[i].first_row + items[i].length > rows) {
+      fail(op, ranges.name, "rows in [0, " + std::to_string(rows) + ")",
+           std::to_string(items[i].length) + " rows from " + std::to_string(items[i].first_row));
+    }
   }
 }
 
@@ -87,25 +107,31 @@ std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_hea
   const char* op = "attention_workspace_bytes";
   check_at_least(op, "head_dim", head_dim, 0);
   check_at_least(op, "v_head_dim", v_head_dim, 0);
-  return PYMPA_SELECT_KERNELS(on.isa, attention_kernels)
+  return PYMPA_SELECT_KERNELS(isa_for(dtype, on.isa), attention_kernels)
       .workspace_bytes(head_dim, v_head_dim, dtype, on);
 }
 
-std::int64_t decode_workspace_bytes(std::int64_t v_head_dim, std::int64_t heads,
-                                    const TensorView& q_ranges, const TensorView& k_ranges,
-                                    const Execution& on) {
-  const char* op = "decode_workspace_bytes";
-  check_at_least(op, "v_head_dim", v_head_dim, 1);
+std::int64_t range_workspace_bytes(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
+                                   std::int64_t v_head_dim, DType dtype, const TensorView& q_ranges,
+                                   const TensorView& k_ranges, bool decode, const Execution& on) {
+  const char* op = "range_workspace_bytes";
   check_at_least(op, "heads", heads, 0);
-  for (const TensorView* ranges : {&q_ranges, &k_ranges}) check_ranges(op, *ranges, -1);
-  const AttendArgs args{.heads = heads,
+  check_at_least(op, "kv_heads", kv_heads, 0);
+  check_at_least(op, "head_dim", head_dim, 1);
+  check_at_least(op, "v_head_dim", v_head_dim, 1);
+  const AttendArgs args{.dtype = dtype,
+                        .heads = heads,
+                        .kv_heads = kv_heads,
+                        .head_dim = head_dim,
                         .v_head_dim = v_head_dim,
-                        .q_ranges = static_cast<const TokenRange*>(q_ranges.data),
-                        .k_ranges = static_cast<const TokenRange*>(k_ranges.data),
+                        .q_ranges = checked_ranges<TokenRange>(op, q_ranges),
+                        .k_ranges = checked_ranges<KeyRange>(op, k_ranges),
                         .q_range_count = q_ranges.shape[0],
                         .k_range_count = k_ranges.shape[0],
+                        .decode = decode,
                         .on = on};
-  return PYMPA_SELECT_KERNELS(on.isa, attention_kernels).decode_workspace_bytes(args);
+  return PYMPA_SELECT_KERNELS(isa_for(dtype, on.isa), attention_kernels)
+      .range_workspace_bytes(args);
 }
 
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
@@ -125,13 +151,14 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
   const std::int64_t v_head_dim = v.shape[2];
   check_at_least(op, "head_dim", head_dim, 1);
   check_at_least(op, "v_head_dim", v_head_dim, 1);
-  check_ranges(op, q_ranges, rows);
-  check_ranges(op, k_ranges, keys);
+  check_query_ranges(op, q_ranges, rows);
+  check_key_ranges(op, k_ranges, keys);
   check_head_map(op, kv_head_of_q, heads, kv_heads);
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
-  std::int64_t bytes = attention_workspace_bytes(head_dim, v_head_dim, q.dtype, on);
-  if (decode) bytes += decode_workspace_bytes(v_head_dim, heads, q_ranges, k_ranges, on);
-  check_buffer(op, workspace, bytes);
+  check_buffer(op, workspace,
+               attention_workspace_bytes(head_dim, v_head_dim, q.dtype, on) +
+                   range_workspace_bytes(heads, kv_heads, head_dim, v_head_dim, q.dtype, q_ranges,
+                                         k_ranges, decode, on));
   if (rows == 0 || keys == 0) return;
   const AttendArgs args{.makes_scores = true,
                         .folds_scores = true,
@@ -144,7 +171,7 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                         .k = head_rows<const void>(k),
                         .v = head_rows<const void>(v),
                         .q_ranges = static_cast<const TokenRange*>(q_ranges.data),
-                        .k_ranges = static_cast<const TokenRange*>(k_ranges.data),
+                        .k_ranges = static_cast<const KeyRange*>(k_ranges.data),
                         .q_range_count = q_ranges.shape[0],
                         .k_range_count = k_ranges.shape[0],
                         .row_max = head_rows<float>(row_max),
@@ -155,7 +182,7 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                         .decode = decode,
                         .workspace = workspace.data,
                         .on = on};
-  PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);
+  PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), attention_kernels).attend(args);
 }
 
 void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,
@@ -173,7 +200,8 @@ void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_h
   check_scores(op, scores, rows, heads, keys);
   check_buffer(op, workspace, attention_workspace_bytes(head_dim, 0, q.dtype, on));
   if (rows == 0 || keys == 0) return;
-  const TokenRange q_range{0, 0, rows}, k_range{0, 0, keys};
+  const TokenRange q_range{0, 0, rows};
+  const KeyRange k_range{0, 0, keys, 0};
   const AttendArgs args{.makes_scores = true,
                         .dtype = q.dtype,
                         .heads = heads,
@@ -189,7 +217,7 @@ void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_h
                         .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
                         .workspace = workspace.data,
                         .on = on};
-  PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);
+  PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), attention_kernels).attend(args);
 }
 
 void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& kv_head_of_q,
@@ -210,7 +238,8 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
   check_state(op, row_max, row_sum, out, rows, heads, v_head_dim);
   check_buffer(op, workspace, attention_workspace_bytes(0, v_head_dim, v.dtype, on));
   if (rows == 0 || keys == 0) return;
-  const TokenRange q_range{0, q_start, rows}, k_range{0, k_start, keys};
+  const TokenRange q_range{0, q_start, rows};
+  const KeyRange k_range{0, k_start, keys, 0};
   const AttendArgs args{.folds_scores = true,
                         .dtype = v.dtype,
                         .heads = heads,
@@ -229,7 +258,7 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
                         .rule = rule,
                         .workspace = workspace.data,
                         .on = on};
-  PYMPA_SELECT_KERNELS(on.isa, attention_kernels).attend(args);
+  PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), attention_kernels).attend(args);
 }
 
 }  // namespace pympa

@@ -1,4 +1,4 @@
-// Exact attention of packed rows, folded block by block into a float32 running state.
+// Exact attention of packed rows, which folds blocks of keys into a float32 running state.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,26 @@ namespace pympa {
 
 struct TensorView;
 
-constexpr std::int64_t kKeyTile = 512;  // part of the bit contract: never change it for speed
+constexpr std::int64_t kKeyTile = 512;  // part of the contract on bits: never change it for speed
 
-// One contiguous run of tokens: rows are packed in the order of the ranges.
+// Consecutive tokens of a sequence; rows of queries are packed in the order of their ranges.
 struct TokenRange {
   std::int64_t sequence, start, length;
+};
+
+// Consecutive keys of a sequence, in consecutive rows from `first_row` on: ranges may lie anywhere
+// in the arrays of keys and values, as pages of a cache do. Ranges of a call that follow each other
+// and adjoin count as one: a key tile that they share is folded once.
+struct KeyRange {
+  std::int64_t sequence, start, length, first_row;
+
+  std::int64_t end() const { return start + length; }
+  bool adjoins(const KeyRange& before) const {
+    return sequence == before.sequence && start == before.end();
+  }
+  bool continues(const KeyRange& before) const {
+    return adjoins(before) && first_row == before.first_row + before.length;
+  }
 };
 
 // What turns scores into softmax weights; `attention_rule` makes it.
@@ -46,7 +61,8 @@ struct AttendArgs {
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0, v_head_dim = 0;
   HeadRows<const void> q{}, k{}, v{};
   HeadRows<float> scores{};
-  const TokenRange *q_ranges = nullptr, *k_ranges = nullptr;
+  const TokenRange* q_ranges = nullptr;
+  const KeyRange* k_ranges = nullptr;
   std::int64_t q_range_count = 0, k_range_count = 0;
   HeadRows<float> row_max{}, row_sum{}, out{};
   const std::int32_t* kv_head_of_q = nullptr;
@@ -85,8 +101,8 @@ struct FinishArgs {
 struct AttentionKernels {
   std::int64_t (*workspace_bytes)(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                   const Execution& on);
-  // More that a call needs which decodes; of `args`, v_head_dim, heads and ranges count.
-  std::int64_t (*decode_workspace_bytes)(const AttendArgs& args);
+  // More that a call needs for its ranges; of `args`, sizes, dtype, ranges and `decode` count.
+  std::int64_t (*range_workspace_bytes)(const AttendArgs& args);
   void (*attend)(const AttendArgs& args);
 };
 
@@ -97,16 +113,17 @@ struct AttentionStateKernels {
 };
 
 PYMPA_DECLARE_KERNELS(AttentionKernels, attention_kernels)
-PYMPA_DECLARE_KERNELS(AttentionStateKernels, attention_state_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(AttentionStateKernels, attention_state_kernels)
 
 // A head_dim of 0 is for `fold_tile`, a v_head_dim of 0 for `score_tile`.
 std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_head_dim, DType dtype,
                                        const Execution& on);
 
-// What `attend_block` needs beside that where it decodes.
-std::int64_t decode_workspace_bytes(std::int64_t v_head_dim, std::int64_t heads,
-                                    const TensorView& q_ranges, const TensorView& k_ranges,
-                                    const Execution& on);
+// What `attend_block` needs beside that for its ranges: where it decodes on a GPU, and where a CPU
+// meets a key tile whose rows are not consecutive.
+std::int64_t range_workspace_bytes(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
+                                   std::int64_t v_head_dim, DType dtype, const TensorView& q_ranges,
+                                   const TensorView& k_ranges, bool decode, const Execution& on);
 
 // `decode` is for few rows with many keys: another way on a GPU, with bits of its own.
 void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,

@@ -1,10 +1,11 @@
-// A block's walk through the key tiles that its rows see: loading beside computing.
+// The loop of a block over the key tiles that its rows see; it loads tiles while it computes
+// others.
 //
-// K and V have a buffer each. V of a tile is on its way while its scores are made, K of the next
-// tile while the softmax and the product with V run, with two barriers for a tile.
+// K and V have one buffer each. V of a tile is loaded while its scores are computed, and K of the
+// next tile during the softmax and the product with V, with two barriers for each tile.
 #pragma once
 
-#include "ops/attention_broken_cuda.hpp"
+#include "ops/attention_nonfinite_cuda.hpp"
 
 namespace pympa::cuda {
 
@@ -117,22 +118,23 @@ struct Block {
       return false;
     }
     return __syncthreads_or(
-        loaded_broken<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v));
+        loaded_nonfinite<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v));
   }
 
   // Folds what is not finite of a tile's V into `state`, for the rows that see it, and puts zeros
   // in its place.
-  __device__ __forceinline__ void weigh_broken(WarpState<Shape>& state, const Scores<Shape>& s,
-                                               int base, bool any) const {
+  __device__ __forceinline__ void multiply_nonfinite(WarpState<Shape>& state,
+                                                     const Scores<Shape>& s, int base,
+                                                     bool any) const {
     if (any) {
       const auto sees = [&](int row, int key) {
         const Span seen = visible(params, source.position(row));
         return base + key >= seen.first && base + key < seen.last;
       };
-      cuda::weigh_broken<Shape>(state, s, buffers.p, buffers.v, place, sees);
+      cuda::multiply_nonfinite<Shape>(state, s, buffers.p, buffers.v, place, sees);
     }
     __syncthreads();
-    drop_broken<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v);
+    clear_nonfinite<typename Shape::T, kKeys, Shape::kThreads, Shape::kVPanels>(buffers.v);
     __syncthreads();
   }
 
@@ -188,8 +190,8 @@ struct Block {
       }
       more = tiles.next();
       wait_for_copies<0>();
-      const bool hides_broken = meet_at_v(keys);  // V is there, and nobody reads K any more
-      if (!kSelects && hides_broken) return false;
+      const bool masks_nonfinite = meet_at_v(keys);  // V is there, and nobody reads K any more
+      if (!kSelects && masks_nonfinite) return false;
       if (more && !has_one_buffer<Shape>(params)) load_k(tiles);
       if (any) {
         const float unit = natural_unit<Shape>(s, params.scale, params.softcap);
@@ -199,11 +201,11 @@ struct Block {
         }
         state.exponentials(s, unit, buffers.maxima, place);
         if constexpr (Shape::kColumnGroups > 1) state.share(s, buffers.p, place);
-        if constexpr (!kSelects) state.weigh(s, buffers.p, buffers.v, place);
+        if constexpr (!kSelects) state.multiply_values(s, buffers.p, buffers.v, place);
       }
       if constexpr (kSelects) {
-        if (hides_broken) weigh_broken(state, s, tile.base, any);
-        if (any) state.weigh(s, buffers.p, buffers.v, place);
+        if (masks_nonfinite) multiply_nonfinite(state, s, tile.base, any);
+        if (any) state.multiply_values(s, buffers.p, buffers.v, place);
       }
       if (more && has_one_buffer<Shape>(params)) {
         __syncthreads();

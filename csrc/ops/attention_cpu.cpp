@@ -1,4 +1,4 @@
-// Attention over threads: work items, and what one of them does.
+// Attention on threads: the work items, and the work of one item.
 
 #include "cpu/parallel.hpp"
 #include "ops/attention_packed.hpp"
@@ -17,8 +17,11 @@ int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, const
   return on.threads * bytes + kAlignment;
 }
 
-// Many ways of sharing a call out have the same bits here, so that nothing has to be merged.
-int64_t decode_workspace_bytes(const AttendArgs&) { return 0; }
+// Tiles whose rows are not consecutive, one for each thread.
+int64_t range_workspace_bytes(const AttendArgs& args) {
+  const int64_t element_bytes = args.dtype == DType::kFloat32 ? 4 : 2;
+  return args.on.threads * gathered_bytes(args, element_bytes);
+}
 
 // Query rows up to which a range is streamed: all that share a K/V head count.
 template <class T>
@@ -127,6 +130,6 @@ void attend_cpu(const AttendArgs& args) {
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {workspace_bytes, decode_workspace_bytes, attend_cpu};
+const AttentionKernels attention_kernels = {workspace_bytes, range_workspace_bytes, attend_cpu};
 
 }  // namespace pympa::PYMPA_ISA

@@ -1,7 +1,8 @@
-// Attention on a GPU: which kernel a call is for, and how it is cut into launches.
+// Attention on a GPU: the choice of the kernel for a call, and its division into launches.
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 #include <vector>
 
 #include "ops/attention_launch_cuda.hpp"
@@ -10,60 +11,99 @@ namespace pympa::cuda {
 
 namespace {
 
-bool is_multiple(const void* data, std::int64_t row, std::int64_t head, std::int64_t elements,
-                 std::int64_t element_bytes) {
+// Whether the vector of `elements` at the start of each row and head is aligned to its bytes.
+bool is_aligned(const void* data, std::int64_t row_stride, std::int64_t head_stride,
+                std::int64_t elements, std::int64_t element_bytes) {
   const auto bytes = static_cast<std::uintptr_t>(elements * element_bytes);
-  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0 && row % elements == 0 &&
-         head % elements == 0;
+  return reinterpret_cast<std::uintptr_t>(data) % bytes == 0 && row_stride % elements == 0 &&
+         head_stride % elements == 0;
 }
 
 bool loads_by_16_bytes(const HeadRows<const void>& rows) {
-  return is_multiple(rows.data, rows.row, rows.head, 8, 2);
+  return is_aligned(rows.data, rows.row, rows.head, 8, 2);
 }
 
 void check_sizes(const AttendArgs& args) {
-  const char* what = args.head_dim > args.v_head_dim ? "head_dim" : "v_head_dim";
-  const std::int64_t most = args.folds_scores ? std::max(args.head_dim, args.v_head_dim) : 0;
-  if (most > kMostHeadDim) {
-    throw std::invalid_argument(std::string("attend_block: ") + what + ": expected at most " +
-                                std::to_string(kMostHeadDim) + " on CUDA, got " +
-                                std::to_string(most));
-  }
-  for (const auto* rows : {&args.k, &args.v}) {
-    if (rows->row >= kMostRowStride) {
-      throw std::invalid_argument("attend_block: expected rows of keys less than " +
-                                  std::to_string(kMostRowStride) + " elements apart, got " +
-                                  std::to_string(rows->row));
+  for (const auto& [what, dim, most] : {std::tuple{"head_dim", args.head_dim, kMostKeyDim},
+                                        std::tuple{"v_head_dim", args.v_head_dim, kMostValueDim}}) {
+    if (args.folds_scores && dim > most) {
+      throw std::invalid_argument(std::string("attend_block: ") + what + ": expected at most " +
+                                  std::to_string(most) + " on CUDA, got " + std::to_string(dim));
     }
   }
-  for (const auto& [ranges, count] : {std::pair{args.q_ranges, args.q_range_count},
-                                      std::pair{args.k_ranges, args.k_range_count}}) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (ranges[i].start + ranges[i].length > kMostTokens) {
-        throw std::invalid_argument("attend_block: expected positions below " +
-                                    std::to_string(kMostTokens) + ", got " +
-                                    std::to_string(ranges[i].start + ranges[i].length));
-      }
+  for (const auto& [what, stride] : {std::pair{"k", args.k.row}, std::pair{"v", args.v.row}}) {
+    if (stride >= kMostRowStride) {
+      throw std::invalid_argument(
+          std::string("attend_block: ") + what + ": expected a row stride below " +
+          std::to_string(kMostRowStride) + " elements on CUDA, got " + std::to_string(stride));
     }
+  }
+  const auto check_end = [](std::int64_t end) {
+    if (end > kMostTokens) {
+      throw std::invalid_argument("attend_block: expected positions and rows of keys below " +
+                                  std::to_string(kMostTokens) + ", got " + std::to_string(end));
+    }
+  };
+  for (std::int64_t i = 0; i < args.q_range_count; ++i) {
+    check_end(args.q_ranges[i].start + args.q_ranges[i].length);
+  }
+  for (std::int64_t i = 0; i < args.k_range_count; ++i) {
+    check_end(
+        std::max(args.k_ranges[i].end(), args.k_ranges[i].first_row + args.k_ranges[i].length));
   }
 }
 
-// Ranges that are not empty, with a small number for each sequence of the keys; -1 for others.
-std::vector<Range> numbered(const TokenRange* ranges, std::int64_t count,
-                            const std::vector<std::int64_t>& sequences) {
+// The index of a sequence in the sorted sequences of the key ranges; -1 for a sequence without
+// keys.
+int sequence_index(const std::vector<std::int64_t>& sequences, std::int64_t sequence) {
+  const auto at = std::lower_bound(sequences.begin(), sequences.end(), sequence);
+  const bool known = at != sequences.end() && *at == sequence;
+  return known ? static_cast<int>(at - sequences.begin()) : -1;
+}
+
+// Query ranges that are not empty and meet keys.
+std::vector<Range> query_ranges(const AttendArgs& args,
+                                const std::vector<std::int64_t>& sequences) {
   std::vector<Range> all;
   std::int64_t row = 0;
-  for (std::int64_t i = 0; i < count; row += ranges[i].length, ++i) {
-    const auto at = std::lower_bound(sequences.begin(), sequences.end(), ranges[i].sequence);
-    const bool known = at != sequences.end() && *at == ranges[i].sequence;
-    if (ranges[i].length == 0 || !known) continue;
-    all.push_back({static_cast<int>(at - sequences.begin()), static_cast<int>(ranges[i].start),
-                   static_cast<int>(ranges[i].length), static_cast<int>(row)});
+  for (std::int64_t i = 0; i < args.q_range_count; row += args.q_ranges[i].length, ++i) {
+    const TokenRange& range = args.q_ranges[i];
+    const int sequence = sequence_index(sequences, range.sequence);
+    if (range.length == 0 || sequence < 0) continue;
+    all.push_back({sequence, static_cast<int>(range.start), static_cast<int>(range.length),
+                   static_cast<int>(row)});
   }
   return all;
 }
 
-std::vector<std::int64_t> sequences_of(const AttendArgs& args) {
+// Key ranges that are not empty. A range that follows the one before in positions and in rows is
+// merged with it. A tile is loaded from consecutive rows, so a sequence may go on in other rows
+// only at the start of a tile; with `decode`, splits of kKeyTile positions are attended separately.
+std::vector<Range> key_ranges(const AttendArgs& args, const std::vector<std::int64_t>& sequences) {
+  const std::int64_t tile = args.decode ? kKeyTile : kKeys;
+  std::vector<Range> all;
+  const KeyRange* before = nullptr;
+  for (std::int64_t i = 0; i < args.k_range_count; ++i) {
+    const KeyRange& range = args.k_ranges[i];
+    if (range.length == 0) continue;
+    if (before && range.continues(*before)) {
+      all.back().length += static_cast<int>(range.length);
+    } else {
+      if (before && range.adjoins(*before) && range.start % tile) {
+        throw std::invalid_argument(
+            "attend_block: k_ranges: expected a sequence to go on in other rows only at multiples "
+            "of " +
+            std::to_string(tile) + " on CUDA, got " + std::to_string(range.start));
+      }
+      all.push_back({sequence_index(sequences, range.sequence), static_cast<int>(range.start),
+                     static_cast<int>(range.length), static_cast<int>(range.first_row)});
+    }
+    before = &range;
+  }
+  return all;
+}
+
+std::vector<std::int64_t> sorted_key_sequences(const AttendArgs& args) {
   std::vector<std::int64_t> sequences;
   for (std::int64_t i = 0; i < args.k_range_count; ++i) {
     sequences.push_back(args.k_ranges[i].sequence);
@@ -73,7 +113,7 @@ std::vector<std::int64_t> sequences_of(const AttendArgs& args) {
 }
 
 int kv_head_of(const AttendArgs& args, int head) {
-  return args.kv_head_of_q ? args.kv_head_of_q[head] : 0;  // none where only sizes are asked for
+  return args.kv_head_of_q ? args.kv_head_of_q[head] : 0;  // null if a caller only asks for sizes
 }
 
 // Query heads ordered by their K/V head: those that read the same keys run side by side.
@@ -103,7 +143,8 @@ AttendParams params_of(const AttendArgs& args) {
   params.q_aligned = loads_by_16_bytes(args.q);
   params.k_aligned = loads_by_16_bytes(args.k);
   params.v_aligned = loads_by_16_bytes(args.v);
-  params.pairs = is_multiple(args.out.data, args.out.row, args.out.head, 2, sizeof(float));
+  params.out_pairs_aligned =
+      is_aligned(args.out.data, args.out.row, args.out.head, 2, sizeof(float));
   params.writes_sums = true;
   return params;
 }
@@ -120,9 +161,9 @@ int take(const std::vector<Item>& from, std::size_t first, int most, Item* to) {
 
 void for_each_launch(const AttendArgs& args, const std::function<void(AttendParams&)>& run) {
   check_sizes(args);
-  const std::vector<std::int64_t> sequences = sequences_of(args);
-  std::vector<Range> queries = numbered(args.q_ranges, args.q_range_count, sequences);
-  const std::vector<Range> keys = numbered(args.k_ranges, args.k_range_count, sequences);
+  const std::vector<std::int64_t> sequences = sorted_key_sequences(args);
+  std::vector<Range> queries = query_ranges(args, sequences);
+  const std::vector<Range> keys = key_ranges(args, sequences);
   // Late queries see most keys under a causal mask: they start first.
   std::stable_sort(queries.begin(), queries.end(), [](const Range& a, const Range& b) {
     return a.start + a.length > b.start + b.length;
@@ -149,22 +190,27 @@ void for_each_launch(const AttendArgs& args, const std::function<void(AttendPara
 
 namespace {
 
+// No workspace depends on sizes alone; that of decoding depends on the ranges.
 std::int64_t workspace_bytes(std::int64_t, std::int64_t, DType, const Execution&) { return 0; }
+
+std::int64_t range_workspace_bytes(const AttendArgs& args) {
+  return args.decode ? decode_workspace_bytes(args) : 0;
+}
 
 void attend_cuda(const AttendArgs& args) {
   if (!args.folds_scores) {
     make_scores(args);
   } else if (!args.makes_scores) {
-    fold_scores(args);
+    with_16_bits(args.dtype, [&]<class T>() { fold_scores<T>(args); });
   } else if (args.decode) {
     attend_decode(args);
   } else {
-    attend_rows(args);
+    with_16_bits(args.dtype, [&]<class T>() { attend_rows<T>(args); });
   }
 }
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {workspace_bytes, decode_workspace_bytes, attend_cuda};
+const AttentionKernels attention_kernels = {workspace_bytes, range_workspace_bytes, attend_cuda};
 
 }  // namespace pympa::cuda

@@ -1,9 +1,9 @@
-// What a CUDA attention launch is told, and who sees what.
+// The arguments of a CUDA attention launch, and the rules of visibility.
 //
-// Keys come in tiles of 64 positions, at multiples of 64 of the position in the sequence, and each
-// row's maximum, sum and output move on tile by tile in float32. So a row's bits depend on its own
-// position and on the keys it sees: not on other rows, nor on where a call's keys are cut, if that
-// is between tiles.
+// Keys are processed in tiles of 64 positions, at multiples of 64 of the position in the sequence,
+// and each row's maximum, sum and output are updated tile by tile in float32. So a row's bits
+// depend on its own position and on the keys that it sees. They do not depend on other rows, or on
+// where a call's keys are cut, if that is between tiles.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +16,10 @@
 
 namespace pympa::cuda {
 
-constexpr int kKeys = kPanel;    // of a tile
+constexpr int kKeys = kPanel;    // positions of a tile
 constexpr int kMostRanges = 64;  // of a launch; more take several
 constexpr int kMostHeads = 128;  // likewise: parameters must stay below 4 KB
-constexpr int kMostHeadDim = 512;
+constexpr int kMostKeyDim = 576, kMostValueDim = 512;
 constexpr int kMostTokens = 1 << 30;
 constexpr int kMostRowStride = 1 << 24;  // elements, so that 32 bits reach through a tile
 constexpr float kInfinity = HUGE_VALF;
@@ -40,7 +40,7 @@ struct AttendParams {
   float scale, softcap;
   bool causal;
   bool q_aligned, k_aligned, v_aligned;
-  bool pairs;        // of `out` are aligned
+  bool out_pairs_aligned;
   bool one_buffer;   // for K and V, where shared memory is short
   bool writes_sums;  // false if another launch folds the same scores into other columns
   int heads, q_range_count, k_range_count;

@@ -1,10 +1,11 @@
-// Attention of few rows and many keys on a GPU: keys are split at fixed positions, so that they
-// come from memory through all multiprocessors (Flash-Decoding, Dao et al., 2023).
+// Attention of few rows and many keys on a GPU: keys are split at fixed positions, so that all
+// multiprocessors read them from memory (Flash-Decoding, Dao et al., 2023).
 //
 // A block has the query rows of all heads that share a K/V head, packed into 16 rows, and one split
-// of 512 positions; four warps share the rows. Partial states go to the workspace; a second kernel
-// folds them into the carried state in ascending order. Splits are key tiles of the call's ranges,
-// so cuts of the keys at multiples of 512 change no bits, nor do other rows or sequences.
+// of 512 positions; four warps share the rows. Partial states are written to the workspace; a
+// second kernel folds them into the carried state in ascending order. Splits are key tiles of the
+// call's ranges, so neither cuts of the keys at multiples of 512 nor other rows or sequences change
+// a bit.
 
 #include <limits>
 
@@ -114,7 +115,7 @@ __device__ __forceinline__ bool decode_block(const AttendParams& params,
 
 // The block once more, whatever V holds.
 template <class Shape>
-PYMPA_OUT_OF_LINE void decode_broken(const AttendParams& params, const DecodeParams& decode) {
+PYMPA_OUT_OF_LINE void decode_nonfinite(const AttendParams& params, const DecodeParams& decode) {
   decode_block<Shape, true>(params, decode);
 }
 
@@ -129,7 +130,7 @@ template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape>)
     decode_kernel(const __grid_constant__ AttendParams params,
                   const __grid_constant__ DecodeParams decode) {
-  if (!decode_block<Shape, false>(params, decode)) decode_broken<Shape>(params, decode);
+  if (!decode_block<Shape, false>(params, decode)) decode_nonfinite<Shape>(params, decode);
 }
 
 // Folds the partial states of a (row, head) pair into the carried one, by ascending item.

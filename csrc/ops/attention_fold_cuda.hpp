@@ -1,12 +1,12 @@
-// What a warp does with a key tile: scores, softmax, product with V, all in its registers
+// The work of a warp on a key tile, in its registers: scores, softmax, product with V
 // (FlashAttention-2, Dao 2023; online softmax, Milakov & Gimelshein 2018).
 //
 //   Q [rows, head_dim] x K^T [head_dim, 64]        -> S float32, a fragment
 //   S -> P = exp2(S scale log2(e) - max log2(e))   -> 16 bits; row_max
 //   P [rows, 64] x [V | 1] [64, v_head_dim + 1]    -> out = out * rescale + ..., row_sum likewise
 //
-// A warp owns 16 kTiles rows. The sum of the rounded probabilities is one more column of the
-// product: it costs a tensor core less than adding costs the ALUs, and it errs as `out` does.
+// A warp owns 16 kTiles rows. The sum of rounded probabilities is one more column of the product:
+// that costs a tensor core less than the ALUs, and has the same error as `out`.
 #pragma once
 
 #include "ops/attention_cuda.hpp"
@@ -15,7 +15,7 @@ namespace pympa::cuda {
 
 // kVPanels: 64 columns each of V. kRowGroups warps (times 16 kTiles rows) stand below each other;
 // kColumnGroups warps share their rows, and each has its share of a tile's keys and of V's columns.
-// kEven: what most calls are, and then known to the compiler; see is_even.
+// kEven: the properties of most calls, see is_even, are known to the compiler.
 template <class Element, int kPanelsOfV, int kTilesOfWarp, int kGroupsOfRows, int kGroupsOfColumns,
           bool kIsEven = false>
 struct AttendShape {
@@ -54,7 +54,7 @@ __device__ __forceinline__ bool has_one_buffer(const AttendParams& params) {
   return !Shape::kEven && params.one_buffer;
 }
 
-// Where this thread stands.
+// The rows, keys and columns of this thread.
 template <class Shape>
 struct Place {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -114,8 +114,7 @@ __device__ __forceinline__ void score_panel(Scores<Shape>& s, const unsigned cha
   }
 }
 
-// S += Q K^T. Where the number of panels is known, fragments of one are loaded while others are
-// multiplied.
+// S += Q K^T. With a known number of panels, fragments are loaded while others are multiplied.
 template <class Shape>
 __device__ __forceinline__ void score(Scores<Shape>& s, const unsigned char* q,
                                       const unsigned char* k, int panels,
@@ -254,8 +253,9 @@ struct WarpState {
   }
 
   // out += P V and row_sum += P 1. P is in `s`, or in `p` where warps share rows.
-  __device__ __forceinline__ void weigh(const Scores<Shape>& s, const unsigned char* p,
-                                        const unsigned char* v, const Place<Shape>& place) {
+  __device__ __forceinline__ void multiply_values(const Scores<Shape>& s, const unsigned char* p,
+                                                  const unsigned char* v,
+                                                  const Place<Shape>& place) {
     const std::uint32_t ones = pack<T>(1.0F, 1.0F);
     const int p_offset = chunk_offset(place.row0 + row_of_a(place.lane), chunk_of_a(place.lane));
     const int v_offset = chunk_offset(row_of_a(place.lane), chunk_of_a(place.lane));

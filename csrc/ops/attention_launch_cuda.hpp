@@ -1,4 +1,4 @@
-// From the arguments of a call to those of launches.
+// Converts the arguments of a call to those of launches.
 #pragma once
 
 #include "ops/attention_block_cuda.hpp"
@@ -32,8 +32,10 @@ void with_16_bits(DType dtype, Run&& run) {
   throw std::invalid_argument("attention on CUDA: expected dtype float16 or bfloat16, got float32");
 }
 
-// Each is one file: instances of its kernels take long to compile.
+// Instances of kernels take long to compile, so they are shared out over files: T is args.dtype.
+template <class T>
 void attend_rows(const AttendArgs& args);
+template <class T>
 void fold_scores(const AttendArgs& args);
 void make_scores(const AttendArgs& args);
 void attend_decode(const AttendArgs& args);

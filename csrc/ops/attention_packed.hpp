@@ -1,4 +1,4 @@
-// Attention of many rows: each key tile is packed once and meets blocks of rows
+// Attention of many rows: each key tile is packed once and used for all blocks of rows
 // (FlashAttention order, Dao et al., 2022).
 //
 //   Q [rows of a block, head_dim] x K^T panel [head_dim, keys]  -> S float32 [rows, kKeyTile]
@@ -28,16 +28,16 @@ struct PackedAttention : Rows<T> {
   Span strips[kStrips];  // what each strip of rows sees
 
   PYMPA_NOINLINE void pack(const KeyTile& tile, int64_t kv_head) {
-    if (args.makes_scores) pack_keys(tile, rows_of(args.k, tile.row, kv_head));
+    if (args.makes_scores) pack_keys(tile, rows_of(tile.k, tile.row, kv_head));
     if (args.folds_scores) {
-      pack_values<Math>(rows_of(args.v, tile.row, kv_head), args.v.row, tile.span.first,
+      pack_values<Math>(rows_of(tile.v, tile.row, kv_head), tile.v.row, tile.span.first,
                         tile.span.last, args.v_head_dim, layout.value_panel, values);
     }
   }
 
   void pack_keys(const KeyTile& tile, const T* k) {
     for (int64_t at = tile.span.first / kPanel * kPanel; at < tile.span.last; at += kPanel) {
-      pack_transposed<Math>(k + at * args.k.row, args.k.row, tile.span.first - at,
+      pack_transposed<Math>(k + at * tile.k.row, tile.k.row, tile.span.first - at,
                             tile.span.last - at, args.head_dim,
                             keys + at / kPanel * layout.key_panel);
     }
@@ -92,7 +92,7 @@ struct PackedAttention : Rows<T> {
     }
   }
 
-  PYMPA_NOINLINE void weigh() {
+  PYMPA_NOINLINE void multiply_values() {
     for (int64_t at = 0; at < args.v_head_dim; at += kPanel) {
       const int64_t columns = min_of(kPanel, args.v_head_dim - at);
       const int vectors = static_cast<int>(columns + W - 1) / W;
@@ -115,8 +115,8 @@ struct PackedAttention : Rows<T> {
     }
   }
 
-  // Whether some row does not see all that `weigh` reads.
-  bool reads_hidden(const KeyTile& tile, Span seen) const {
+  // Whether some row does not see all that `multiply_values` reads.
+  bool reads_masked(const KeyTile& tile, Span seen) const {
     const Span whole{seen.first / Math::kDepth * Math::kDepth, round_up(seen.last, Math::kDepth)};
     const Span read = common(whole, tile.span);
     for (int64_t row = 0; row < flat_rows; ++row) {
@@ -125,13 +125,13 @@ struct PackedAttention : Rows<T> {
     return false;
   }
 
-  // `weigh` row by row, each with what it sees.
-  PYMPA_NOINLINE void weigh_apart(const KeyTile& tile, int64_t kv_head) {
+  // `multiply_values` row by row, each with what it sees.
+  PYMPA_NOINLINE void multiply_values_by_row(const KeyTile& tile, int64_t kv_head) {
     for (int64_t row = 0; row < flat_rows; ++row) {
       const Span strip = strips[row / kStrip];
       if (is_empty(strip)) continue;
       for (int64_t at = 0; at < args.v_head_dim; at += W) {
-        const V sums = this->weigh_seen(tile, kv_head, strip, row, at);
+        const V sums = this->multiply_visible(tile, kv_head, strip, row, at);
         const int64_t count = args.v_head_dim - at;
         float* target = out[row] + at;
         store(target, fma(load(target, count), splat(rescale[row]), sums), count);
@@ -139,22 +139,24 @@ struct PackedAttention : Rows<T> {
     }
   }
 
-  void attend(const QueryBlock& block, const KeyTile& tile, bool hides_broken) {
+  void attend(const QueryBlock& block, const KeyTile& tile, bool masks_nonfinite) {
     const Span seen = begin(block, tile);
     if (is_empty(seen)) return;
     if (args.makes_scores) score(seen);
     if (args.scores.data) this->share_scores(tile);
     if (!args.folds_scores) return;
     fold_strips();
-    if (hides_broken && reads_hidden(tile, seen)) return weigh_apart(tile, block.kv_head);
-    weigh();
+    if (masks_nonfinite && reads_masked(tile, seen))
+      return multiply_values_by_row(tile, block.kv_head);
+    multiply_values();
   }
 
   // All keys of the sequence over query rows [first, last) of a range that begins at local `row`.
   void attend_rows(const TokenRange& range, int64_t row, int64_t first, int64_t last,
                    int64_t kv_head, const int32_t* heads, int64_t head_count) {
     const int64_t step = kRows / head_count;
-    for_each_tile(args, range, first, last, [&](const KeyTile& tile) {
+    for_each_tile(args, range, first, last, [&](const KeyTile& in_pieces) {
+      const KeyTile tile = this->gather(in_pieces, kv_head, kv_head + 1);
       pack(tile, kv_head);
       // Whole blocks, as they lie where all rows see the tile.
       const Span near = rows_that_see(args.rule, range, {first, last}, tile);
@@ -164,11 +166,11 @@ struct PackedAttention : Rows<T> {
         return visible_span(args.rule, range.start + at, tile.base, tile.span);
       };
       const Span seen_by_all = common(seen_from(start), seen_from(stop - 1));
-      const bool hides_broken =
-          args.folds_scores && this->hides_broken(tile, kv_head, tile.span, seen_by_all);
+      const bool masks_nonfinite =
+          args.folds_scores && this->masks_nonfinite(tile, kv_head, tile.span, seen_by_all);
       for (int64_t at = start; at < stop; at += step) {
         attend({row + at, min_of(step, last - at), range.start + at, heads, head_count, kv_head},
-               tile, hides_broken);
+               tile, masks_nonfinite);
       }
     });
   }

@@ -1,12 +1,14 @@
-// What both ways of attending share: key tiles, who sees what, and the softmax of the rows in hand.
+// Code that both CPU kernels of attention share: key tiles, visibility, and the softmax of a block
+// of rows.
 //
-// Key tiles start at multiples of kKeyTile of the global position in the sequence, and a place in a
-// tile is an absolute offset, so a row's bits depend on its own position and on the keys it sees:
-// not on other rows, later keys, chunking or threads. A product that skips masked keys leaves out
-// exact zeros only. One that reads them multiplies their values by zero, which is NaN where such a
-// value is not finite: where a tile hides one, each row meets the values that it sees alone.
+// Key tiles start at multiples of kKeyTile of the global position in the sequence, and the index in
+// a tile is an absolute offset. So a row's bits depend on its own position and on the keys that it
+// sees, not on other rows, later keys, chunking or threads. A product that skips masked keys omits
+// only exact zeros. A product that reads masked keys multiplies their values by zero, which gives
+// NaN if a value is not finite: if a tile hides such a value, each row uses only the values that it
+// sees.
 //
-// A score tile ends with S and a fold tile begins with it: the caller's array stands between them.
+// A score tile writes S and a fold tile reads it: the caller's array holds S in between.
 #pragma once
 
 #include "cpu/pack.hpp"
@@ -46,11 +48,15 @@ struct Layout {
   }
 };
 
-// Keys [first, last) of one tile; `base` is the global position of offset 0 and `row` its local
-// row, which may lie before the array where a range starts inside a tile.
+// Keys [first, last) of one tile; `base` is the global position of offset 0. Its rows of `k` and
+// `v` are consecutive from `row` on, that of offset 0, which may lie before the array where a range
+// starts inside a tile; unless it has several `pieces`: then `Rows::gather` makes them so.
 struct KeyTile {
   int64_t base, row;
   Span span;
+  HeadRows<const void> k, v;
+  const KeyRange* pieces;
+  int64_t piece_count;
 };
 
 // Offsets of `tile` that a query at `position` sees.
@@ -92,22 +98,63 @@ PYMPA_INLINE Span common(Span a, Span b) {
   return {max_of(a.first, b.first), min_of(a.last, b.last)};
 }
 
+// Calls run(ranges, count) for each run of key ranges that adjoin.
+template <class Run>
+PYMPA_INLINE void for_each_run(const AttendArgs& args, Run&& run) {
+  for (int64_t i = 0; i < args.k_range_count;) {
+    const int64_t first = i++;
+    while (i < args.k_range_count && args.k_ranges[i].adjoins(args.k_ranges[i - 1])) ++i;
+    run(args.k_ranges + first, i - first);
+  }
+}
+
+// Moves `piece` on to the range with the key at `position`, and returns how many ranges from there
+// on have keys before `end` in rows that do not continue those before.
+PYMPA_INLINE int64_t pieces_at(const KeyRange*& piece, const KeyRange* last, int64_t position,
+                               int64_t end) {
+  while (piece->end() <= position) ++piece;
+  int64_t count = 1;
+  for (const KeyRange* next = piece + 1; next <= last && next->start < end; ++next) {
+    if (count > 1 || !next->continues(next[-1])) ++count;
+  }
+  return count;
+}
+
 // Calls run(tile) for each key tile that queries [first, last) of `range` see anything of.
 template <class Run>
 PYMPA_INLINE void for_each_tile(const AttendArgs& args, const TokenRange& range, int64_t first,
                                 int64_t last, Run&& run) {
-  int64_t row = 0;
-  for (int64_t i = 0; i < args.k_range_count; row += args.k_ranges[i].length, ++i) {
-    const TokenRange& keys = args.k_ranges[i];
-    if (keys.sequence != range.sequence) continue;
-    const int64_t end = keys.start + keys.length;
-    for (int64_t base = keys.start / kKeyTile * kKeyTile; base < end; base += kKeyTile) {
-      Span span{max_of(keys.start - base, 0), min_of(end - base, kKeyTile)};
+  for_each_run(args, [&](const KeyRange* keys, int64_t count) {
+    if (keys->sequence != range.sequence) return;
+    const KeyRange* piece = keys;
+    const int64_t start = keys->start, end = keys[count - 1].end();
+    for (int64_t base = start / kKeyTile * kKeyTile; base < end; base += kKeyTile) {
+      Span span{max_of(start - base, 0), min_of(end - base, kKeyTile)};
       span.first = visible_span(args.rule, range.start + first, base, span).first;
       span.last = visible_span(args.rule, range.start + last - 1, base, span).last;
-      if (!is_empty(span)) run(KeyTile{base, row + base - keys.start, span});
+      if (is_empty(span)) continue;
+      const int64_t pieces =
+          pieces_at(piece, keys + count - 1, base + span.first, base + span.last);
+      run(KeyTile{base, piece->first_row + base - piece->start, span, args.k, args.v, piece,
+                  pieces});
     }
+  });
+}
+
+// Whether some tile of a call has rows that are not consecutive.
+inline bool gathers_tiles(const AttendArgs& args) {
+  for (int64_t i = 1; i < args.k_range_count; ++i) {
+    const KeyRange &before = args.k_ranges[i - 1], &keys = args.k_ranges[i];
+    if (keys.adjoins(before) && !keys.continues(before) && keys.start % kKeyTile) return true;
   }
+  return false;
+}
+
+// Bytes of a tile's rows of all K/V heads.
+inline int64_t gathered_bytes(const AttendArgs& args, int64_t element_bytes) {
+  if (!gathers_tiles(args)) return 0;
+  const int64_t row = args.kv_heads * (args.head_dim + args.v_head_dim) * element_bytes;
+  return round_up(kKeyTile * row, kAlignment);
 }
 
 // One thread's scratch, and the rows in hand by flat number. Each step is a function of its own in
@@ -133,9 +180,13 @@ struct Rows {
   float rescale[kRows];
   Span visible[kRows];
 
+  T* gathered;  // rows of a tile that are not consecutive in the caller's arrays
+
   Rows(const AttendArgs& call, int thread) : args(call), layout(call.head_dim, call.v_head_dim) {
     const int64_t base = round_up(reinterpret_cast<int64_t>(call.workspace), kAlignment);
     scores = reinterpret_cast<float*>(base + thread * layout.bytes());
+    gathered = reinterpret_cast<T*>(base + call.on.threads * layout.bytes() +
+                                    thread * gathered_bytes(call, sizeof(T)));
     keys = reinterpret_cast<Stored*>(scores + kRows * kScoreStride);
     values = keys + layout.keys;
     queries = reinterpret_cast<Group*>(values + layout.values);
@@ -161,6 +212,37 @@ struct Rows {
       pack_row<Math>(rows_of(args.q, row, head), args.head_dim,
                      queries + flat * layout.query_stride);
     }
+  }
+
+  // Copies the rows of `from` that `tile` has, of K/V heads [first, last), to `to`, row by row from
+  // offset 0 on.
+  HeadRows<const void> copied(const KeyTile& tile, const HeadRows<const void>& from, int64_t dim,
+                              int64_t first, int64_t last, T* to) const {
+    const HeadRows<const void> rows{to, args.kv_heads * dim, dim};
+    const int64_t begin = tile.base + tile.span.first, end = tile.base + tile.span.last;
+    for (const KeyRange* piece = tile.pieces; piece->start < end; ++piece) {
+      const int64_t stop = min_of(piece->end(), end);
+      for (int64_t at = max_of(piece->start, begin); at < stop; ++at) {
+        for (int64_t head = first; head < last; ++head) {
+          __builtin_memcpy(to + (at - tile.base) * rows.row + head * dim,
+                           rows_of(from, piece->first_row + at - piece->start, head),
+                           static_cast<size_t>(dim) * sizeof(T));
+        }
+      }
+      if (piece->end() >= end) break;
+    }
+    return rows;
+  }
+
+  // The tile with consecutive rows of K/V heads [first, last): itself, or a copy.
+  KeyTile gather(KeyTile tile, int64_t first, int64_t last) const {
+    if (tile.piece_count == 1) return tile;
+    T* values = gathered + kKeyTile * args.kv_heads * args.head_dim;
+    tile.k = copied(tile, args.k, args.head_dim, first, last, gathered);
+    tile.v = copied(tile, args.v, args.v_head_dim, first, last, values);
+    tile.row = 0;
+    tile.piece_count = 1;
+    return tile;
   }
 
   // Visible scores, from the scratch to the caller's array or back.
@@ -193,29 +275,30 @@ struct Rows {
 
   // Whether some value is not finite among the keys of `read` that some row does not see; all see
   // those of `seen_by_all`.
-  bool hides_broken(const KeyTile& tile, int64_t kv_head, Span read, Span seen_by_all) const {
+  bool masks_nonfinite(const KeyTile& tile, int64_t kv_head, Span read, Span seen_by_all) const {
     const Span hidden[] = {{read.first, min_of(read.last, seen_by_all.first)},
                            {max_of(read.first, seen_by_all.last), read.last}};
     SpecialValues<T> special;
     for (const Span& span : hidden) {
       for (int64_t key = span.first; key < span.last; ++key) {
-        special.look_at(rows_of(args.v, tile.row + key, kv_head), args.v_head_dim);
+        special.look_at(rows_of(tile.v, tile.row + key, kv_head), args.v_head_dim);
       }
     }
     return special.found();
   }
 
   // A vector of one row's product over `read`, with zeros for the values that the row does not see.
-  V weigh_seen(const KeyTile& tile, int64_t kv_head, Span read, int64_t row, int64_t column) const {
+  V multiply_visible(const KeyTile& tile, int64_t kv_head, Span read, int64_t row,
+                     int64_t column) const {
     constexpr int kDepth = Math::kDepth;
-    const T* values = rows_of(args.v, tile.row, kv_head) + column;
+    const T* values = rows_of(tile.v, tile.row, kv_head) + column;
     const Group* p = reinterpret_cast<const Group*>(scores + row * kScoreStride);
     const Span seen = visible[row];
     V sum{};
     for (int64_t key = read.first / kDepth * kDepth; key < read.last; key += kDepth) {
       typename Math::Lanes lanes{};
       if (key + kDepth > seen.first && key < seen.last) {
-        lanes = load_group<Math>(values, args.v.row, key, seen.first, seen.last,
+        lanes = load_group<Math>(values, tile.v.row, key, seen.first, seen.last,
                                  args.v_head_dim - column);
       }
       sum = Math::dot(sum, Math::broadcast(p + key / kDepth), lanes);

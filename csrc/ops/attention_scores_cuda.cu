@@ -1,8 +1,8 @@
-// The first half of attention alone: scores of one key tile [rows, heads, keys], float32, neither
-// scaled nor masked.
+// The first half of attention: scores of one key tile [rows, heads, keys], float32, neither scaled
+// nor masked.
 //
-// head_dim goes by in panels of 64 columns, so it may be any; the products of 16 columns are added
-// in the order of `attend_kernel`.
+// head_dim is processed in panels of 64 columns, so it may have any size; the products of 16
+// columns are added in the order of `attend_kernel`.
 
 #include "ops/attention_launch_cuda.hpp"
 

@@ -1,4 +1,4 @@
-// The ends of an attention: starting a running state, merging two, and normalising one.
+// Operations on running states of attention: start one, merge two, normalise one.
 //
 //   m = max(m_a, m_b); sum = sum_a e^(m_a - m) + sum_b e^(m_b - m); out [rows, v_head_dim] likewise
 //   o = out / sum; lse = m + ln(sum)

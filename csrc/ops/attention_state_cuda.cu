@@ -1,10 +1,10 @@
-// The ends of an attention on a GPU: merging two running states, and normalising one.
+// Operations on running states of attention on a GPU: merge two, normalise one.
 //
-//   m = max(m_a, m_b); sum = sum_a e^(m_a - m) + sum_b e^(m_b - m); out likewise   [rows,
-//   v_head_dim] o = out / sum; lse = m + ln(sum)
+//   m = max(m_a, m_b); sum = sum_a e^(m_a - m) + sum_b e^(m_b - m); out [rows, v_head_dim] likewise
+//   o = out / sum; lse = m + ln(sum)
 //
-// A warp has a row. Both read and write memory once, so bandwidth is all they need; `out` of a row
-// that has seen no key is not read.
+// Each warp has one row. Both kernels read and write memory once and are limited by its bandwidth.
+// `out` of a row that has seen no key is not read.
 
 #include "cuda/convert.hpp"
 #include "ops/attention.hpp"

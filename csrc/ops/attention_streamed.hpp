@@ -1,16 +1,16 @@
-// Attention of few rows (decoding): K and V pass through registers once and are packed nowhere.
+// Attention of few rows (decoding): K and V are read into registers once and are never packed.
 //
 //   Q [rows, head_dim] x K^T block [head_dim, W keys]  -> S float32 [rows, kKeyTile]
 //   S -> P (rounded to the dtype), row_max, row_sum    [rows, kKeyTile]
 //   P x V [keys, v_head_dim]                           -> partial; out = out * rescale + partial
 //
-// Every sum has the order of the packed way, so the bits are the same. All K/V heads of a block of
-// keys come before the next block: a row of K holds its heads side by side, and memory is fastest
-// in its own order.
+// Every sum has the same order as in the packed kernel, so the bits are the same. All K/V heads of
+// a block of keys are processed before the next block: the heads of a row of K are adjacent, and
+// memory is fastest in its own order.
 //
-// A team of threads takes the key tiles in waves, one tile each: scores; then, all maxima known,
-// probabilities and partial outputs; then the partials are folded in the order of the tiles, as one
-// thread folds them.
+// A team of threads processes the key tiles in waves, one tile for each thread: first scores; then,
+// when all maxima are known, probabilities and partial outputs; then the partials are folded in the
+// order of the tiles, as by one thread.
 #pragma once
 
 #include "cpu/parallel.hpp"
@@ -45,7 +45,7 @@ struct StreamedAttention : Rows<T> {
   };
 
   // What a member of the team finds out about its tile, by row.
-  struct Found {
+  struct TileResult {
     float tile_max[kRows], row_max[kRows], row_sum[kRows], rescale[kRows];
   };
 
@@ -67,8 +67,8 @@ struct StreamedAttention : Rows<T> {
            (who - member) * layout.bytes() / static_cast<int64_t>(sizeof(float));
   }
 
-  Found& found_by(int who) const {
-    return *reinterpret_cast<Found*>(partials_of(who) + kRows * partial_stride);
+  TileResult& result_of(int who) const {
+    return *reinterpret_cast<TileResult*>(partials_of(who) + kRows * partial_stride);
   }
 
   // The rows that are read `keys_ahead` keys after row `row` of an array of which `left` keys are
@@ -92,7 +92,7 @@ struct StreamedAttention : Rows<T> {
       for (int row = 0; row < W; ++row) prefetch(then + row * next.array.row);
     }
     Keys block;
-    block.template load<kWhole>(rows_of(args.k, tile.row + at, head.kv_head) + i, args.k.row,
+    block.template load<kWhole>(rows_of(tile.k, tile.row + at, head.kv_head) + i, tile.k.row,
                                 seen.first - at, seen.last - at, args.head_dim - i);
     const int64_t groups = groups_of<Math>(args.head_dim - i);
     const Group* q = queries + head.row * layout.query_stride + i / Math::kDepth;
@@ -109,7 +109,7 @@ struct StreamedAttention : Rows<T> {
     for (int64_t at = seen.first / W * W; at < seen.last; at += W) {
       const bool whole = at >= seen.first && at + W <= seen.last;
       const Next next =
-          next_of(args.k, tile.row + at, seen.last - at, args.v, tile.row + seen.first);
+          next_of(tile.k, tile.row + at, seen.last - at, tile.v, tile.row + seen.first);
       for (int64_t h = 0; h < head_count; ++h) {
         for (int64_t i = 0; i < args.head_dim; i += kStep) {
           if (whole && i + kStep <= args.head_dim) {
@@ -123,18 +123,19 @@ struct StreamedAttention : Rows<T> {
   }
 
   template <int kStepGroups>
-  PYMPA_NOINLINE void weigh(const KeyTile& tile, Span seen) {
+  PYMPA_NOINLINE void multiply_values(const KeyTile& tile, Span seen) {
     constexpr int64_t kStep = kStepGroups * Math::kDepth;
     const int64_t begin = seen.first / Math::kDepth * Math::kDepth;
+    // Where the next tile's keys mostly are: asking in advance for others does no harm.
     const int64_t next_keys = tile.row + tile.span.last + (team - 1) * kKeyTile;
     int64_t step = 0;
     for (int64_t at = begin; at < seen.last; at += step) {
       const bool whole = at >= seen.first && at + kStep <= seen.last;
       step = whole ? kStep : Math::kDepth;
-      const Next next = next_of(args.v, tile.row + at, seen.last - at, args.k, next_keys);
+      const Next next = next_of(tile.v, tile.row + at, seen.last - at, tile.k, next_keys);
       for (int64_t h = 0; h < head_count; ++h) {
-        const Values<T> values{rows_of(args.v, tile.row + at, heads[h].kv_head),
-                               rows_of(next.array, next.row, heads[h].kv_head), args.v.row,
+        const Values<T> values{rows_of(tile.v, tile.row + at, heads[h].kv_head),
+                               rows_of(next.array, next.row, heads[h].kv_head), tile.v.row,
                                next.array.row, args.v_head_dim};
         for_each_strip<4>(heads[h].rows, [&]<int kCount>(int64_t strip) {
           const int64_t row = heads[h].row + strip;
@@ -153,34 +154,34 @@ struct StreamedAttention : Rows<T> {
     }
   }
 
-  // `weigh` row by row, each with what it sees.
-  PYMPA_NOINLINE void weigh_apart(const KeyTile& tile, Span seen) {
+  // `multiply_values` row by row, each with what it sees.
+  PYMPA_NOINLINE void multiply_values_by_row(const KeyTile& tile, Span seen) {
     for (int64_t h = 0; h < head_count; ++h) {
       for (int64_t row = heads[h].row; row < heads[h].row + heads[h].rows; ++row) {
         float* partial = partials_of(member) + row * partial_stride;
         for (int64_t at = 0; at < args.v_head_dim; at += W) {
-          store(partial + at, this->weigh_seen(tile, heads[h].kv_head, seen, row, at));
+          store(partial + at, this->multiply_visible(tile, heads[h].kv_head, seen, row, at));
         }
       }
     }
   }
 
-  bool hides_broken(const KeyTile& tile, Span seen) const {
+  bool masks_nonfinite(const KeyTile& tile, Span seen) const {
     Span seen_by_all = seen;
     for (int64_t row = 0; row < flat_rows; ++row) seen_by_all = common(seen_by_all, visible[row]);
     for (int64_t h = 0; h < head_count; ++h) {
-      if (Rows<T>::hides_broken(tile, heads[h].kv_head, seen, seen_by_all)) return true;
+      if (Rows<T>::masks_nonfinite(tile, heads[h].kv_head, seen, seen_by_all)) return true;
     }
     return false;
   }
 
   // Probabilities of the member's tile, which comes after those of the members before it.
   PYMPA_NOINLINE void fold_rows(Span seen) {
-    Found& own = found_by(member);
+    TileResult& own = result_of(member);
     for (int64_t row = 0; row < flat_rows; ++row) {
       float largest = *row_max[row];
       for (int who = 0; who < member; ++who) {
-        const float tile_max = found_by(who).tile_max[row];
+        const float tile_max = result_of(who).tile_max[row];
         largest = largest > tile_max ? largest : tile_max;
       }
       own.row_max[row] = largest;
@@ -194,7 +195,7 @@ struct StreamedAttention : Rows<T> {
   PYMPA_NOINLINE void absorb(int64_t first, int64_t last, int tiles) {
     for (int64_t row = first; row < last; ++row) {
       for (int who = 0; who < tiles; ++who) {
-        const Found& found = found_by(who);
+        const TileResult& found = result_of(who);
         *row_max[row] = found.row_max[row];
         *row_sum[row] = *row_sum[row] * found.rescale[row] + found.row_sum[row];
         const V scale = splat(found.rescale[row]);
@@ -213,25 +214,27 @@ struct StreamedAttention : Rows<T> {
   }
 
   // A wave of `tiles` tiles; `tile` is the member's own if it has one.
-  void attend(const KeyTile& tile, int tiles) {
+  void attend(KeyTile tile, int tiles) {
     Span seen{0, 0};
     if (member < tiles) {
+      tile = this->gather(tile, 0, args.kv_heads);
       for (int64_t row = 0; row < flat_rows; ++row) {
         visible[row] = visible_span(args.rule, positions[row], tile.base, tile.span);
         seen = hull(seen, visible[row]);
       }
       if (args.makes_scores) score(tile, seen);
       if (args.scores.data) this->share_scores(tile);
-      if (args.folds_scores) this->prepare(0, flat_rows, found_by(member).tile_max);
+      if (args.folds_scores) this->prepare(0, flat_rows, result_of(member).tile_max);
     }
     if (!args.folds_scores) return;
     wait();
     if (member < tiles) {
       fold_rows(seen);
-      if (hides_broken(tile, seen)) {
-        weigh_apart(tile, seen);
+      if (masks_nonfinite(tile, seen)) {
+        multiply_values_by_row(tile, seen);
       } else {
-        flat_rows == head_count ? weigh<kGroupsOfOneRow>(tile, seen) : weigh<kGroups>(tile, seen);
+        flat_rows == head_count ? multiply_values<kGroupsOfOneRow>(tile, seen)
+                                : multiply_values<kGroups>(tile, seen);
       }
     }
     wait();

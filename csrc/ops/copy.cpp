@@ -22,7 +22,7 @@ std::int64_t bytes_of(DType dtype) {
   return 0;
 }
 
-// Rows that follow each other in both arrays become one.
+// Consecutive rows that are adjacent in both arrays become one.
 CopyArgs rows_of(const TensorView& source, const TensorView& out, const Execution& on) {
   const std::int64_t bytes = bytes_of(source.dtype);
   CopyArgs args{{1, 1, 1}, bytes, source.data, {}, out.data, {}, on};

@@ -1,4 +1,4 @@
-// Copies between arrays of one shape and dtype whose rows are strided.
+// Copies between arrays of the same shape and dtype with strided rows.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// Rows [a, b, c, bytes] -> the same elsewhere: each byte is read and written once, in words as wide
-// as addresses and strides allow.
+// Copies rows [a, b, c, bytes]: each byte is read and written once, in words as wide as addresses
+// and strides allow.
 
 #include "cuda/words.hpp"
 #include "ops/copy.hpp"

@@ -35,7 +35,7 @@ struct ElementwiseKernels {
   void (*sum_partials)(const SumArgs& args);
 };
 
-PYMPA_DECLARE_KERNELS(ElementwiseKernels, elementwise_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(ElementwiseKernels, elementwise_kernels)
 
 // out = round(a + b) on [rows, columns]; out may be a or b.
 void add(const TensorView& a, const TensorView& b, const TensorView& out, const Execution& on);

@@ -1,5 +1,5 @@
-// Elementwise sums of rows [rows, columns] in float32, rounded once. Bytes bound them: `add` moves
-// three elements for each of its outputs, `sum_partials` parts + 1.
+// Elementwise sums of rows [rows, columns] in float32, rounded once. Memory bandwidth limits them:
+// `add` moves three elements for each output, `sum_partials` parts + 1.
 
 #include "cuda/rows.hpp"
 #include "ops/elementwise.hpp"

@@ -8,7 +8,7 @@ namespace pympa {
 
 namespace {
 
-// Checks choices [rows, chosen] beside counts [segments, experts], and fills in what they tell.
+// Checks choices [rows, chosen] and counts [segments, experts], and fills in their sizes.
 SegmentArgs segment_args(const char* op, const TensorView& experts, const TensorView& segment_rows,
                          const TensorView& counts, const Execution& on) {
   check_dtype(op, counts, DType::kInt64);
@@ -60,7 +60,7 @@ std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
 }
 
 void sort_rows(const TensorView& experts, const TensorView& counts, const TensorView& sources,
-               const TensorView& places, const Execution& on) {
+               const TensorView& inverse, const Execution& on) {
   const char* op = "sort_rows";
   check_dtype(op, counts, DType::kInt64);
   check_shape(op, counts, {-1});
@@ -72,8 +72,8 @@ void sort_rows(const TensorView& experts, const TensorView& counts, const Tensor
   }
   check_dtype(op, sources, DType::kInt32);
   check_shape(op, sources, {pairs});
-  check_dtype(op, places, DType::kInt32);
-  check_shape(op, places, {rows, chosen});
+  check_dtype(op, inverse, DType::kInt32);
+  check_shape(op, inverse, {rows, chosen});
   const SortArgs args{rows,
                       chosen,
                       counts.shape[0],
@@ -81,8 +81,8 @@ void sort_rows(const TensorView& experts, const TensorView& counts, const Tensor
                       experts.stride[0],
                       static_cast<std::int64_t*>(counts.data),
                       static_cast<std::int32_t*>(sources.data),
-                      static_cast<std::int32_t*>(places.data),
-                      places.stride[0],
+                      static_cast<std::int32_t*>(inverse.data),
+                      inverse.stride[0],
                       on};
   PYMPA_SELECT_KERNELS(on.isa, routing_kernels).sort_rows(args);
 }
@@ -103,28 +103,28 @@ void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
   PYMPA_SELECT_KERNELS(on.isa, routing_kernels).drop_overflow(args);
 }
 
-void combine_rows(const TensorView& rows, const TensorView& places, const TensorView& weights,
+void combine_rows(const TensorView& rows, const TensorView& inverse, const TensorView& weights,
                   const TensorView* base, const TensorView& out, const Execution& on) {
   const char* op = "combine_rows";
   check_float_dtype(op, rows);
   check_shape(op, rows, {-1, -1});
-  check_shape(op, places, {-1, -1});
-  check_entries(op, places, -1, rows.shape[0]);
+  check_shape(op, inverse, {-1, -1});
+  check_entries(op, inverse, -1, rows.shape[0]);
   check_dtype(op, weights, DType::kFloat32);
-  check_shape(op, weights, {places.shape[0], places.shape[1]});
+  check_shape(op, weights, {inverse.shape[0], inverse.shape[1]});
   for (const TensorView* view : {base, &out}) {
     if (!view) continue;
     check_dtype(op, *view, rows.dtype);
-    check_shape(op, *view, {places.shape[0], rows.shape[1]});
+    check_shape(op, *view, {inverse.shape[0], rows.shape[1]});
   }
-  const CombineArgs args{places.shape[0],
+  const CombineArgs args{inverse.shape[0],
                          rows.shape[1],
-                         places.shape[1],
+                         inverse.shape[1],
                          rows.dtype,
                          rows.data,
                          rows.stride[0],
-                         static_cast<const std::int32_t*>(places.data),
-                         places.stride[0],
+                         static_cast<const std::int32_t*>(inverse.data),
+                         inverse.stride[0],
                          static_cast<const float*>(weights.data),
                          weights.stride[0],
                          base ? base->data : nullptr,

@@ -1,4 +1,4 @@
-// Mixture of experts around the linears: which experts a row goes to, where, and what comes back.
+// Mixture of experts without its linears: selecting experts, sorting rows, combining outputs.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ struct CombineArgs {
   DType dtype;
   const void* x;  // the experts' outputs
   std::int64_t x_stride;
-  const std::int32_t* places;
-  std::int64_t places_stride;
+  const std::int32_t* inverse;
+  std::int64_t inverse_stride;
   const float* weights;
   std::int64_t weights_stride;
   const void* base;  // null if none
@@ -44,8 +44,8 @@ struct SortArgs {
   std::int64_t ids_stride;
   std::int64_t* counts;   // on the host
   std::int32_t* sources;  // [rows * chosen]
-  std::int32_t* places;
-  std::int64_t places_stride;
+  std::int32_t* inverse;
+  std::int64_t inverse_stride;
   Execution on;
 };
 
@@ -72,8 +72,8 @@ struct RoutingKernels {
   void (*drop_overflow)(const SegmentArgs& args);
 };
 
-PYMPA_DECLARE_KERNELS(ExpertKernels, expert_kernels)
-PYMPA_DECLARE_KERNELS(RoutingKernels, routing_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(ExpertKernels, expert_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(RoutingKernels, routing_kernels)
 
 // Softmax of the logits, its largest entries, ties to the lower id, by ascending id. Returns the
 // first row with a logit that is not finite, or -1.
@@ -84,7 +84,7 @@ std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
 
 // Stable counting sort of all (row, choice) pairs by expert.
 void sort_rows(const TensorView& experts, const TensorView& counts, const TensorView& sources,
-               const TensorView& places, const Execution& on);
+               const TensorView& inverse, const Execution& on);
 
 // Pairs of each segment that go to each expert.
 void count_experts(const TensorView& experts, const TensorView& segment_rows,
@@ -94,8 +94,8 @@ void count_experts(const TensorView& experts, const TensorView& segment_rows,
 void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
                    const TensorView& used, const TensorView& capacity, const Execution& on);
 
-// out[r] = round(sum of weights[r, c] * rows[places[r, c]] over ascending c, + base[r]).
-void combine_rows(const TensorView& rows, const TensorView& places, const TensorView& weights,
+// out[r] = round(sum of weights[r, c] * rows[inverse[r, c]] over ascending c, + base[r]).
+void combine_rows(const TensorView& rows, const TensorView& inverse, const TensorView& weights,
                   const TensorView* base, const TensorView& out, const Execution& on);
 
 }  // namespace pympa

@@ -1,6 +1,6 @@
 // Mixture of experts: softmax and top-k of logits [rows, experts], and the weighted sum
 //
-//   out [rows, columns] = round(x[place 0] * weight 0 + x[place 1] * weight 1 + ... + base)
+//   out [rows, columns] = round(x[inverse 0] * weight 0 + x[inverse 1] * weight 1 + ... + base)
 
 #include <mutex>
 
@@ -75,7 +75,7 @@ void select_row(const SelectArgs& args, const float* x, int32_t* ids, float* wei
 
 // The first row that is not finite, or -1.
 int64_t select_rows(const SelectArgs& args, int64_t first, int64_t last) {
-  int64_t broken = -1;
+  int64_t nonfinite = -1;
   for (int64_t row = first; row < last; ++row) {
     const float* x = args.logits + row * args.logits_stride;
     int32_t* ids = args.ids + row * args.ids_stride;
@@ -84,32 +84,32 @@ int64_t select_rows(const SelectArgs& args, int64_t first, int64_t last) {
       select_row(args, x, ids, weights);
       continue;
     }
-    if (broken < 0) broken = row;
+    if (nonfinite < 0) nonfinite = row;
     for (int64_t i = 0; i < args.chosen; ++i) {
       ids[i] = static_cast<int32_t>(i);
       weights[i] = 0.0f;
     }
   }
-  return broken;
+  return nonfinite;
 }
 
 int64_t select_experts_cpu(const SelectArgs& args) {
-  int64_t broken = -1;
+  int64_t nonfinite = -1;
   std::mutex guard;
   for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
     const int64_t found = select_rows(args, first, last);
     if (found < 0) return;
     const std::lock_guard<std::mutex> hold(guard);
-    if (broken < 0 || found < broken) broken = found;
+    if (nonfinite < 0 || found < nonfinite) nonfinite = found;
   });
-  return broken;
+  return nonfinite;
 }
 
 template <class T>
 void combine_rows_of(const CombineArgs& args, int64_t first, int64_t last) {
   const T* x = static_cast<const T*>(args.x);
   for (int64_t row = first; row < last; ++row) {
-    const int32_t* places = args.places + row * args.places_stride;
+    const int32_t* inverse = args.inverse + row * args.inverse_stride;
     const float* weights = args.weights + row * args.weights_stride;
     const T* base = static_cast<const T*>(args.base) + row * args.base_stride;
     T* out = static_cast<T*>(args.out) + row * args.out_stride;
@@ -117,8 +117,8 @@ void combine_rows_of(const CombineArgs& args, int64_t first, int64_t last) {
       const int64_t count = args.columns - i;
       V sums{};
       for (int64_t c = 0; c < args.chosen; ++c) {
-        if (places[c] < 0) continue;
-        sums = fma(splat(weights[c]), load(x + places[c] * args.x_stride + i, count), sums);
+        if (inverse[c] < 0) continue;
+        sums = fma(splat(weights[c]), load(x + inverse[c] * args.x_stride + i, count), sums);
       }
       if (args.base) sums += load(base + i, count);
       store(out + i, sums, count);

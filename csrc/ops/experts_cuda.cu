@@ -1,9 +1,9 @@
 // Mixture of experts: softmax and top-k of logits [rows, experts], and the weighted sum
 //
-//   out [rows, columns] = round(x[place 0] * weight 0 + x[place 1] * weight 1 + ... + base)
+//   out [rows, columns] = round(x[inverse 0] * weight 0 + x[inverse 1] * weight 1 + ... + base)
 //
-// A warp selects for a row; its logits come from memory once and from the cache `chosen` times. The
-// weighted sum reads chosen + 1 elements for each that it writes.
+// One warp selects the experts of a row; it reads the logits from memory once, and from the cache
+// `chosen` times. The weighted sum reads chosen + 1 elements for each that it writes.
 
 #include "cuda/mailbox.hpp"
 #include "cuda/rows.hpp"
@@ -13,8 +13,6 @@
 namespace pympa::cuda {
 
 namespace {
-
-constexpr unsigned kRowsOfABlock = 4;  // of one warp each
 
 struct Candidate {
   float value;
@@ -80,7 +78,7 @@ __device__ __forceinline__ void write_chosen(const float* x, int experts, int ch
   for (int i = lane; i < chosen; i += kWarp) weights[i] /= total;
 }
 
-__global__ void select_experts_kernel(SelectArgs args, unsigned long long* first_broken) {
+__global__ void select_experts_kernel(SelectArgs args, unsigned long long* first_nonfinite) {
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= args.rows) return;
   const float* x = args.logits + row * args.logits_stride;
@@ -92,7 +90,7 @@ __global__ void select_experts_kernel(SelectArgs args, unsigned long long* first
       ids[i] = i;
       weights[i] = 0.0F;
     }
-    if (lane_index() == 0) atomicMin(first_broken, static_cast<unsigned long long>(row));
+    if (lane_index() == 0) atomicMin(first_nonfinite, static_cast<unsigned long long>(row));
     return;
   }
   Candidate last = next_candidate(x, experts, {INFINITY, -1});
@@ -102,19 +100,19 @@ __global__ void select_experts_kernel(SelectArgs args, unsigned long long* first
 }
 
 std::int64_t select_experts_cuda(const SelectArgs& args) {
-  auto* first_broken = Mailbox::of_thread().room<unsigned long long>(1);
-  *first_broken = static_cast<unsigned long long>(args.rows);
+  auto* first_nonfinite = Mailbox::of_thread().room<unsigned long long>(1);
+  *first_nonfinite = static_cast<unsigned long long>(args.rows);
   launch(select_experts_kernel, dim3{static_cast<unsigned>(ceil_div(args.rows, kRowsOfABlock))},
-         dim3{kWarp, kRowsOfABlock}, 0, args.on.stream, args, first_broken);
+         dim3{kWarp, kRowsOfABlock}, 0, args.on.stream, args, first_nonfinite);
   synchronize(args.on.stream);
-  const auto row = static_cast<std::int64_t>(*first_broken);
+  const auto row = static_cast<std::int64_t>(*first_nonfinite);
   return row < args.rows ? row : -1;
 }
 
 template <class T>
 struct Combine {
   Rows<const T> x, base;
-  Rows<const std::int32_t> places;
+  Rows<const std::int32_t> inverse;
   Rows<const float> weights;
   Rows<T> out;
   std::int64_t rows, columns;
@@ -131,7 +129,7 @@ __global__ void combine_rows_kernel(Combine<T> args) {
         float sums[kCount] = {};
 #pragma unroll 4  // loads of several choices are under way together
         for (int choice = 0; choice < args.chosen; ++choice) {
-          const std::int32_t place = *args.places(row, choice);
+          const std::int32_t place = *args.inverse(row, choice);
           const float weight = *args.weights(row, choice);
           Group<T> x{};
           if (place >= 0) x = read<kWhole>(args.x(place, column), left);
@@ -154,7 +152,7 @@ void combine_rows_cuda(const CombineArgs& args) {
   with_type(args.dtype, [&]<class T>() {
     Combine<T> combine{{static_cast<const T*>(args.x), args.x_stride},
                        {static_cast<const T*>(args.base), args.base_stride},
-                       {args.places, args.places_stride},
+                       {args.inverse, args.inverse_stride},
                        {args.weights, args.weights_stride},
                        {static_cast<T*>(args.out), args.out_stride},
                        args.rows,

@@ -1,5 +1,6 @@
-// Pairs (row, choice) on the GPU: numbered row by row, counted by expert in shared memory, and
-// taken in ascending order by one warp, 32 at a time, which keeps a sort stable and drops the last.
+// Pairs (row, choice) on the GPU: numbered row by row, and counted by expert in shared memory. One
+// warp processes them in ascending order, 32 at a time, so that a sort is stable and drops the last
+// pairs.
 #pragma once
 
 #include "cuda/warp.hpp"

@@ -1,4 +1,4 @@
-// Where rows go: choices of experts counted, sorted and dropped, one after the other.
+// Routing of rows: chosen experts are counted, sorted and dropped, one after the other.
 
 #include "cpu/parallel.hpp"
 #include "ops/experts.hpp"
@@ -40,10 +40,10 @@ void sort_rows_cpu(const SortArgs& args) {
   }
   for (int64_t row = 0; row < args.rows; ++row) {
     const int32_t* ids = args.ids + row * args.ids_stride;
-    int32_t* places = args.places + row * args.places_stride;
+    int32_t* inverse = args.inverse + row * args.inverse_stride;
     for (int64_t i = 0; i < args.chosen; ++i) {
-      places[i] = ids[i] < 0 ? -1 : static_cast<int32_t>(next[ids[i]]++);
-      if (ids[i] >= 0) args.sources[places[i]] = static_cast<int32_t>(row);
+      inverse[i] = ids[i] < 0 ? -1 : static_cast<int32_t>(next[ids[i]]++);
+      if (ids[i] >= 0) args.sources[inverse[i]] = static_cast<int32_t>(row);
     }
   }
   // Each expert's rows now end where those of the next one start.

@@ -1,9 +1,10 @@
-// Where rows go: choices of experts [rows, chosen] counted, sorted and dropped. Pairs (row, choice)
-// are numbered row by row.
+// Routing of rows: chosen experts [rows, chosen] are counted, sorted and dropped. Pairs (row,
+// choice) are numbered row by row.
 //
-// sort_rows: counts of each block of pairs -> where each block's pairs of each expert start ->
-// places. A block's counts, then starts, lie where its places will be: a block has at least as many
-// pairs as there are experts. A single block counts for itself.
+// sort_rows: counts of each block of pairs -> first index of each block's pairs of each expert ->
+// index of each pair. A block's counts, and then its first indices, use the memory of the final
+// indices: a block has at least as many pairs as there are experts. A single block counts its own
+// pairs.
 
 #include "cuda/mailbox.hpp"
 #include "cuda/rows.hpp"
@@ -21,7 +22,7 @@ constexpr std::int64_t kMostBlocks = 256;   // whose counts one block adds up
 
 struct Sort {
   Pairs<const std::int32_t> ids;
-  Pairs<std::int32_t> places;
+  Pairs<std::int32_t> inverse;
   std::int32_t* sources;
   std::int64_t* counts;
   unsigned pairs, pairs_of_block, blocks;  // the last block also has what remains
@@ -33,7 +34,7 @@ struct Sort {
   }
   // Of a block and an expert: its count, then the place of its first pair.
   __device__ __forceinline__ std::int32_t& kept(unsigned block, int expert) const {
-    return places[first(block) + static_cast<unsigned>(expert)];
+    return inverse[first(block) + static_cast<unsigned>(expert)];
   }
 };
 
@@ -79,7 +80,7 @@ __global__ void take_places_kernel(Sort sort) {
   }
   take_places(sort.ids, sort.first(block), sort.last(block), sort.bits,
               [&](unsigned pair, std::int32_t, std::int32_t place) {
-                sort.places[pair] = place;
+                sort.inverse[pair] = place;
                 if (place >= 0) {
                   sort.sources[place] = static_cast<std::int32_t>(pair / sort.ids.chosen);
                 }
@@ -102,7 +103,7 @@ void sort_rows_cuda(const SortArgs& args) {
   auto* counts = Mailbox::of_thread().room<std::int64_t>(static_cast<std::size_t>(args.experts));
   const auto chosen = static_cast<unsigned>(args.chosen);
   const Sort sort{{args.ids, args.ids_stride, chosen},
-                  {args.places, args.places_stride, chosen},
+                  {args.inverse, args.inverse_stride, chosen},
                   args.sources,
                   counts,
                   static_cast<unsigned>(pairs),

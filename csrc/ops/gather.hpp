@@ -23,7 +23,7 @@ struct GatherKernels {
   void (*gather_rows)(const GatherArgs& args);
 };
 
-PYMPA_DECLARE_KERNELS(GatherKernels, gather_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(GatherKernels, gather_kernels)
 
 // out[r] = source[index[r] - first_row], zeros where that is no row of the source.
 void gather_rows(const TensorView& source, const TensorView& index, const TensorView& out,

@@ -1,5 +1,5 @@
-// Rows by index [rows] -> out [rows, columns], a copy of bytes: twice the bytes of out, and the
-// index.
+// Rows by index [rows] -> out [rows, columns], a copy of bytes. It moves twice the bytes of out,
+// and the index.
 
 #include "cuda/words.hpp"
 #include "ops/gather.hpp"

@@ -1,4 +1,4 @@
-// Linear layers on packed weights, with bias, activation, residual and gate fused behind the sum.
+// Linear layers on packed weights, with bias, activation, residual and gate fused after the sum.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Checks of what linears and MLPs are given, filling in what kernels get.
+// Checks the arguments of linears and MLPs, and fills in the arguments of kernels.
 #pragma once
 
 #include "core/check.hpp"

@@ -1,10 +1,10 @@
 // Linear layers: out [M, N] = epilogue(x [M, K] W^T), W packed in panels [K, kPanel].
 //
 //   x [rows, k-block] -> A (compact, compute format) ; A x panel k-block -> C float32 [rows, cols]
-//   C = ascending sum of zero-started partials over k-blocks ; epilogue(C) -> out
+//   C = ascending sum of partials over k-blocks, each started at zero ; epilogue(C) -> out
 //
-// An item is one (group, row block, column block) where each group of rows has its own weight; an
-// element's bits depend on K and the ISA alone.
+// An item is one (group, row block, column block), if each group of rows has its own weight; an
+// element's bits depend only on K and the ISA.
 
 #include "cpu/parallel.hpp"
 #include "ops/linear_worker.hpp"

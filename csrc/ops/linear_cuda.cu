@@ -1,34 +1,35 @@
-// Linear layers: products by gemm, and what its epilogue cannot do by a kernel of its own.
+// Linear layers: products by gemm, and a separate kernel for what its epilogue cannot do.
 //
-//   fused:  x W^T, bias, GELU by tanh -> branch or out, rounded once ; out = round(residual +
-//   branch) else:   x W^T -> C float32 [rows, n] (gated: two) ; finish(C) -> branch, out, rounded
-//   once
+//   fused:  x W^T + bias, GELU by tanh -> branch or out, rounded once
+//           out = round(residual + branch)
+//   else:   x W^T -> C float32 [rows, n] (gated: two)
+//           epilogue(C) -> branch, out, rounded once
 //
-// The way follows from arguments that all rows share, never from their number. Rows go in passes of
-// kPassRows, which bound the workspace; each group of rows has its own weight.
+// The path depends only on arguments that all rows share, never on their number. Rows are processed
+// in passes of kPassRows, which limit the workspace; each group of rows has its own weight.
 
 #include "core/check.hpp"
 #include "cuda/gemm.hpp"
 #include "ops/copy.hpp"
 #include "ops/elementwise.hpp"
-#include "ops/linear_finish.hpp"
+#include "ops/linear_epilogue.hpp"
 
 namespace pympa::cuda {
 
 namespace {
 
-constexpr std::int64_t kPassRows = 4096;  // of 128-row tiles enough to fill any GPU
+constexpr std::int64_t kPassRows = 4096;  // enough tiles of 128 rows to fill any GPU
 constexpr std::int64_t kAlignment = 256;
 constexpr std::int64_t kFloat = sizeof(float);
 
 std::int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Elements from one row of a packed weight, or of a buffer of the workspace, to the next.
+// The number of elements between rows of a packed weight, or of a buffer of the workspace.
 std::int64_t padded(std::int64_t columns, std::int64_t element_bytes) {
   return round_up(columns, kAccessBytes / element_bytes);
 }
 
-// Of one float32 C [rows, n]; also enough for a branch.
+// The bytes of one float32 C [rows, n], which are enough for a branch, too.
 std::int64_t sums_bytes(std::int64_t m, std::int64_t n) {
   return (m < kPassRows ? m : kPassRows) * padded(n, kFloat) * kFloat;
 }
@@ -41,7 +42,7 @@ std::int64_t packed_bytes(std::int64_t n, std::int64_t k, DType dtype) {
   return n * padded(k, size_of(dtype)) * size_of(dtype);
 }
 
-// A copy, with zeros behind each row up to the next multiple of 16 bytes.
+// Copies a weight, with zeros after each row up to the next multiple of 16 bytes.
 template <class T>
 __global__ void pack_weight_kernel(Rows<const T> weight, Rows<T> packed, std::int64_t n,
                                    std::int64_t k, bool aligned) {
@@ -69,7 +70,7 @@ void pack_weight_cuda(const PackWeightArgs& args) {
   });
 }
 
-// Some rows of one group, with what belongs to them.
+// Some rows of one group, with their weight, bias and outputs.
 class Pass {
  public:
   Pass(const LinearArgs& args, std::int64_t group, std::int64_t row, std::int64_t rows)
@@ -95,14 +96,14 @@ class Pass {
     return bias ? bias + group_ * args_.bias_stride[which] * size_of(args_.dtype) : nullptr;
   }
 
-  // Row `row_` of an array of the output's dtype.
+  // Returns row `row_` of an array of the output's dtype.
   template <class Void>
   Void* own(Void* at, std::int64_t stride) const {
     using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
     return at ? static_cast<Byte*>(at) + row_ * stride * size_of(args_.out_dtype) : nullptr;
   }
 
-  // Whether gemm gives the branch: bias and GELU in its epilogue where nothing else is asked for.
+  // Whether gemm computes the branch: its epilogue has bias and GELU, and no more is requested.
   bool is_fused() const {
     const bool rounds_alike = args_.out_dtype == args_.dtype;
     const bool by_tanh =
@@ -125,8 +126,8 @@ class Pass {
           padded(args_.k, size), bias, gelu, out, out_stride, args_.on.stream});
   }
 
-  // The product goes where its result is wanted if rows there are aligned, else to the workspace
-  // first, so that the library's way does not follow from where results lie.
+  // The product is written to its output if rows there are aligned, otherwise to the workspace
+  // first, so that the library's algorithm does not depend on the address of the output.
   void fused() const {
     const std::int64_t size = size_of(args_.out_dtype);
     const auto [at, stride] =
@@ -155,26 +156,27 @@ class Pass {
 
   template <class T, class Out>
   void unfused() const {
-    Finish<T, Out> finish{};
+    Epilogue<T, Out> epilogue{};
     for (int which = 0; which < (args_.packed[1] ? 2 : 1); ++which) {
-      finish.bias[which] = reinterpret_cast<const T*>(bias(which));
+      epilogue.bias[which] = reinterpret_cast<const T*>(bias(which));
       if (args_.k == 0) continue;
       auto* c = reinterpret_cast<float*>(workspace_ + which * sums_bytes(args_.m, args_.n));
-      finish.c[which] = {c, padded(args_.n, kFloat)};
+      epilogue.c[which] = {c, padded(args_.n, kFloat)};
       multiply(which, nullptr, false, DType::kFloat32, c, padded(args_.n, kFloat));
     }
-    finish.activation = args_.activation;
-    finish.gated = args_.packed[1] != nullptr;
-    finish.residual = {static_cast<const Out*>(own(args_.residual, args_.residual_stride)),
-                       args_.residual_stride};
-    finish.branch = {static_cast<Out*>(own(args_.branch, args_.branch_stride)),
-                     args_.branch_stride};
-    finish.out = {static_cast<Out*>(own(args_.out, args_.out_stride)), args_.out_stride};
-    finish.aligned = is_aligned(Rows<const T>{finish.bias[0], 0}) &&
-                     is_aligned(Rows<const T>{finish.bias[1], 0}) && is_aligned(finish.residual) &&
-                     is_aligned(finish.branch) && is_aligned(finish.out);
+    epilogue.activation = args_.activation;
+    epilogue.gated = args_.packed[1] != nullptr;
+    epilogue.residual = {static_cast<const Out*>(own(args_.residual, args_.residual_stride)),
+                         args_.residual_stride};
+    epilogue.branch = {static_cast<Out*>(own(args_.branch, args_.branch_stride)),
+                       args_.branch_stride};
+    epilogue.out = {static_cast<Out*>(own(args_.out, args_.out_stride)), args_.out_stride};
+    epilogue.aligned = is_aligned(Rows<const T>{epilogue.bias[0], 0}) &&
+                       is_aligned(Rows<const T>{epilogue.bias[1], 0}) &&
+                       is_aligned(epilogue.residual) && is_aligned(epilogue.branch) &&
+                       is_aligned(epilogue.out);
     const auto [grid, block] = row_grid(rows_, ceil_div(args_.n, kGroup<T>));
-    launch(finish_kernel<T, Out>, grid, block, 0, args_.on.stream, finish, rows_, args_.n);
+    launch(epilogue_kernel<T, Out>, grid, block, 0, args_.on.stream, epilogue, rows_, args_.n);
   }
 
   const LinearArgs& args_;
@@ -187,7 +189,7 @@ void linear_cuda(const LinearArgs& args) {
     const std::int64_t stride = args.groups > 1 ? args.packed_bytes[which] : 0;
     check_packed("linear", "packed weight", args.packed[which], stride);
   }
-  if (args.m > 0 && args.x_stride < args.k) {  // the library takes no such matrix
+  if (args.m > 0 && args.x_stride < args.k) {  // the library does not accept such a matrix
     fail("linear", "x", "rows of " + std::to_string(args.k) + " elements that do not overlap",
          "a row stride of " + std::to_string(args.x_stride));
   }

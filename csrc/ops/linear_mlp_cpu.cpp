@@ -1,13 +1,13 @@
-// MLPs whose hidden state never exists as a whole:
+// MLPs whose hidden state is never stored as a whole:
 //
 //   for each block of kKBlock hidden columns, and the rows of an item in row blocks:
 //     x W_up^T (and x W_gate^T) -> C -> act, gate, round -> A [rows, kKBlock]
 //     A x the block's part of W_down -> added to float32 sums [rows, outputs]
 //   epilogue(sums) -> out
 //
-// A block of hidden columns is a k-block of the second product, so sums are those of two linears.
-// An item is one (group, piece of its rows): the weights of a block of hidden columns stay in the
-// cache from one row block to the next, and are read again for the next item.
+// A block of hidden columns is a k-block of the second product, so sums have the order of two
+// linears. An item is one (group, piece of its rows): the weights of a block of hidden columns stay
+// in the cache from one row block to the next, and are read again for the next item.
 
 #include "cpu/parallel.hpp"
 #include "ops/linear_worker.hpp"
@@ -53,7 +53,7 @@ struct Worker {
   }
 
   // A = the hidden state of one block, rounded to T.
-  void hide(const Block& block) {
+  void make_hidden(const Block& block) {
     product<T>(args.up, 0, block, a, c);
     if (c_up) product<T>(args.up, 1, block, a, {c_up, c.stride});
     const T* bias = bias_of<T>(args.up, 0, block.group);
@@ -63,8 +63,8 @@ struct Worker {
       for (int64_t i = 0; i < block.columns; i += W) {
         const int64_t at = r * c.stride + i, count = block.columns - i;
         store(hidden + i,
-              finish_lanes(args.up, c.at + at, c_up ? c_up + at : nullptr, bias, bias_up,
-                           block.column + i, count),
+              epilogue_lanes(args.up, c.at + at, c_up ? c_up + at : nullptr, bias, bias_up,
+                             block.column + i, count),
               count);
       }
       pack_row<Math>(hidden, block.columns, a + r * kAStride);
@@ -76,7 +76,7 @@ struct Worker {
       const int64_t columns = min_of(kKBlock, args.up.n - hidden);
       for (int64_t at = 0; at < rows; at += kRowBlock) {
         const int64_t count = min_of(kRowBlock, rows - at);
-        hide({group, row + at, count, hidden, columns});
+        make_hidden({group, row + at, count, hidden, columns});
         const Sums here{sums.at + at * sums.stride, sums.stride};
         add_partial<T>(args.down, 0, {group, row + at, count, 0, args.down.n}, hidden, columns, a,
                        here);

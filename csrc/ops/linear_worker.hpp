@@ -1,7 +1,7 @@
 // Pieces of linear layers and MLPs: x [rows, K] times W^T from panels [K, kPanel], block by block.
 //
-// An element is the ascending sum of zero-started partials over k-blocks, so its bits depend on K
-// and the ISA alone: not on rows, columns or threads.
+// An element is the ascending sum of partials over k-blocks, each started at zero. So its bits
+// depend only on K and the ISA, not on rows, columns or threads.
 #pragma once
 
 #include "cpu/math.hpp"
@@ -11,7 +11,7 @@
 
 namespace pympa::PYMPA_ISA {
 
-constexpr int64_t kKBlock = 512;       // part of the bit contract: never change it for speed
+constexpr int64_t kKBlock = 512;       // part of the contract on bits: never change it for speed
 constexpr int64_t kRowBlock = 96;      // A and C of a block stay in L2 beside one weight panel
 constexpr int64_t kColumnBlock = 512;  // x is repacked once for so many columns
 constexpr int64_t kPadding = 16;       // keeps A rows off a power-of-two stride (L1 associativity)
@@ -134,8 +134,8 @@ const T* bias_of(const LinearArgs& args, int which, int64_t group) {
 
 // What `count` columns from `column` on become: act(C + bias), times (C of up + bias) if gated.
 template <class T>
-PYMPA_INLINE V finish_lanes(const LinearArgs& args, const float* c, const float* c_up,
-                            const T* bias, const T* bias_up, int64_t column, int64_t count) {
+PYMPA_INLINE V epilogue_lanes(const LinearArgs& args, const float* c, const float* c_up,
+                              const T* bias, const T* bias_up, int64_t column, int64_t count) {
   V y = load(c);
   if (bias) y += load(bias + column, count);
   y = activate(y, args.activation);
@@ -155,7 +155,8 @@ void epilogue(const LinearArgs& args, const Block& block, Sums c, const float* c
     for (int64_t i = 0; i < block.columns; i += W) {
       const int64_t column = block.column + i, at = r * c.stride + i;
       const int64_t count = block.columns - i;
-      V y = finish_lanes(args, c.at + at, c_up ? c_up + at : nullptr, bias, bias_up, column, count);
+      V y =
+          epilogue_lanes(args, c.at + at, c_up ? c_up + at : nullptr, bias, bias_up, column, count);
       if (args.branch) {
         store(static_cast<Out*>(args.branch) + row * args.branch_stride + column, y, count);
       }

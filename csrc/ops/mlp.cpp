@@ -29,7 +29,7 @@ void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
   set_weight(op, args.up, gated ? 1 : 0, *weights.up, weights.up_bias, grouped);
   set_weight(op, args.down, 0, *weights.down, weights.bias, grouped);
   set_residual(op, args.down, residual, branch);
-  PYMPA_SELECT_KERNELS(on.isa, mlp_kernels).mlp(args);
+  PYMPA_SELECT_KERNELS(isa_for(args.up.dtype, on.isa), mlp_kernels).mlp(args);
 }
 
 }  // namespace pympa

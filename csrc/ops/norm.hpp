@@ -28,7 +28,7 @@ struct NormKernels {
   void (*norm)(const NormArgs& args);
 };
 
-PYMPA_DECLARE_KERNELS(NormKernels, norm_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(NormKernels, norm_kernels)
 
 void norm(const TensorView& x, const TensorView& weight, const TensorView* bias, double eps,
           NormKind kind, const TensorView& out, const Execution& on);

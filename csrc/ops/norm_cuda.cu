@@ -3,10 +3,10 @@
 //   rms:   y = x / sqrt(mean(x^2) + eps) * weight + bias
 //   layer: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias    (two passes)
 //
-// A row is one warp's, or one block's if it is wide. A thread keeps its elements in registers from
-// pass to pass, so memory sees the row once in and once out. A thread sums its own elements in
-// ascending order, a warp its threads as a tree, a block its warps in ascending order: the shape
-// of the sum follows the number of columns alone.
+// One warp processes a row, or one block if the row is wide. A thread keeps its elements in
+// registers between passes, so each row is read and written once. A thread sums its own elements in
+// ascending order, a warp its threads as a tree, a block its warps in ascending order: the order of
+// the sum depends only on the number of columns.
 
 #include "cuda/rows.hpp"
 #include "cuda/warp.hpp"
@@ -18,7 +18,6 @@ namespace {
 
 constexpr int kHeld = 4;  // groups of a thread in registers: 32 16-bit elements
 constexpr unsigned kMostThreads = 512;
-constexpr unsigned kRowsOfABlock = 4;  // of one warp each
 
 template <class T>
 struct Norm {

@@ -10,7 +10,7 @@ namespace pympa {
 
 namespace {
 
-// Work per second of work() calls over at least `seconds`.
+// Returns the work per second of work() calls over at least `seconds`.
 template <class Work>
 double rate_over(double seconds, Work&& work) {
   using Clock = std::chrono::steady_clock;
@@ -36,7 +36,7 @@ constexpr std::int64_t kSums = 8;
 
 double fma_peak(DType dtype, Isa isa, double seconds) {
   check_seconds("fma_peak", seconds);
-  const PeakKernels& kernels = PYMPA_SELECT_KERNELS(isa, peak_kernels);
+  const PeakKernels& kernels = PYMPA_SELECT_KERNELS(isa_for(dtype, isa), peak_kernels);
   constexpr std::int64_t kRounds = 100'000;
   kernels.fma_rounds(dtype, kRounds);  // wakes the wide units up
   return rate_over(seconds, [&] { return kernels.fma_rounds(dtype, kRounds); });

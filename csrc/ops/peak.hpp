@@ -1,4 +1,4 @@
-// What one core can do at best: the yardsticks of the benchmarks.
+// The peak rates of one core, which benchmarks compare with.
 #pragma once
 
 #include <cstdint>

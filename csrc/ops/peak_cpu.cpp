@@ -1,4 +1,4 @@
-// Register-only multiply-adds: the rate that no product of this ISA can pass.
+// Multiply-adds in registers: the rate that no product of this ISA can exceed.
 
 #include "cpu/tile.hpp"
 #include "ops/peak.hpp"

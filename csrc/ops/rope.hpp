@@ -24,7 +24,7 @@ struct RopeKernels {
   void (*rope)(const RopeArgs& args);
 };
 
-PYMPA_DECLARE_KERNELS(RopeKernels, rope_kernels)
+PYMPA_DECLARE_FLOAT_KERNELS(RopeKernels, rope_kernels)
 
 void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
           const TensorView& index, const Execution& on);

@@ -2,8 +2,8 @@
 //
 //   a' = a cos - b sin ; b' = b cos + a sin        cos, sin [tables, half], one table row a token
 //
-// A thread turns one group of pairs of one head. Heads of a row are neighbours in a block, so its
-// cos and sin come from memory once and from the cache for the others.
+// A thread rotates one group of pairs of one head. Heads of a row are neighbours in a block, so its
+// cos and sin are read from memory once, and from the cache for the other heads.
 
 #include "cuda/rows.hpp"
 #include "ops/rope.hpp"

@@ -1,4 +1,4 @@
-// Checked longjmp refuses to move between stacks, which is what it is used for here.
+// The checked longjmp refuses to switch between stacks, which is its purpose here.
 #undef _FORTIFY_SOURCE
 
 #include "cuda/emulated/interpreter.hpp"

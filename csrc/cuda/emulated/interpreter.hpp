@@ -1,10 +1,11 @@
-// Runs a grid on one CPU thread: every CUDA thread is a fiber, every block starts with poisoned
-// shared memory, and warps and blocks meet as CUDA says they must.
+// Runs a grid on one CPU thread. Every CUDA thread is a fiber, every block starts with poisoned
+// shared memory, and warps and blocks synchronise by CUDA's rules.
 //
-// A warp runs as far as it can before another gets its turn, first to last in even blocks and last
-// to first in odd ones, so a missing barrier shows as poison or stale values. What hangs or breaks
-// a rule on a GPU ends the launch here with std::runtime_error. Speed, memory order between warps
-// that do meet, and the last bits of exp2f and the like are not emulated.
+// A warp runs as far as it can before another one runs, from first to last in even blocks and from
+// last to first in odd ones, so a missing barrier shows as poison or stale values. Code that would
+// hang or break a rule on a GPU ends the launch with std::runtime_error. Speed, memory order
+// between warps that do synchronise, and the last bits of exp2f and similar functions are not
+// emulated.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The words of CUDA C++ that kernels use, for a C++ compiler.
+// The CUDA C++ keywords and types that kernels use, for a C++ compiler.
 #pragma once
 
 #include <bit>

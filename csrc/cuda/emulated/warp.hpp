@@ -1,4 +1,5 @@
-// Instructions of a warp and of a block by CUDA's names. Kernels name all 32 lanes in every mask.
+// Instructions of a warp and of a block under CUDA's names. Kernels pass all 32 lanes in every
+// mask.
 #pragma once
 
 #include "cuda/emulated/interpreter.hpp"

@@ -1,16 +1,17 @@
-// Attention of many rows on a GPU: a block folds the keys that a tile of one head's rows sees.
+// Attention of many rows on a GPU: a block folds the keys that a tile of one head's rows sees. Each
+// element type has its own file, so that several cores can compile them at once.
 //
 //   v_head_dim   rows x keys   warps: rows x columns
 //   up to 64     128 x 64      4 x 1    a warp has 32 rows: K and V are read from shared memory
 //   up to 128    128 x 64      4 x 1    once for two products
-//   up to 256     64 x 64      2 x 2    128 columns of 32 rows are what the registers hold
+//   up to 256     64 x 64      2 x 2    128 columns of 32 rows fill the registers
 //   up to 512     64 x 64      2 x 4
+
+#pragma once
 
 #include "ops/attention_launch_cuda.hpp"
 
 namespace pympa::cuda {
-
-namespace {
 
 // Consecutive rows of one head.
 struct HeadSource {
@@ -64,7 +65,7 @@ __device__ __forceinline__ bool attend_tile(const AttendParams& params, const Ti
   if (!tiles.next()) return true;
   const Block<Shape, kFromScores, HeadSource> block(params, source, params.kv_head[index]);
   const StateRows<Shape> rows{params.row_max, params.row_sum, params.out, params.v_head_dim,
-                              params.pairs};
+                              params.out_pairs_aligned};
   const auto at = [&](int row) { return source.at(row); };
   WarpState<Shape> state;
   rows.read(state, block.place, at);
@@ -73,14 +74,18 @@ __device__ __forceinline__ bool attend_tile(const AttendParams& params, const Ti
   return true;
 }
 
-// The block's rows once more, whatever V holds; 16 of a warp at a time leave room in registers.
-template <class Shape, bool kFromScores>
-PYMPA_OUT_OF_LINE void attend_broken(const AttendParams& params, Tile tile) {
-  using Slim =
-      AttendShape<typename Shape::T, Shape::kVPanels, 1, Shape::kRowGroups, Shape::kColumnGroups>;
-  const int last = min(tile.first + Shape::kRows, params.q_ranges[tile.range].length);
-  for (; tile.first < last; tile.first += Slim::kRows) {
-    attend_tile<Slim, kFromScores, true>(params, tile);
+// The same warps with 16 rows each, which leaves room in registers; even or not is one shape, as
+// compiling this way twice would take as long as the other one.
+template <class Shape>
+using Slim =
+    AttendShape<typename Shape::T, Shape::kVPanels, 1, Shape::kRowGroups, Shape::kColumnGroups>;
+
+// kRows rows of a block once more, whatever V holds.
+template <class Shape, int kRows, bool kFromScores>
+PYMPA_OUT_OF_LINE void attend_nonfinite(const AttendParams& params, Tile tile) {
+  const int last = min(tile.first + kRows, params.q_ranges[tile.range].length);
+  for (; tile.first < last; tile.first += Shape::kRows) {
+    attend_tile<Shape, kFromScores, true>(params, tile);
     __syncthreads();  // nobody reads shared memory any more
   }
 }
@@ -90,7 +95,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     attend_kernel(const __grid_constant__ AttendParams params) {
   const Tile tile = tile_of_block<Shape>(params);
   if (!attend_tile<Shape, kFromScores, false>(params, tile)) {
-    attend_broken<Shape, kFromScores>(params, tile);
+    attend_nonfinite<Slim<Shape>, Shape::kRows, kFromScores>(params, tile);
   }
 }
 
@@ -114,40 +119,36 @@ void launch_rows(AttendParams& params, void* stream) {
   }
 }
 
-}  // namespace
-
+template <class T>
 void attend_rows(const AttendArgs& args) {
-  with_16_bits(args.dtype, [&]<class T>() {
-    for_each_launch(args, [&](AttendParams& params) {
-      // Wide queries leave room for 64 rows only.
-      const int columns = std::max(params.v_head_dim, params.head_dim > 256 ? 256 : 0);
-      if (columns <= 64) {
-        launch_rows<T, 1, 4, 1>(params, args.on.stream);
-      } else if (columns <= 128) {
-        launch_rows<T, 2, 4, 1>(params, args.on.stream);
-      } else if (columns <= 256) {
-        launch_rows<T, 4, 2, 2>(params, args.on.stream);
-      } else {
-        launch_rows<T, 8, 2, 4>(params, args.on.stream);
-      }
-    });
+  for_each_launch(args, [&](AttendParams& params) {
+    // Wide queries leave room for 64 rows only.
+    const int columns = std::max(params.v_head_dim, params.head_dim > 256 ? 256 : 0);
+    if (columns <= 64) {
+      launch_rows<T, 1, 4, 1>(params, args.on.stream);
+    } else if (columns <= 128) {
+      launch_rows<T, 2, 4, 1>(params, args.on.stream);
+    } else if (columns <= 256) {
+      launch_rows<T, 4, 2, 2>(params, args.on.stream);
+    } else {
+      launch_rows<T, 8, 2, 4>(params, args.on.stream);
+    }
   });
 }
 
 // 64 columns of V after 64 columns, so that one shape is enough.
+template <class T>
 void fold_scores(const AttendArgs& args) {
-  with_16_bits(args.dtype, [&]<class T>() {
-    for_each_launch(args, [&](AttendParams& params) {
-      const int columns = params.v_head_dim;
-      for (int column = 0; column < columns; column += kPanel) {
-        params.v_head_dim = std::min(columns - column, kPanel);
-        params.writes_sums = column + kPanel >= columns;
-        using Shape = AttendShape<T, 1, 2, 4, 1>;
-        launch_shape<Shape, true>(params, fit_shared<Shape>(params), args.on.stream);
-        params.v.data = static_cast<const std::uint16_t*>(params.v.data) + kPanel;
-        params.out.data += kPanel;
-      }
-    });
+  for_each_launch(args, [&](AttendParams& params) {
+    const int columns = params.v_head_dim;
+    for (int column = 0; column < columns; column += kPanel) {
+      params.v_head_dim = std::min(columns - column, kPanel);
+      params.writes_sums = column + kPanel >= columns;
+      using Shape = AttendShape<T, 1, 2, 4, 1>;
+      launch_shape<Shape, true>(params, fit_shared<Shape>(params), args.on.stream);
+      params.v.data = static_cast<const std::uint16_t*>(params.v.data) + kPanel;
+      params.out.data += kPanel;
+    }
   });
 }
 

@@ -1,8 +1,8 @@
-// Values that are not finite, in a tile of V that some row does not see whole: a product multiplies
-// what a row does not see by zero, which would make them NaN there.
+// Values that are not finite, in a tile of V that some row sees only in part. A product multiplies
+// hidden values by zero, which would give NaN for them.
 //
-// They are found by those who loaded them. Then their products are added apart, for the rows that
-// see them, and the tile holds zeros in their place.
+// The threads that load such values find them. Their products are added separately, for the rows
+// that see them, and the tile has zeros instead of them.
 #pragma once
 
 #include "ops/attention_fold_cuda.hpp"
@@ -20,7 +20,7 @@ __device__ __forceinline__ std::uint32_t finite_or_zero(std::uint32_t pair) {
 // Whether something is not finite of what this thread loaded of a tile, by either way of loading;
 // it has waited for its copies.
 template <class T, int kRows, int kThreads, int kPanels>
-__device__ __forceinline__ bool loaded_broken(const unsigned char* tile) {
+__device__ __forceinline__ bool loaded_nonfinite(const unsigned char* tile) {
   const int thread = static_cast<int>(threadIdx.x);
   const unsigned char* from = tile + chunk_offset(thread / kChunk, thread % kChunk);
   std::uint32_t zeros[2] = {0, 0};
@@ -35,7 +35,7 @@ __device__ __forceinline__ bool loaded_broken(const unsigned char* tile) {
 
 // Zeros for what is not finite of what this thread loaded.
 template <class T, int kRows, int kThreads, int kPanels>
-__device__ __forceinline__ void drop_broken(unsigned char* tile) {
+__device__ __forceinline__ void clear_nonfinite(unsigned char* tile) {
   const int thread = static_cast<int>(threadIdx.x);
   unsigned char* from = tile + chunk_offset(thread / kChunk, thread % kChunk);
 #pragma unroll 1
@@ -66,12 +66,13 @@ __device__ __forceinline__ float weight(const Scores<Shape>& s, const unsigned c
   }
 }
 
-// out += P V over the values that are not finite, each for the rows that see it: `weigh` then finds
-// zeros in their place. sees(row, key) tells them, by row of the block and key of the tile.
+// out += P V over the values that are not finite, each for the rows that see it: `multiply_values`
+// then finds zeros in their place. sees(row, key) tells them, by row of the block and key of the
+// tile.
 template <class Shape, class Sees>
-__device__ __forceinline__ void weigh_broken(WarpState<Shape>& state, const Scores<Shape>& s,
-                                             const unsigned char* p, const unsigned char* v,
-                                             const Place<Shape>& place, const Sees& sees) {
+__device__ __forceinline__ void multiply_nonfinite(WarpState<Shape>& state, const Scores<Shape>& s,
+                                                   const unsigned char* p, const unsigned char* v,
+                                                   const Place<Shape>& place, const Sees& sees) {
   using T = typename Shape::T;
   constexpr int kTiles = Shape::kTiles;
 #pragma unroll 1

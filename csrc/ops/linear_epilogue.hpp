@@ -1,7 +1,7 @@
-// What follows the sums of a linear layer on the GPU, for what gemm's own epilogue cannot do:
+// The part of a linear layer on the GPU after the sums, where gemm's own epilogue cannot do it:
 //
-//   y = act(C + bias), gated: times (C of up + bias) ; branch = round(y) ; out = round(residual +
-//   branch)
+//   y = act(C + bias), gated: times (C of up + bias)
+//   branch = round(y) ; out = round(residual + branch)
 //
 // Each element of C is read once, in float32, and each result is rounded once.
 #pragma once
@@ -13,7 +13,7 @@ namespace pympa::cuda {
 
 // What becomes of the sums of some rows. Sums of no products have no array.
 template <class T, class Out>
-struct Finish {
+struct Epilogue {
   Rows<const float> c[2];  // [1] of the "up" product of a gated layer, else null
   const T* bias[2];
   Activation activation;
@@ -31,7 +31,7 @@ __device__ __forceinline__ void add_to(const T* from, std::int64_t left, float (
 }
 
 template <class T, class Out>
-__global__ void finish_kernel(Finish<T, Out> args, std::int64_t rows, std::int64_t n) {
+__global__ void epilogue_kernel(Epilogue<T, Out> args, std::int64_t rows, std::int64_t n) {
   constexpr int kCount = kGroup<T>;
   for_each_group<kCount>(
       rows, n, args.aligned,
