@@ -1,4 +1,4 @@
-"""The console command `pympa`: a table of contents of the command lines."""
+"""The console command `pympa`, which runs one of the command lines."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from pympa.command import REFUSED, Parser, command_line, complain, disagree, once
+from pympa.command.line import REFUSED, Parser, command_line, complain, disagree, once
 from pympa.errors import RefusedError
 
 COMMANDS = {
     "bench": ("pympa.bench.__main__", "verify and time ways of splitting a model over MPI ranks"),
-    "kernels": ("pympa.bench.kernels", "check and time single kernels of one core"),
-    "compare": ("pympa.bench.compare", "compare the records of two runs"),
-    "footprint": ("pympa.footprint", "say what a plan needs, by rank and by layer, without MPI"),
+    "kernels": ("pympa.bench.kernels.__main__", "check and time single kernels of one core"),
+    "compare": ("pympa.bench.records.compare", "compare the records of two runs"),
+    "footprint": (
+        "pympa.cli.footprint",
+        "print the memory that a plan needs, by rank and by layer, without MPI",
+    ),
     "calibrate": ("pympa.calibrate.__main__", "measure this machine for the virtual backend"),
-    "info": ("pympa.info", "say what this machine, its MPI and this installation can do"),
+    "info": ("pympa.cli.info", "print what this machine, its MPI and this installation can run"),
 }
 _SHELLS = ("bash", "zsh", "tcsh")
 
@@ -55,7 +58,7 @@ def _without_command(words: Sequence[str]) -> int:
 
 
 def build_parser() -> Parser:
-    """Return the parser of the console command, with those of its commands below it."""
+    """Return the parser of the console command and its subcommands."""
     parser = Parser(
         prog="pympa",
         description="Exact multi-rank inference of long-context transformers.",

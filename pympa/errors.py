@@ -1,5 +1,5 @@
-"""The error that every rank raises together. Imports nothing, so that command lines start fast."""
+"""The error that all ranks raise together. Imports nothing, so that command lines start fast."""
 
 
 class RefusedError(ValueError):
-    """All ranks agree that a request cannot be done; the message says why and what would."""
+    """All ranks refuse a request; the message says what was expected, given, and what to do."""

@@ -1,7 +1,7 @@
-"""Frozen descriptions of a model and a dtype; `pympa.toml` reads them from files.
+"""Frozen descriptions of a model and a dtype; `pympa.text.toml` reads them from files.
 
-A `ModelSpec` is a list of `LayerSpec`s: everything the mathematics of a transformer depends on,
-and nothing about how it is split.
+A `ModelSpec` is a list of `LayerSpec`s: all parameters of the mathematics of a transformer, and
+nothing about how it is split.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 MOST_LAYERS = 10_000
 MOST_SIZE, MOST_FACTOR = 1 << 30, 1e30
-"""Of a model's numbers, whole ones and others: larger ones are slips, or overflow float32."""
+"""The largest numbers of a model, whole and other: more is a typing error, or overflows float32."""
 LEAST_FACTOR = 2.0**-126
-"""The smallest normal float32 number: kernels get smaller ones rounded, or as 0."""
+"""The smallest normal float32 number: kernels round smaller ones, or treat them as 0."""
 LEAST_SOFTCAP, MOST_SOFTCAP = LEAST_FACTOR, 1e5
-"""Of a cap on scores: below, float32 does not hold its reciprocal; above, it changes no score below
-40, so it is a slip."""
+"""The range of a cap on scores: below, float32 does not hold its reciprocal; above, it changes no
+score below 40, so it is a typing error."""
 _ROUNDING = 1e-9  # a share like 2.0000000000000004 is 2
 
 
@@ -36,7 +36,7 @@ class SpecError(ValueError):
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype called `name`.
+    """Return the NumPy dtype with the name `name`.
 
     Raises:
         SpecError: `name` is not one of `DTYPES`.
@@ -47,10 +47,10 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def check_softcap(softcap: float | None) -> None:
-    """Refuse a cap on scores that float32 does not hold, or that caps nothing.
+    """Refuse a cap on scores that float32 does not hold, or that has no effect.
 
     Raises:
-        SpecError: it is neither None nor from `LEAST_SOFTCAP` to `MOST_SOFTCAP`.
+        SpecError: the cap is neither None nor from `LEAST_SOFTCAP` to `MOST_SOFTCAP`.
     """
     if softcap is not None and not LEAST_SOFTCAP <= softcap <= MOST_SOFTCAP:
         raise SpecError(
@@ -73,9 +73,9 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Rotary position embedding (Su et al. 2021), half-split pairs (i, i + rotated/2).
 
     Attributes:
-        theta: base of the geometric sequence of frequencies.
-        rotated_dim: leading dimensions of a head that rotate; None means all of them.
-        scaling_factor: positions are divided by this (linear scaling); 1 means none.
+        theta: the base of the geometric sequence of frequencies.
+        rotated_dim: the number of leading dimensions of a head that rotate; None means all of them.
+        scaling_factor: the number that positions are divided by (linear scaling); 1 means none.
     """
 
     theta: float = 10000.0
@@ -90,33 +90,34 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """One pre-norm transformer block: attention branch, then MLP (or expert) branch.
 
     Attributes:
-        heads: query heads.
-        head_dim: dimension of a query/key head.
-        mlp_hidden: width of the MLP (of one expert, where there are experts).
-        kv_heads: key/value heads; None means `heads`. Query head h reads kv head
+        heads: the number of query heads.
+        head_dim: the dimension of a query or key head.
+        mlp_hidden: the width of the MLP (of one expert, if there are experts).
+        kv_heads: the number of key/value heads; None means `heads`. Query head h reads kv head
             h * kv_heads // heads.
-        v_head_dim: dimension of a value head; None means `head_dim`.
-        rope: rotary embedding of q and k, or None, which TOML writes as `rope = false`.
-        qk_norm: RMSNorm with a learned gain over each q and k head, before RoPE.
-        attention_bias: biases on the q, k, v and output projections.
-        mlp_bias: biases on the MLP projections.
-        window: a query sees itself and the window - 1 keys before it; None means all.
-        softcap: scores become softcap * tanh(score / softcap); None means no cap.
-        gated: hidden = act(gate) * up instead of act(up).
-        activation: "gelu" (erf), "gelu_tanh" or "silu".
-        norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016).
-        norm_eps: added to the mean square or the variance.
-        experts: experts of the MLP branch (Shazeer et al. 2017); 0 means one dense MLP.
-        top_k: experts a token goes to, those of the largest logits; ties go to the lower id.
-        renormalize: an expert's weight is its softmax probability over those of the chosen ones,
-            instead of over all.
-        capacity_factor: rows an expert takes of a capacity group, over the even share
-            group·top_k/experts, rounded up; later rows are dropped. None means dropless.
-        capacity_group: tokens of a capacity group: the n-th such many of a sequence.
-        shared_experts: experts that every token goes to, with weight 1.
-        router_skew: the logits of expert e get -router_skew·e/(experts - 1), so that the first
-            experts get more rows than the last.
-        repeat: how many such blocks follow each other.
+        v_head_dim: the dimension of a value head; None means `head_dim`.
+        rope: the rotary embedding of q and k, or None, which TOML writes as `rope = false`.
+        qk_norm: whether each q and k head has an RMSNorm with a learned gain, before RoPE.
+        attention_bias: whether the q, k, v and output projections have biases.
+        mlp_bias: whether the MLP projections have biases.
+        window: the number of keys that a query sees: itself and the keys before it; None means all.
+        softcap: the cap in softcap * tanh(score / softcap) on scores; None means no cap.
+        gated: whether hidden = act(gate) * up instead of act(up).
+        activation: the activation function: "gelu" (erf), "gelu_tanh" or "silu".
+        norm: the norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016).
+        norm_eps: the number added to the mean square or the variance.
+        experts: the number of experts of the MLP branch (Shazeer et al. 2017); 0 means a dense MLP.
+        top_k: the number of experts of each token, those of the largest logits; ties go to the
+            lower id.
+        renormalize: whether an expert's weight is its softmax probability among the chosen experts,
+            instead of among all.
+        capacity_factor: the number of rows that an expert accepts of a capacity group, over the
+            even share group·top_k/experts, rounded up; later rows are dropped. None means dropless.
+        capacity_group: the number of tokens of a capacity group, cut from the start of a sequence.
+        shared_experts: the number of experts that every token uses, with weight 1.
+        router_skew: the number s that adds -s·e/(experts - 1) to the logits of expert e, so that
+            the first experts get more rows than the last.
+        repeat: the number of such blocks one after the other.
     """
 
     heads: int
@@ -184,7 +185,7 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if self.experts and not 1 <= self.top_k <= self.experts:
             raise SpecError(f"top_k: expected 1..{self.experts} (experts); got {self.top_k}")
         if (self.capacity_factor is None) != (self.capacity_group is None):
-            raise SpecError("capacity_factor, capacity_group: expected both or neither")
+            raise SpecError("capacity_factor, capacity_group: expected both of them or none")
         if not abs(self.router_skew) <= MOST_FACTOR or (self.router_skew and self.experts < 2):
             raise SpecError(
                 f"router_skew: expected a finite number up to {MOST_FACTOR:g}, and at least 2 "
@@ -193,23 +194,23 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def n_kv_heads(self) -> int:
-        """Key/value heads."""
+        """The number of key/value heads."""
         return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def value_dim(self) -> int:
-        """Dimension of a value head."""
+        """The dimension of a value head."""
         return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     @property
     def rotated_dim(self) -> int:
-        """Leading dimensions of a q/k head that RoPE turns; 0 without RoPE."""
+        """The number of leading dimensions of a q/k head that RoPE rotates; 0 without RoPE."""
         if self.rope is None:
             return 0
         return self.head_dim if self.rope.rotated_dim is None else self.rope.rotated_dim
 
     def capacity(self, rows: int) -> int:
-        """Return how many of a capacity group's `rows` an expert takes (GShard, Lepikhin 2020)."""
+        """Return an expert's capacity for a group of `rows` rows (GShard, Lepikhin 2020)."""
         share = (self.capacity_factor or math.inf) * rows * self.top_k / max(self.experts, 1)
         return rows if share >= rows else math.ceil(share - _ROUNDING)
 
@@ -222,11 +223,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """A decoder: embedding, blocks, final norm, head.
 
     Attributes:
-        d_model: width of the residual stream; independent of heads * head_dim.
-        vocabulary: rows of the embedding and of the head.
-        layers: blocks in order; an entry with `repeat` stands for several.
-        causal: a token attends to itself and earlier tokens only.
-        tied_head: the head reuses the embedding.
+        d_model: the width of the residual stream; independent of heads * head_dim.
+        vocabulary: the number of rows of the embedding and of the head.
+        layers: the blocks in order; an entry with `repeat` represents several.
+        causal: whether a token attends only to itself and earlier tokens.
+        tied_head: whether the head reuses the embedding.
     """
 
     d_model: int
@@ -250,5 +251,5 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def has_experts(self) -> bool:
-        """Some layer has experts."""
+        """Whether some layer has experts."""
         return any(layer.experts for layer in self.layers)

@@ -1,4 +1,4 @@
 """Run the studied systems on this machine: verify, then time.
 
-`python -m pympa.bench` is the main job, `python -m pympa.bench.kernels` times single kernels.
+`python -m pympa.bench` is the main job; `python -m pympa.bench.kernels` times single kernels.
 """

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pympa.command import Parser, command_line, in_session, once, start
+from pympa.command.line import Parser, command_line, in_session, once, start
 
 
 def build_parser(prog: str = "python -m pympa.bench") -> Parser:
-    """Return the parser."""
+    """Return the parser of the command line."""
     from pympa.bench import options
 
     return options.build_parser(prog)
@@ -17,23 +17,23 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job on this rank and return its exit status."""
-    from pympa.bench.options import refuse_idle, refuse_overwriting
+    from pympa.bench.options import refuse_overwriting, refuse_unused
 
     options = start(build_parser(), arguments)
     if isinstance(options, int):
         return options
     if options.list:
         return once(lambda: _print_list(options.experiments))
-    if refused := once(lambda: refuse_idle(options) or refuse_overwriting(options)):
+    if refused := once(lambda: refuse_unused(options) or refuse_overwriting(options)):
         return refused
     if options.backend == "virtual":
-        from pympa.bench.simulate import simulate
+        from pympa.bench.simulate.run import simulate
 
         return once(lambda: simulate(options))
-    from pympa.bench.run import run
+    from pympa.bench.measure.run import run
 
     return in_session(
-        lambda session: run(session, options),
+        lambda team: run(team, options),
         isa=options.isa,
         threads=options.threads,
         timeout_seconds=options.timeout,
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_list(names: Sequence[str]) -> int:
-    from pympa.bench.experiment import load_experiment, packaged_experiments
-    from pympa.bench.table import experiment_list
-    from pympa.bench.text_table import show
+    from pympa.bench.experiment.description import load_experiment, packaged_experiments
+    from pympa.bench.report.table import experiment_list
+    from pympa.text.table import show
 
     loaded = {name: load_experiment(name) for name in names or packaged_experiments()}
     show(experiment_list(loaded))

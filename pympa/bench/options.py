@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pympa.command import Parser, byte_count, count, seconds, threads
+from pympa.command.line import Parser, byte_count, count, seconds, threads
 from pympa.errors import RefusedError
-from pympa.transport.choice import WISHES
+from pympa.transport.choice import DEVICE_TRANSPORTS
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
-_OF_CPUS = ("threads", "no_shared_memory", "isa")
-_OF_GPUS = ("device_transport", "energy", "nvtx")
-_OF_SIMULATIONS = ("routing_from", "slow")
-_OF_RUNS = (
+_CPU_OPTIONS = ("threads", "no_shared_memory", "isa")
+_GPU_OPTIONS = ("device_transport", "energy", "nvtx")
+_SIMULATION_OPTIONS = ("routing_from", "slow")
+_RUN_OPTIONS = (
     "input",
     "router_skew",
     "cache",
@@ -25,12 +25,12 @@ _OF_RUNS = (
     "allow_long",
     "timeout",
 )
-_IDLE = {
-    "cpu": (*_OF_GPUS, *_OF_SIMULATIONS),
-    "cuda": (*_OF_CPUS, *_OF_SIMULATIONS),
-    "virtual": (*_OF_RUNS, *_OF_CPUS, *_OF_GPUS),
+_UNUSED = {
+    "cpu": (*_GPU_OPTIONS, *_SIMULATION_OPTIONS),
+    "cuda": (*_CPU_OPTIONS, *_SIMULATION_OPTIONS),
+    "virtual": (*_RUN_OPTIONS, *_CPU_OPTIONS, *_GPU_OPTIONS),
 }
-"""Options that a backend has no use for."""
+"""The options that a backend does not use."""
 
 
 def build_parser(prog: str = "python -m pympa.bench") -> Parser:
@@ -53,87 +53,87 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         "--plan",
         action="append",
         metavar="PLAN",
-        help="run this plan, as in tp=8,pp=2, instead of the experiment's; may be repeated",
+        help="run this plan, as in tp=8,pp=2, instead of the experiment's plans; may be repeated",
     )
     add("--size", default="local", help="size of the experiment: local (default), paper, ...")
     add(
         "--backend",
         choices=("cpu", "cuda", "virtual"),
         default="cpu",
-        help="cpu: run on these ranks (default); cuda: run on the GPUs of their nodes; virtual: "
-        "predict --cluster's time, in one process",
+        help="cpu: run on the CPUs of these ranks (default); cuda: run on the GPUs of their nodes; "
+        "virtual: predict the time on --cluster, in one process",
     )
     add(
         "--device-transport",
-        choices=WISHES,
+        choices=DEVICE_TRANSPORTS,
         default="auto",
-        help="of the cuda backend: NCCL, MPI through memory of the host, or auto: staged where "
-        "ranks share a GPU or there is no NCCL (default)",
+        help="cuda backend: nccl; staged: MPI through host memory; auto (default): staged where "
+        "ranks share a GPU or NCCL is missing, otherwise nccl",
     )
     add(
         "--cluster",
         metavar="NAME",
-        help="hardware of the virtual backend, and of the simulated column of a measured table: a "
-        "name, or a TOML file; measured: dgx-h100x2 (default), none leaves the column out",
+        help="hardware to simulate, for the virtual backend and for the simulated column of a "
+        "measured table: a name, or a TOML file; default there: dgx-h100x2; none: no column",
     )
     add(
         "--routing-from",
         metavar="FILE.jsonl",
-        help="of the virtual backend: experts' loads as a measured record of the experiment has "
-        "them; default: even ones",
+        help="virtual backend: use the experts' loads of a measured record of the experiment; "
+        "default: even loads",
     )
     add(
         "--slow",
         action="append",
         metavar="WHAT",
-        help="of the virtual backend: rank=3,factor=2 or link=0-8,factor=4; may be repeated",
+        help="virtual backend: slow a part down: rank=3,factor=2 or link=0-8,factor=4; repeatable",
     )
-    add("--input", metavar="FILE", help="text whose bytes are the tokens")
+    add("--input", metavar="FILE", help="text file; each of its bytes is a token")
     add("--dtype", help="float32, float16 or bfloat16 instead of the experiment's")
     add(
         "--router-skew",
         type=float,
         metavar="X",
-        help="expert e's gate logits get -X·e/(experts - 1): 0 is even, 3 makes the first busiest",
+        help="add -X·e/(experts - 1) to expert e's gate logits; 0: even, 3: the first is busiest",
     )
     add(
         "--cache",
         type=byte_count,
         metavar="BYTES",
-        help="cache of a rank, as in 50MB or 2MiB, that chunks of the stages families fit; "
-        "default: second level of its cores and its share of the third; none on GPUs",
+        help="cache bytes of a rank, as in 50MB or 2MiB; the stages families cut chunks to fit it; "
+        "default: the L2 of its cores and its share of L3; not used on GPUs",
     )
     add(
         "--weight-limit",
         type=byte_count,
         metavar="BYTES",
-        help="cut layers into stages so that no rank holds more of the weight matrices",
+        help="cut layers into stages so that no rank holds more bytes of weight matrices than this",
     )
-    add("--warmup", type=count(0), default=1, metavar="N", help="steps before timing (1)")
-    add("--iterations", type=count(1), default=3, metavar="N", help="timed steps (3)")
+    add("--warmup", type=count(0), default=1, metavar="N", help="number of steps before timing (1)")
+    add("--iterations", type=count(1), default=3, metavar="N", help="number of timed steps (3)")
     add(
         "--repeat",
         type=count(1),
         default=1,
         metavar="N",
-        help="measure all plans in turn N times, to see the spread (1)",
+        help="measure all plans N times, one after the other, to show the spread (1)",
     )
     add("--output", metavar="FILE.jsonl", help="append one JSON line for each plan")
     add(
         "--trace",
         metavar="FILE.json",
-        help="write one step of each plan on all ranks, for https://ui.perfetto.dev",
+        help="write a timeline of one step of each plan on all ranks, for ui.perfetto.dev",
     )
     add(
         "--resume",
         action="store_true",
-        help="skip plans that --output already has records of, measured the same way",
+        help="skip plans that --output already has records of, measured in the same way",
     )
-    add("--no-verify", action="store_true", help="skip the oracle; records say so")
+    add("--no-verify", action="store_true", help="skip the oracle; records are marked unverified")
     add(
         "--allow-long",
         action="store_true",
-        help="run plans, refused otherwise, whose step takes more than ten minutes at best",
+        help="run plans whose step takes at least ten minutes; they are refused otherwise",
     )
     add(
         "--timeout",
@@ -152,49 +152,49 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
     add(
         "--no-shared-memory",
         action="store_true",
-        help="send keys and values to ranks of the same node, too, instead of reading them there",
+        help="send keys and values also to ranks of the same node, instead of sharing memory",
     )
     add(
         "--energy",
         action="store_true",
-        help="of the cuda backend: measure joules a token by NVML, two seconds more for each plan",
+        help="cuda backend: measure joules for each token by NVML, two seconds more for each plan",
     )
     add(
         "--nvtx",
         action="store_true",
-        help="of the cuda backend: name spans as ranges for NVIDIA's profilers",
+        help="cuda backend: name spans as ranges for NVIDIA's profilers",
     )
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
     return parser
 
 
 def refuse_overwriting(options: argparse.Namespace) -> int:
-    """Refuse to write over what the job reads; return 0.
+    """Refuse to overwrite a file that the job reads; return 0.
 
     Raises:
-        RefusedError: names the option and the file.
+        RefusedError: an output is also an input; the message names the option and the file.
     """
     read = [*options.experiments, options.input, options.cluster]
     for option, more in (("output", None), ("trace", options.routing_from)):
         name = getattr(options, option)
         sources = [Path(path) for path in (*read, more) if path and Path(path).exists()]
         if name and Path(name).exists() and any(Path(name).samefile(path) for path in sources):
-            raise RefusedError(f"--{option} {name}: expected a file that this job does not read")
+            raise RefusedError(f"--{option} {name}: expected another file; this job reads that one")
     return 0
 
 
-def refuse_idle(options: argparse.Namespace) -> int:
-    """Refuse options that the backend has no use for; return 0.
+def refuse_unused(options: argparse.Namespace) -> int:
+    """Refuse options that the backend does not use; return 0.
 
     Raises:
-        RefusedError: names the first of them.
+        RefusedError: an option is not used; the message names the first of them.
     """
     parser = build_parser()
-    for name in _IDLE[options.backend]:
+    for name in _UNUSED[options.backend]:
         if getattr(options, name) != parser.get_default(name):
-            users = [backend for backend, idle in _IDLE.items() if name not in idle]
+            users = [backend for backend, unused in _UNUSED.items() if name not in unused]
             raise RefusedError(
-                f"--{name.replace('_', '-')} is of --backend {' or '.join(users)}; "
-                f"{options.backend} has no use for it"
+                f"--{name.replace('_', '-')} works with --backend {' or '.join(users)}; "
+                f"got --backend {options.backend}"
             )
     return 0

@@ -1,1 +1,1 @@
-"""Measures this machine and writes what a virtual cluster needs: `python -m pympa.calibrate`."""
+"""Measure this machine and write a profile for `--backend virtual`: `python -m pympa.calibrate`."""

@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pympa.command import Parser, command_line, in_session, seconds, start
+from pympa.command.line import Parser, command_line, in_session, seconds, start
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def build_parser(prog: str = "python -m pympa.calibrate") -> Parser:
-    """Return the parser."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog=prog,
-        description="Measure kernels and messages of this machine, as --cluster of the virtual "
-        "backend. One rank measures kernels; several measure messages, too, and kernels while all "
-        "ranks compute.",
+        description="Measure this machine's kernels and messages, and write them for --cluster "
+        "of the virtual backend. One rank measures only kernels; several also measure messages, "
+        "and kernels while all ranks compute.",
         add_help=False,
     )
     add = parser.add_argument
     add("-h", "--help", action="store_true", help="show this and exit")
-    add("--output", metavar="FILE.toml", help="where to write the profile; required")
+    add("--output", metavar="FILE.toml", help="file to write the profile to; required")
     add(
         "--dtype",
         action="append",
@@ -38,20 +38,20 @@ def build_parser(prog: str = "python -m pympa.calibrate") -> Parser:
     add(
         "--no-shared-memory",
         action="store_true",
-        help="a profile of ranks that send keys and values instead of reading each other's",
+        help="write a profile of ranks that send keys and values, instead of sharing memory",
     )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, write the profile and print its errors; return the exit status."""
+    """Measure, write the profile and print its fit errors; return the exit status."""
     options = start(build_parser(), arguments)
     if isinstance(options, int):
         return options
     from pympa.calibrate.run import run
 
     return in_session(
-        lambda session: run(session, options),
+        lambda team: run(team, options),
         isa=None,
         threads=1,
         timeout_seconds=options.timeout,

@@ -1,4 +1,4 @@
-"""Curves of the kernels of this rank's team, all ranks at work at once, and of Python between."""
+"""Curves of kernels while all ranks of the team compute, and of Python between kernels."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from typing import Any
 import numpy as np
 
 from pympa.calibrate.interpreter import LARGE_BYTES, SMALL_BYTES, between_kernels
-from pympa.calibrate.stopwatch import Bench
-from pympa.calibrate.workloads import WORKLOADS, Workload
-from pympa.curves import Curve
+from pympa.calibrate.stopwatch import Stopwatch
+from pympa.costs.curves import Curve
+from pympa.kernels.ops import OPS, Workload
+from pympa.kernels.rig import Rig
+from pympa.session.team import Team
 from pympa.spec import numpy_dtype
-from pympa.team import Team
 
-_FOR_EVER = 1 << 60  # bytes: beyond `LARGE_BYTES` nothing changes
-_PASSES = 2  # of which the faster counts: other work on the machine seldom meets both
+_UNLIMITED_BYTES = 1 << 60  # the curve is constant above `LARGE_BYTES`
+_PASSES = 2  # the faster one counts: other programs seldom disturb both
 
 
-def measure_curves(team: Team, dtype: str, tell: Callable[[str], None]) -> list[Curve]:
+def measure_curves(team: Team, dtype: str, progress: Callable[[str], None]) -> list[Curve]:
     """Measure every kernel in one dtype. Collective.
 
     Args:
-        team: all of it works at once; a curve's seconds are the mean of its ranks'.
-        dtype: of weights and activations.
-        tell: hears what is measured now.
+        team: the team; all its ranks compute at once, and a curve has the mean of their seconds.
+        dtype: the dtype of weights and activations.
+        progress: a function that is called with a text about the next measurement.
     """
-    tell(f"kernels in {dtype}, ranks at once: {team.size}")
-    bench = Bench(numpy_dtype(dtype), team.isa)
-    passes = [[_measure(team, bench, workload) for workload in WORKLOADS] for _ in range(_PASSES)]
-    bench.arena.close()
+    progress(f"kernels in {dtype}, ranks at once: {team.size}")
+    rig = Rig(numpy_dtype(dtype), isa=team.isa)
+    workloads = [workload for op in OPS for workload in op.workloads]
+    passes = [[_measure(team, rig, workload) for workload in workloads] for _ in range(_PASSES)]
+    rig.arena.close()
     curves = [
-        _curve(team, workload.kernel, dtype, workload.sizes, list(np.min(found, axis=0)))
-        for workload, *found in zip(WORKLOADS, *passes, strict=True)
+        _curve(team, workload.curve, dtype, workload.sizes, list(np.min(found, axis=0)))
+        for workload, *found in zip(workloads, *passes, strict=True)
     ]
     return [*curves, _between(team, dtype)]
 
 
-def _measure(team: Team, bench: Bench, workload: Workload) -> list[float]:
+def _measure(team: Team, rig: Rig, workload: Workload) -> list[float]:
     """Return this rank's seconds at each point of the grid. Collective."""
-    found = []
+    found, stopwatch = [], Stopwatch(rig)
     for point in itertools.product(*workload.sizes):
-        make = partial(workload.make, bench, *point)
-        seconds = bench.seconds(make, team.barrier, workload.pool_bytes)
+        make = partial(workload.make, rig, *point)
+        seconds = stopwatch.seconds(make, team.barrier, workload.pool_bytes)
         if workload.less is not None:
-            seconds -= bench.seconds(partial(workload.less, bench, *point), team.barrier)
+            seconds -= stopwatch.seconds(partial(workload.less, rig, *point), team.barrier)
         found.append(max(0.0, seconds / workload.parts))
     return found
 
@@ -65,15 +67,15 @@ def _curve(
 
 
 def _between(team: Team, dtype: str) -> Curve:
-    """Measure Python between kernels. Collective."""
+    """Measure the seconds of Python between kernels. Collective."""
     small, large = (between_kernels(team, dtype, large=large) for large in (False, True))
-    sizes = (SMALL_BYTES, LARGE_BYTES, _FOR_EVER)
+    sizes = (SMALL_BYTES, LARGE_BYTES, _UNLIMITED_BYTES)
     return _curve(team, "between", dtype, (sizes,), [small, large, large])
 
 
 def device_peaks(isa: str, dtypes: list[str]) -> tuple[dict[str, float], float]:
-    """Return what one core does at best: flop/s by dtype, bytes/s."""
-    from pympa.bench.machine import measure_core
+    """Return the peak rates of one core: flop/s by dtype, and bytes/s."""
+    from pympa.kernels.peaks import measure_core
 
     machines: dict[str, Any] = {dtype: measure_core(dtype, isa) for dtype in dtypes}
     flops = {dtype: float(f"{m.flops_per_second:.4g}") for dtype, m in machines.items()}

@@ -1,4 +1,4 @@
-"""A profile: a cluster of this machine's cores, with measured curves, as TOML."""
+"""A profile: this machine's cores as a cluster with measured curves, in TOML."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from pympa.bench.text_table import Table
 from pympa.calibrate.links import LinkFit
-from pympa.cluster import Cluster
-from pympa.curves import Curve
+from pympa.costs.cluster import Cluster
+from pympa.costs.curves import Curve
+from pympa.text.table import Table
 
 
 def profile_text(profile: Cluster) -> str:
@@ -21,7 +21,7 @@ def profile_text(profile: Cluster) -> str:
 
 
 def _lines(fields: dict[str, Any], table: str) -> Iterator[str]:
-    """Yield plain values first, as TOML wants it, then tables below `table`."""
+    """Yield plain values first, as TOML requires, then the tables below `table`."""
     nested = {}
     for name, value in fields.items():
         if isinstance(value, dict) or (
@@ -42,10 +42,10 @@ def _lines(fields: dict[str, Any], table: str) -> Iterator[str]:
 
 
 def error_table(curves: tuple[Curve, ...], link: LinkFit | None) -> Table:
-    """Return how well the curves tell points that are left out."""
+    """Return the fit error of each curve: its error at grid points that are left out."""
     table = Table(
-        "fit error: of a grid point when it is left out; of a message by latency + bytes / "
-        "bandwidth",
+        "fit error: of each grid point, interpolated from its neighbours; of each message, from "
+        "latency + bytes / bandwidth",
         keys=2,
     )
     table.add_column("kernel", text=True)

@@ -1,4 +1,4 @@
-"""One calibration, from the check of the request to the written profile."""
+"""One calibration, from checking the request to writing the profile."""
 
 from __future__ import annotations
 
@@ -10,59 +10,59 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from pympa.bench.machine import processor_name
-from pympa.bench.memory import available_bytes
-from pympa.bench.text_table import show
-from pympa.caches import cache_of_rank
 from pympa.calibrate.curves import device_peaks, measure_curves
 from pympa.calibrate.links import LinkFit, measure_link
 from pympa.calibrate.profile import error_table, profile_text
-from pympa.cluster import Cluster, Device, Link, Origin
-from pympa.curves import Curve
+from pympa.costs.cluster import Cluster, Device, Link, Origin
+from pympa.costs.curves import Curve
 from pympa.errors import RefusedError
-from pympa.files import refuse_special
-from pympa.session import Session
-from pympa.team import Team
+from pympa.hardware.caches import cache_of_rank
+from pympa.hardware.cores import processor_name
+from pympa.hardware.memory import available_bytes
+from pympa.session.team import Team
+from pympa.text.files import refuse_special
+from pympa.text.table import show
 
 _DEFAULT_DTYPES = ["float32", "bfloat16"]
 
 
-def run(session: Session, options: argparse.Namespace) -> int:
+def run(team: Team, options: argparse.Namespace) -> int:
     """Calibrate on all ranks and return the exit status. Collective.
 
     Raises:
-        RefusedError: no file to write, ranks on several nodes, or fewer cores than ranks.
+        RefusedError: the output file is missing or cannot be written, the ranks are on several
+            nodes, or there are fewer cores than ranks.
     """
-    session.check(lambda: _check(options.output, session.rank))
-    if len(set(session.world.gather_objects(platform.node()))) > 1:
-        raise RefusedError("calibrate: expected the ranks of one node; these are on several")
-    if session.oversubscribed:
+    team.check(lambda: _check(options.output, team.rank))
+    if len(set(team.world.gather_objects(platform.node()))) > 1:
+        raise RefusedError("calibrate: expected all ranks on one node; got several nodes")
+    if team.oversubscribed:
         raise RefusedError(
-            f"calibrate: expected a core for each rank; {session.size} ranks share "
-            f"{session.processors}: start it with mpirun -n {session.processors}"
+            f"calibrate: expected one core for each rank; got {team.size} ranks on "
+            f"{team.processors} cores: start it with mpirun -n {team.processors}"
         )
-    profile, link = calibrate(session, options.dtype or _DEFAULT_DTYPES)
-    if session.rank == 0:
+    profile, link = calibrate(team, options.dtype or _DEFAULT_DTYPES)
+    if team.rank == 0:
         Path(options.output).write_text(profile_text(profile))
         show(error_table(profile.device.curves, link))
         print(f"wrote {options.output}: {profile.title}", file=sys.stderr, flush=True)
     return 0
 
 
-def calibrate(session: Session, dtypes: list[str]) -> tuple[Cluster, LinkFit | None]:
+def calibrate(team: Team, dtypes: list[str]) -> tuple[Cluster, LinkFit | None]:
     """Measure a profile of this session's ranks. Collective."""
     curves: list[Curve] = []
     for dtype in dtypes:
-        for ranks in sorted({1, session.size}):
-            curves += session.on_first(ranks, partial(_curves_of, dtype=dtype))
+        for ranks in sorted({1, team.size}):
+            curves += team.on_first(ranks, partial(_curves_of, dtype=dtype))
     link = None
-    if session.size > 1:
-        link = measure_link(session, dtypes[0], session.reaches(range(session.size)))
-    peaks = session.on_first(1, lambda team: device_peaks(team.isa, dtypes))
+    if team.size > 1:
+        link = measure_link(team, dtypes[0], team.reaches(range(team.size)))
+    peaks = team.on_first(1, lambda team: device_peaks(team.isa, dtypes))
     flops, bandwidth = peaks
     device = Device(
         name=processor_name(),
-        memory_bytes=available_bytes() // session.size,
+        memory_bytes=available_bytes() // team.size,
         memory_bytes_per_second=bandwidth,
         flops_per_second=flops,
         curves=tuple(curves),
@@ -70,13 +70,13 @@ def calibrate(session: Session, dtypes: list[str]) -> tuple[Cluster, LinkFit | N
     )
     alone = Link(name="none", ranks=1, latency_seconds=0.0, bytes_per_second=bandwidth)
     profile = Cluster(
-        title=f"{session.size} x a core of {device.name}, measured on {platform.node()}",
-        ranks=session.size,
+        title=f"{team.size} x a core of {device.name}, measured on {platform.node()}",
+        ranks=team.size,
         measured=Origin(
             host=platform.node(),
             date=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-            isa=session.isa,
-            mpi=session.mpi_library,
+            isa=team.isa,
+            mpi=team.mpi_library,
             pympa=version("pympa"),
             message_error=0.0 if link is None else round(link.error, 4),
         ),
@@ -87,24 +87,24 @@ def calibrate(session: Session, dtypes: list[str]) -> tuple[Cluster, LinkFit | N
 
 
 def _curves_of(team: Team, dtype: str) -> list[Curve]:
-    def tell(text: str) -> None:
+    def progress(text: str) -> None:
         if team.rank == 0:
             print(f"measuring {text}", file=sys.stderr, flush=True)
 
-    return measure_curves(team, dtype, tell)
+    return measure_curves(team, dtype, progress)
 
 
 def _check(output: str | None, rank: int) -> None:
-    """Refuse a file that cannot be written before anything is measured.
+    """Refuse a file that cannot be written, before anything is measured.
 
     Raises:
-        ValueError: there is none.
-        OSError: it cannot be written; the message names it.
+        ValueError: the file name is missing or does not end in .toml.
+        OSError: the file cannot be written; the message names it.
     """
     if output is None:
-        raise ValueError("calibrate needs --output FILE.toml, where the profile goes")
+        raise ValueError("calibrate needs --output FILE.toml, the file to write the profile to")
     if not output.endswith(".toml"):
-        raise ValueError(f"--output: expected a name that ends in .toml; got {output!r}")
+        raise ValueError(f"--output: expected a file name that ends in .toml; got {output!r}")
     if rank == 0:
         try:
             refuse_special(output)

@@ -1,7 +1,8 @@
-"""Times a kernel by the spans of its trace, on arrays that come round as in a step.
+"""Times a kernel by the spans of its trace, on arrays that alternate as they do in a step.
 
-A step touches its arrays in turn, so a kernel finds few of its own in the nearest cache: calls go
-round sets of arrays that take `POOL_BYTES` together, or `_SETS` of them where they are small.
+A step uses its arrays one after the other, so a kernel finds few of its own in the nearest cache.
+Calls therefore cycle through sets of arrays that use `pool_bytes` together, or through `_SETS` sets
+where arrays are small.
 """
 
 from __future__ import annotations
@@ -9,68 +10,41 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
+from pympa.kernels.ops import POOL_BYTES, Run
+from pympa.kernels.rig import Rig
 
-from pympa.arena import Arena, Array
-from pympa.kernels import State
-from pympa.kernels.cpu import CpuKernels
-from pympa.trace import Trace
-
-POOL_BYTES, _SETS = 8 << 20, 64  # more than a second-level cache, less than a third
+_SETS = 64  # sets of arrays; together they are smaller than a third-level cache
 _SAMPLES, _SAMPLE_SECONDS = 3, 2e-3
 
 
-class Bench:
-    """Makes arrays in an arena and calls kernels on them.
+class Stopwatch:
+    """Times calls of a rig's kernels.
 
     Args:
-        dtype: of the arrays.
-        isa: instruction set.
+        rig: the rig whose trace records the calls.
     """
 
-    def __init__(self, dtype: np.dtype[Any], isa: str) -> None:
-        self.dtype = dtype
-        self.arena = Arena()
-        self.trace = Trace()
-        self.kernels = CpuKernels(isa=isa, threads=1, arena=self.arena, trace=self.trace)
-
-    def filled(self, *shape: int) -> Array:
-        """Return an array of small numbers."""
-        array = self.arena.empty(shape, self.dtype)
-        self.fill(array)
-        return array
-
-    def fill(self, array: Array) -> None:
-        """Fill an array with small numbers, whatever its floating-point dtype."""
-        array.reshape(-1).view(np.uint8)[...] = 0x3C
-
-    def state(self, rows: int, v_head_dim: int, heads: int = 1) -> State:
-        """Return a state that has seen a key."""
-        shapes = (rows, heads), (rows, heads), (rows, heads, max(1, v_head_dim))
-        state = State(*(self.arena.empty(shape, np.float32) for shape in shapes))
-        for array in state:
-            array.fill(1.0)
-        return state
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
 
     def seconds(
         self,
-        make: Callable[[], Callable[[], object]],
+        make: Callable[[], Run],
         together: Callable[[], None],
         pool_bytes: int = POOL_BYTES,
     ) -> float:
         """Return the median seconds of a call.
 
         Args:
-            make: returns a call on arrays of its own.
-            together: called before each sample, so that ranks measure at once.
-            pool_bytes: of the arrays that calls go round.
+            make: a function that returns a call with its own arrays.
+            together: a function to call before each sample, so that all ranks measure at once.
+            pool_bytes: the bytes of the arrays that calls cycle through.
         """
-        with self.arena.scope():
-            before = self.arena.used_bytes
+        with self._rig.arena.scope():
+            before = self._rig.arena.used_bytes
             calls = [make()]
-            each = max(1, self.arena.used_bytes - before)
+            each = max(1, self._rig.arena.used_bytes - before)
             calls += [make() for _ in range(min(_SETS, pool_bytes // each) - 1)]
             for call in calls:
                 call()
@@ -83,10 +57,10 @@ class Bench:
                 samples.append(self._sample(around, count))
         return statistics.median(samples)
 
-    def _sample(self, around: itertools.cycle[Callable[[], object]], count: int) -> float:
-        """Return the mean seconds of the next calls, as spans have them."""
-        with self.trace.step():
+    def _sample(self, around: itertools.cycle[Run], count: int) -> float:
+        """Return the mean seconds of the next calls, from their spans."""
+        with self._rig.trace.step():
             for call in itertools.islice(around, count):
                 call()
-        spans = self.trace.last.spans
+        spans = self._rig.trace.last.spans
         return sum(span.stop - span.start for span in spans) / len(spans)

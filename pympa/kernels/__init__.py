@@ -1,9 +1,9 @@
-"""What strategies may do with local arrays.
+"""The operations that strategies may use on local arrays.
 
-`Kernels` is the whole vocabulary: a strategy touches arrays only through it, through a transport
-and by slicing. Every output is allocated by the caller from its arena; the last axis of every
-array is contiguous. dtype means float32, float16 or bfloat16, the same for all arrays of a call
-unless said otherwise; sums are float32 and results are rounded to the dtype once.
+`Kernels` is complete: a strategy uses arrays only through it, through a transport and by slicing.
+The caller allocates every output from its arena; the last axis of every array is contiguous. dtype
+means float32, float16 or bfloat16, the same for all arrays of a call unless the text says
+otherwise; sums are float32 and results are rounded to the dtype once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Array
-from pympa.layout import Layout
+from pympa.plan.layout import Layout
+from pympa.runtime.arena import Array
 from pympa.spec import LEAST_FACTOR, MOST_FACTOR, SpecError, check_softcap
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight `[n, k]` in the order a backend's kernels read it.
+    """A weight `[n, k]` in the order in which a backend's kernels read it.
 
-    data: `[bytes]`, or `[count, bytes]` for weights of a group that are alike in shape.
+    `data` is `[bytes]`, or `[count, bytes]` for a group of weights of the same shape.
     """
 
     data: Array
@@ -48,9 +48,9 @@ class MlpWeights:
 
 
 class State(NamedTuple):
-    """Attention on its way, float32, natural log (Milakov & Gimelshein 2018).
+    """The running state of attention, float32, natural log (Milakov & Gimelshein 2018).
 
-    row_max, row_sum: `[rows, heads]`; out: `[rows, heads, v_head_dim]`, unnormalised.
+    row_max and row_sum are `[rows, heads]`; out is `[rows, heads, v_head_dim]`, unnormalised.
     """
 
     row_max: Array
@@ -63,27 +63,45 @@ class State(NamedTuple):
 
 
 class KvBlock(NamedTuple):
-    """Keys `[rows, kv_heads, head_dim]` and values `[rows, kv_heads, v_head_dim]` with a layout."""
+    """Keys `[rows, kv_heads, head_dim]` and values `[rows, kv_heads, v_head_dim]` with a layout.
+
+    Attributes:
+        k: the keys.
+        v: the values.
+        layout: the ranges of keys.
+        first_rows: the row of the first key of each range, int64 `[ranges]`: ranges may lie
+            anywhere in k and v, like pages of a cache. None means one after the other. Consecutive
+            ranges that adjoin count as one, whatever their rows; on a GPU they may adjoin in other
+            rows only between key tiles (64 positions, or 512 to decode).
+    """
 
     k: Array
     v: Array
     layout: Layout
+    first_rows: NDArray[np.int64] | None = None
+
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """The ranges as int64 `[n, 4]` (sequence, start, length, first row)."""
+        if self.first_rows is None:
+            return self.layout.key_ranges
+        return np.column_stack([self.layout.array, self.first_rows])
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What a call of `attend_block` computes, whatever the rows.
+    """The parameters of `attend_block` that do not depend on the rows.
 
     Attributes:
-        kv_head_of_q: local kv head of each local query head, int32 `[heads]`.
-        scale: factor on q·k.
-        causal: hide keys after the query.
-        window: a key is visible if it is fewer than `window` positions away; None means all.
-        softcap: scores become softcap * tanh(score / softcap); None means no cap.
-        decode: few rows meet many keys: a phase whose bits may be others than those of many rows.
+        kv_head_of_q: the local kv head of each local query head, int32 `[heads]`.
+        scale: the factor on q·k.
+        causal: whether keys after the query are hidden.
+        window: the distance in positions from which keys are hidden; None hides none.
+        softcap: the cap in softcap * tanh(score / softcap) on scores; None means no cap.
+        decode: whether few rows attend to many keys: a phase that may have other bits.
 
     Raises:
-        SpecError: a scale or softcap that float32 does not hold.
+        SpecError: a scale or softcap is out of the range of float32.
     """
 
     kv_head_of_q: NDArray[np.int32]
@@ -103,22 +121,22 @@ class AttentionSpec:
 
 
 class Kernels(Protocol):
-    """Compute on one rank's arrays."""
+    """Computation on one rank's arrays."""
 
     piece_flops: float
-    """Attention work after which a rank should look at its messages (about 5 ms)."""
+    """The attention flops after which a rank should poll its messages (about 5 ms)."""
 
     row_chunk: int
-    """Rows whose MLP hidden state should exist at a time; changes memory and speed, never bits."""
+    """The rows whose MLP hidden state should exist at a time; it changes memory and speed only."""
 
     dispatch_rows: int
-    """Rows that should travel to experts together; more would overlap less."""
+    """The rows that should be sent to experts together; more would overlap less."""
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
-        """Let `write` fill in an array of the host that becomes `out`."""
+        """Let `write` fill in an array of the host, and copy it to `out`."""
 
     def read(self, array: Array) -> NDArray[Any]:
-        """Return a copy on the host of an array that kernels may still be at work on."""
+        """Return a copy on the host of an array, after all kernels that write it."""
 
     def pack(
         self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
@@ -150,8 +168,8 @@ class Kernels(Protocol):
 
         x `[rows, k]`, out, residual and branch `[rows, n]`, bias `[n]`. `out` may be `residual`,
         and may be float32 for logits. With `group_rows` `[groups]` the weight is a group: the
-        first group_rows[0] rows meet its first weight, and so on; then bias is `[groups, n]`.
-        A row's bits are those of its own weight alone.
+        first group_rows[0] rows use its first weight, and so on; then bias is `[groups, n]`.
+        A row's bits depend only on its own weight.
         """
 
     def mlp(
@@ -173,7 +191,7 @@ class Kernels(Protocol):
         """
 
     def start_state(self, state: State) -> None:
-        """Make a state that has seen no key."""
+        """Initialise a state without keys."""
 
     def attend_block(
         self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec
@@ -200,20 +218,20 @@ class Kernels(Protocol):
     ) -> None:
         """Fold scores of one key tile into the state of their rows: the second half.
 
-        scores float32 `[rows, heads, keys]`, only read, of consecutive rows and keys of one
+        scores float32 `[rows, heads, keys]`, read-only, of consecutive rows and keys of one
         sequence from the global positions q_start and k_start on; v `[keys, kv_heads,
         v_head_dim]`. A key tile is 512 positions, at multiples of 512; keys are inside one. Tile
         by tile, `score_tile` and `fold_tile` give the bits of `attend_block`.
         """
 
     def merge(self, state: State, other: State) -> None:
-        """Fold `other`, which saw other keys for the same rows, into `state`."""
+        """Merge `other`, which saw other keys for the same rows, into `state`."""
 
     def finish(self, state: State, o: Array, lse: Array) -> None:
         """Normalise: o `[rows, heads, v_head_dim]` and lse float32 `[rows, heads]`."""
 
     def rope(self, x: Array, cos: Array, sin: Array, index: NDArray[np.int32]) -> None:
-        """Turn x `[rows, heads, head_dim]` in place by rows `index` of cos, sin `[n, half]`."""
+        """Rotate x `[rows, heads, head_dim]` in place by rows `index` of cos, sin `[n, half]`."""
 
     def norm(
         self, x: Array, weight: Array, bias: Array | None, out: Array, *, eps: float, kind: str
@@ -223,15 +241,15 @@ class Kernels(Protocol):
     def gather_rows(
         self, source: Array, index: Array | NDArray[np.int32], out: Array, *, first_row: int = 0
     ) -> None:
-        """Copy rows index - first_row of the source `[n, d]`; others than these give zeros.
+        """Copy rows index - first_row of the source `[n, d]`; rows outside of it become zeros.
 
-        An embedding lookup with a share of the vocabulary, or a dispatch to experts.
+        This is an embedding lookup with a share of the vocabulary, or a dispatch to experts.
         """
 
     def select_experts(
         self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
     ) -> int:
-        """Choose experts of each row: softmax of the logits, top-k, ties to the lower id.
+        """Choose experts of each row: softmax of the logits, top-k; ties go to the lower id.
 
         logits float32 `[rows, n]`; experts int32 and weights float32 `[rows, k]` are filled by
         ascending id. `renormalize` makes a row's weights add up to 1. Returns the first row whose
@@ -239,13 +257,13 @@ class Kernels(Protocol):
         """
 
     def sort_rows(
-        self, experts: Array, count: int, sources: Array, places: Array
+        self, experts: Array, count: int, sources: Array, inverse: Array
     ) -> NDArray[np.int64]:
-        """Sort the pairs (row, choice) of experts int32 `[rows, k]` by expert, stably.
+        """Sort the pairs (row, choice) of experts int32 `[rows, k]` by expert; the sort is stable.
 
-        An expert of -1 leaves the pair out. sources int32 `[rows * k]` gets the row of each pair
-        in the new order, places int32 `[rows, k]` the index of each pair there, or -1. Returns
-        how many pairs each of the `count` experts has, on the host.
+        Pairs with expert -1 are left out. sources int32 `[rows * k]` receives the row of each pair
+        in the new order, inverse int32 `[rows, k]` the index of each pair there, or -1. Returns
+        the number of pairs of each of the `count` experts, on the host.
         """
 
     def count_experts(
@@ -262,20 +280,20 @@ class Kernels(Protocol):
     ) -> None:
         """Set experts int32 `[rows, k]` to -1, row by row, where a segment's expert is full.
 
-        used `[segments, n]` counts the room taken, before and after; capacity `[segments]` is the
-        room of each expert.
+        used `[segments, n]` is the used capacity, before and after; capacity `[segments]` is the
+        capacity of each expert.
         """
 
     def combine_rows(
-        self, rows: Array, places: Array, weights: Array, base: Array | None, out: Array
+        self, rows: Array, inverse: Array, weights: Array, base: Array | None, out: Array
     ) -> None:
-        """Sum weights `[n, k]` times rows `[m, d]` at places `[n, k]` in ascending k, add base.
+        """Sum weights `[n, k]` times rows `[m, d]` at indices `inverse` `[n, k]`, by k; add base.
 
-        A place of -1 adds nothing. out and base `[n, d]`, out may be base; rounded once.
+        An index of -1 adds nothing. out and base `[n, d]`, out may be base; rounded once.
         """
 
     def copy(self, source: Array, out: Array) -> None:
-        """Copy between arrays of one shape and dtype, with any strides."""
+        """Copy between arrays of the same shape and dtype, with any strides."""
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """Compute out = a + b."""
@@ -285,4 +303,4 @@ class Kernels(Protocol):
 
 
 Core = Any
-"""The functions of `pympa._core` or `pympa._cuda`, or shape-only stand-ins for them."""
+"""The functions of `pympa._core` or `pympa._cuda`, or replacements that use only shapes."""

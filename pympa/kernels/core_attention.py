@@ -1,4 +1,4 @@
-"""Attention: the part of `CoreKernels` that works on a running softmax state."""
+"""Attention: the part of `CoreKernels` that updates a running softmax state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array
 from pympa.kernels import AttentionSpec, Core, KvBlock, State
-from pympa.layout import Layout
-from pympa.trace import Trace
+from pympa.plan.layout import Layout
+from pympa.runtime.arena import Arena, Array
+from pympa.runtime.trace import Trace
 
 
 class AttentionKernels:
@@ -19,12 +19,12 @@ class AttentionKernels:
     _arena: Arena
     _trace: Trace
     _core: Core
-    _how: dict[str, Any]
+    _execution: dict[str, Any]
 
     def start_state(self, state: State) -> None:
         """See `Kernels.start_state`."""
         with self._trace.span("compute", "start_state"):
-            self._core.start_state(**state._asdict(), **self._how)
+            self._core.start_state(**state._asdict(), **self._execution)
 
     def attend_block(
         self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec
@@ -36,13 +36,13 @@ class AttentionKernels:
                 k=kv.k,
                 v=kv.v,
                 q_ranges=q_layout.array,
-                k_ranges=kv.layout.array,
+                k_ranges=kv.ranges,
                 kv_head_of_q=spec.kv_head_of_q,
                 decode=spec.decode,
                 workspace=self._attend_workspace(q, q_layout, kv, spec),
                 **state._asdict(),
                 **_rule(spec),
-                **self._how,
+                **self._execution,
             )
 
     def score_tile(
@@ -56,7 +56,7 @@ class AttentionKernels:
                 kv_head_of_q=kv_head_of_q,
                 scores=scores,
                 workspace=self._attention_workspace(q.dtype, q.shape[2], 0),
-                **self._how,
+                **self._execution,
             )
 
     def fold_tile(
@@ -79,7 +79,7 @@ class AttentionKernels:
                 workspace=self._attention_workspace(v.dtype, 0, v.shape[2]),
                 **state._asdict(),
                 **_rule(spec),
-                **self._how,
+                **self._execution,
             )
 
     def merge(self, state: State, other: State) -> None:
@@ -90,39 +90,42 @@ class AttentionKernels:
                 other_row_max=other.row_max,
                 other_row_sum=other.row_sum,
                 other_out=other.out,
-                **self._how,
+                **self._execution,
             )
 
     def finish(self, state: State, o: Array, lse: Array) -> None:
         """See `Kernels.finish`."""
         with self._trace.span("compute", "finish"):
-            self._core.finish(o=o, lse=lse, **state._asdict(), **self._how)
+            self._core.finish(o=o, lse=lse, **state._asdict(), **self._execution)
 
     def _attend_workspace(
         self, q: Array, q_layout: Layout, kv: KvBlock, spec: AttentionSpec
     ) -> Array:
-        v_head_dim, extra = kv.v.shape[2], 0
-        if spec.decode:
-            extra = self._core.decode_workspace_bytes(
-                v_head_dim=v_head_dim,
-                heads=q.shape[1],
-                q_ranges=q_layout.array,
-                k_ranges=kv.layout.array,
-                **self._how,
-            )
+        v_head_dim = kv.v.shape[2]
+        extra = self._core.range_workspace_bytes(
+            heads=q.shape[1],
+            kv_heads=kv.k.shape[1],
+            head_dim=q.shape[2],
+            v_head_dim=v_head_dim,
+            dtype=str(q.dtype),
+            q_ranges=q_layout.array,
+            k_ranges=kv.ranges,
+            decode=spec.decode,
+            **self._execution,
+        )
         return self._attention_workspace(q.dtype, q.shape[2], v_head_dim, extra)
 
     def _attention_workspace(
         self, dtype: np.dtype[Any], head_dim: int, v_head_dim: int, extra_bytes: int = 0
     ) -> Array:
         size = self._core.attention_workspace_bytes(
-            head_dim=head_dim, v_head_dim=v_head_dim, dtype=str(dtype), **self._how
+            head_dim=head_dim, v_head_dim=v_head_dim, dtype=str(dtype), **self._execution
         )
         return self._arena.empty((size + extra_bytes,), np.uint8, "workspaces")
 
 
 def _rule(spec: AttentionSpec) -> dict[str, Any]:
-    """Return what a core calls the rule that turns scores into probabilities."""
+    """Return the arguments of a core that turn scores into probabilities."""
     return {
         "scale": spec.scale,
         "causal": spec.causal,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array
 from pympa.kernels import Core, MlpWeights, PackedWeight
-from pympa.trace import Trace
+from pympa.runtime.arena import Arena, Array
+from pympa.runtime.trace import Trace
 
 BLOCK = 512
-"""kColumnBlock of csrc/ops/linear_worker.hpp: outputs that all rows meet before the next ones."""
-_ROW_BLOCK = 96  # kRowBlock there: fewer rows leave a core's rate unused
+"""kColumnBlock of csrc/ops/linear_worker.hpp: outputs computed for all rows before the next."""
+_ROW_BLOCK = 96  # kRowBlock there: fewer rows do not reach a core's full rate
 
 
 class LinearKernels(ABC):
@@ -24,15 +24,15 @@ class LinearKernels(ABC):
 
     threads: int
     cache_bytes: int
-    """Of all threads: what they keep there while rows go through an MLP."""
+    """The cache bytes of all threads, for data that is reused while rows go through an MLP."""
 
     fuses_mlp: bool = True
-    """An MLP's hidden state exists in blocks only, where there are rows enough for all threads."""
+    """Whether an MLP's hidden state exists only in blocks, given enough rows for all threads."""
 
     _arena: Arena
     _trace: Trace
     _core: Core
-    _how: dict[str, Any]
+    _execution: dict[str, Any]
 
     @abstractmethod
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
@@ -54,13 +54,13 @@ class LinearKernels(ABC):
     ) -> PackedWeight:
         """See `Kernels.pack_group`."""
         n, k = shape
-        size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), **self._how)
+        size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), **self._execution)
         data = self._arena.empty((count, size), np.uint8, "weights")
         with self._arena.scope():
             weight = self._arena.empty(shape, dtype, "loading")
             for index, packed in enumerate(data):
                 self.fill(weight, partial(fill, index))
-                self._core.pack_weight(weight=weight, packed=packed, **self._how)
+                self._core.pack_weight(weight=weight, packed=packed, **self._execution)
         return PackedWeight(data, n, k)
 
     def linear(
@@ -77,7 +77,7 @@ class LinearKernels(ABC):
     ) -> None:
         """See `Kernels.linear`."""
         with self._trace.span("compute", "linear"), self._arena.scope():
-            self._note_weights(x, min(BLOCK, weight.n), weight.k)
+            self._record_weights(x, min(BLOCK, weight.n), weight.k)
             self._core.linear(
                 x=x,
                 packed=weight.data,
@@ -88,7 +88,7 @@ class LinearKernels(ABC):
                 branch=branch,
                 group_rows=group_rows,
                 workspace=self._linear_workspace(x, weight, gated=False),
-                **self._how,
+                **self._execution,
             )
 
     def mlp(
@@ -121,9 +121,9 @@ class LinearKernels(ABC):
         up, down, gated = weights.up, weights.down, weights.gate is not None
         item_rows = self._rows_of_a_pass(x, weights)
         with self._trace.span("compute", "mlp"), self._arena.scope():
-            self._note_weights(x, min(BLOCK, up.n), (2 if gated else 1) * up.k + down.n)
+            self._record_weights(x, min(BLOCK, up.n), (2 if gated else 1) * up.k + down.n)
             size = self._core.mlp_workspace_bytes(
-                item_rows=item_rows, hidden=up.n, n=down.n, gated=gated, **self._how
+                item_rows=item_rows, hidden=up.n, n=down.n, gated=gated, **self._execution
             )
             self._core.mlp(
                 x=x,
@@ -138,14 +138,14 @@ class LinearKernels(ABC):
                 item_rows=item_rows,
                 workspace=self._arena.empty((size,), np.uint8, "workspaces"),
                 **others,
-                **self._how,
+                **self._execution,
             )
 
     def _rows_of_a_pass(self, x: Array, weights: MlpWeights) -> int:
-        """Return the rows for which a thread reads the weights once.
+        """Return the number of rows for which a thread reads the weights once.
 
-        As many as keep their sums and inputs in the cache, beside the weights of a block of hidden
-        columns, but no more than leave all threads busy.
+        As many rows as fit the cache with their sums and inputs, beside the weights of a block of
+        hidden columns, but few enough that all threads have work.
         """
         up, down = weights.up, weights.down
         matrices = (1 if weights.gate is None else 2) * up.k + down.n
@@ -162,7 +162,7 @@ class LinearKernels(ABC):
             self.linear(x, weights.up, out, bias=bias, activation=activation, group_rows=group_rows)
             return
         with self._trace.span("compute", "gated_linear"), self._arena.scope():
-            self._note_weights(x, min(BLOCK, weights.up.n), 2 * weights.up.k)
+            self._record_weights(x, min(BLOCK, weights.up.n), 2 * weights.up.k)
             self._core.gated_linear(
                 x=x,
                 packed_gate=weights.gate.data,
@@ -173,22 +173,22 @@ class LinearKernels(ABC):
                 activation=weights.activation,
                 group_rows=group_rows,
                 workspace=self._linear_workspace(x, weights.up, gated=True),
-                **self._how,
+                **self._execution,
             )
 
     def _linear_workspace(self, x: Array, weight: PackedWeight, *, gated: bool) -> Array:
         size = self._core.linear_workspace_bytes(
-            m=x.shape[0], n=weight.n, k=weight.k, dtype=str(x.dtype), gated=gated, **self._how
+            m=x.shape[0], n=weight.n, k=weight.k, dtype=str(x.dtype), gated=gated, **self._execution
         )
         return self._arena.empty((size,), np.uint8, "workspaces")
 
-    def _note_weights(self, x: Array, columns: int, length: int) -> None:
-        """Tell the ledger, if there is one, which part of the weights all rows meet together.
+    def _record_weights(self, x: Array, columns: int, length: int) -> None:
+        """Record the part of the weights that all rows use together, if there is a ledger.
 
         That part should stay in the cache while the rows go through it.
         """
         if self._arena.ledger is not None and len(x):
             size = self._core.packed_weight_bytes(
-                n=columns, k=length, dtype=str(x.dtype), **self._how
+                n=columns, k=length, dtype=str(x.dtype), **self._execution
             )
             self._arena.ledger.read(size)

@@ -1,4 +1,4 @@
-"""Routing: the part of `CoreKernels` that takes rows to experts and back."""
+"""Routing: the part of `CoreKernels` that moves rows to experts and back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Array
 from pympa.kernels import Core
-from pympa.trace import Trace
+from pympa.runtime.arena import Array
+from pympa.runtime.trace import Trace
 
 
 class RoutingKernels(ABC):
@@ -18,36 +18,36 @@ class RoutingKernels(ABC):
 
     _trace: Trace
     _core: Core
-    _how: dict[str, Any]
+    _execution: dict[str, Any]
 
     @abstractmethod
-    def _settle(self, what: str) -> None:
-        """Return when all kernels so far are done: the host is about to ask for `what`."""
+    def _synchronize(self, what: str) -> None:
+        """Wait until all kernels so far are done, because the host will read `what`."""
 
     def select_experts(
         self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
     ) -> int:
         """See `Kernels.select_experts`."""
         with self._trace.span("compute", "select_experts"):
-            self._settle("finite gate logits")
+            self._synchronize("finite gate logits")
             row: int = self._core.select_experts(
                 logits=logits,
                 experts=experts,
                 weights=weights,
                 renormalize=renormalize,
-                **self._how,
+                **self._execution,
             )
             return row
 
     def sort_rows(
-        self, experts: Array, count: int, sources: Array, places: Array
+        self, experts: Array, count: int, sources: Array, inverse: Array
     ) -> NDArray[np.int64]:
         """See `Kernels.sort_rows`."""
         counts = np.zeros(count, np.int64)
         with self._trace.span("compute", "sort_rows"):
-            self._settle("rows of each expert")
+            self._synchronize("rows of each expert")
             self._core.sort_rows(
-                experts=experts, counts=counts, sources=sources, places=places, **self._how
+                experts=experts, counts=counts, sources=sources, inverse=inverse, **self._execution
             )
         return counts
 
@@ -57,9 +57,9 @@ class RoutingKernels(ABC):
         """See `Kernels.count_experts`."""
         counts = np.zeros((len(segment_rows), count), np.int64)
         with self._trace.span("compute", "count_experts"):
-            self._settle("rows of each expert")
+            self._synchronize("rows of each expert")
             self._core.count_experts(
-                experts=experts, segment_rows=segment_rows, counts=counts, **self._how
+                experts=experts, segment_rows=segment_rows, counts=counts, **self._execution
             )
         return counts
 
@@ -72,20 +72,20 @@ class RoutingKernels(ABC):
     ) -> None:
         """See `Kernels.drop_overflow`."""
         with self._trace.span("compute", "drop_overflow"):
-            self._settle("rows that are dropped")
+            self._synchronize("rows that are dropped")
             self._core.drop_overflow(
                 experts=experts,
                 segment_rows=segment_rows,
                 used=used,
                 capacity=capacity,
-                **self._how,
+                **self._execution,
             )
 
     def combine_rows(
-        self, rows: Array, places: Array, weights: Array, base: Array | None, out: Array
+        self, rows: Array, inverse: Array, weights: Array, base: Array | None, out: Array
     ) -> None:
         """See `Kernels.combine_rows`."""
         with self._trace.span("compute", "combine_rows"):
             self._core.combine_rows(
-                rows=rows, places=places, weights=weights, base=base, out=out, **self._how
+                rows=rows, inverse=inverse, weights=weights, base=base, out=out, **self._execution
             )

@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa import _core
-from pympa.arena import Arena, Array
-from pympa.caches import cache_of_rank
+import pympa._core as _core
+from pympa.hardware.caches import cache_of_rank
 from pympa.kernels.core import CoreKernels
-from pympa.trace import Trace
+from pympa.runtime.arena import Arena, Array
+from pympa.runtime.trace import Trace
 
-PIECE_FLOPS = 1.5e9  # 5 ms at 300 GFLOP/s, what one core does in attention
+PIECE_FLOPS = 1.5e9  # 5 ms at 300 GFLOP/s, the rate of attention on one core
 
-_CACHE_BYTES = 2 << 20  # of a core, where the system does not tell
+_CACHE_BYTES = 2 << 20  # of a core, if the system does not report it
 
 
 def supported_isas() -> list[str]:
-    """Return the instruction sets this CPU runs, best first."""
+    """Return the instruction sets that this CPU runs, best first."""
     return _core.supported_isas()
 
 
 def cache_bytes(threads: int) -> int:
-    """Return the bytes of cache that the threads of a rank may call their own."""
+    """Return the cache bytes of the threads of a rank."""
     return cache_of_rank(threads) or threads * _CACHE_BYTES
 
 
@@ -33,10 +33,10 @@ class CpuKernels(CoreKernels):
     """See `Kernels`.
 
     Args:
-        isa: instruction set, one that every rank supports.
-        threads: OpenMP threads of a call.
-        arena: where workspaces and packed weights come from.
-        trace: collects the time of each kernel.
+        isa: the instruction set, which every rank must support.
+        threads: the number of OpenMP threads of a call.
+        arena: the arena for workspaces and packed weights.
+        trace: the trace of the time of each kernel.
     """
 
     piece_flops: float = PIECE_FLOPS
@@ -55,10 +55,10 @@ class CpuKernels(CoreKernels):
         """See `Kernels.read`."""
         return array.copy()
 
-    def _settle(self, what: str) -> None:
+    def _synchronize(self, what: str) -> None:
         """Do nothing: kernels are done when they return."""
 
-    def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
+    def _to_device(self, index: Array | NDArray[np.int32]) -> Array:
         return index
 
     def _copy(self, source: Array, out: Array) -> None:

@@ -12,46 +12,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array
-from pympa.device import Device
 from pympa.errors import RefusedError
+from pympa.hardware.device import Device
 from pympa.kernels import Core
 from pympa.kernels.core import CoreKernels
-from pympa.trace import Trace
+from pympa.runtime.arena import Arena, Array
+from pympa.runtime.trace import Trace
 
-_DTYPES = ("bfloat16", "float16")  # that the tensor cores multiply without loss
+_DTYPES = ("bfloat16", "float16")  # the dtypes that tensor cores multiply exactly
 
 DEVICE_ROWS = 65536
-"""Rows of an MLP, or on their way to experts, at a time: enough to fill a device, real or not."""
+"""The rows of an MLP, or of a dispatch to experts, at a time: enough to fill any device."""
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device, and the module of kernels that run on it."""
+    """A device and the module of its kernels."""
 
     device: Device
     core: Core
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
-    """Refuse what attention has no kernels for.
+    """Refuse a dtype that attention has no kernels for.
 
     Raises:
-        RefusedError: names those that it has.
+        RefusedError: the dtype is not allowed; the message names the allowed ones.
     """
     if dtype.name not in _DTYPES:
-        raise RefusedError(f"backend cuda: dtype is {' or '.join(_DTYPES)}; got {dtype.name}")
+        raise RefusedError(
+            f"backend cuda: dtype: expected {' or '.join(_DTYPES)}; got {dtype.name}"
+        )
 
 
 def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator:
     """Return a GPU of this node with its kernels.
 
     Args:
-        local_index: number of this rank on its node.
-        timeout_seconds: the longest that the host waits for the device.
+        local_index: the index of this rank on its node.
+        timeout_seconds: the longest time that the host waits for the device.
 
     Raises:
-        RefusedError: there are no kernels, no cuBLASLt or no device.
+        RefusedError: the kernels, cuBLASLt or a device are missing.
     """
     try:
         import pympa._cuda as core
@@ -60,7 +62,7 @@ def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator
             f"backend cuda: pympa was built without CUDA kernels ({error}); build it where nvcc is "
             "found: CMAKE_ARGS=-DPYMPA_CUDA=ON pip install 'pympa[cuda]'"
         ) from None
-    from pympa.device_cupy import CupyDevice
+    from pympa.hardware.device_cupy import CupyDevice
 
     device = CupyDevice(local_index, timeout_seconds=timeout_seconds)
     try:
@@ -71,24 +73,24 @@ def open_accelerator(local_index: int, *, timeout_seconds: float) -> Accelerator
 
 
 def _cublas_directory() -> str:
-    """Return where NVIDIA's Python packages keep cuBLAS, or "" without them."""
+    """Return the folder of cuBLAS in NVIDIA's Python packages, or "" without them."""
     package = importlib.util.find_spec("nvidia")
-    for place in (package and package.submodule_search_locations) or []:
-        for library in sorted(Path(place).glob("c*/lib/libcublasLt.so.*")):
+    for folder in (package and package.submodule_search_locations) or []:
+        for library in sorted(Path(folder).glob("c*/lib/libcublasLt.so.*")):
             return str(library.parent)
     return ""
 
 
 class CudaKernels(CoreKernels):
-    """See `Kernels`. Calls return before kernels have run, but for those that return a value.
+    """See `Kernels`. Calls return before kernels have run, except those that return a value.
 
     Args:
-        accelerator: runs them.
-        arena: of its memory.
-        trace: on a clock of its events.
+        accelerator: the GPU and its kernels.
+        arena: the arena on its memory.
+        trace: the trace on a clock of its events.
     """
 
-    piece_flops = math.inf  # the host looks at messages while kernels run
+    piece_flops = math.inf  # the host polls messages while kernels run
     row_chunk = dispatch_rows = DEVICE_ROWS
     fuses_mlp = False
     threads = 1
@@ -114,15 +116,15 @@ class CudaKernels(CoreKernels):
             self._copy(array, whole)
             return self._device.read(whole)
 
-    def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
+    def _to_device(self, index: Array | NDArray[np.int32]) -> Array:
         if self._device.owns(index):
             return index
-        here = self._arena.empty(index.shape, index.dtype, "workspaces")
-        self._device.write(here, index)
-        return here
+        copied = self._arena.empty(index.shape, index.dtype, "workspaces")
+        self._device.write(copied, index)
+        return copied
 
-    def _settle(self, what: str) -> None:
+    def _synchronize(self, what: str) -> None:
         self._device.synchronise(what)
 
     def _copy(self, source: Array, out: Array) -> None:
-        self._core.copy(source=source, out=out, **self._how)
+        self._core.copy(source=source, out=out, **self._execution)

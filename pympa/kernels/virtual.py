@@ -1,8 +1,8 @@
 """Kernels on shapes: sizes are computed, numbers are not.
 
-On a dry arena the same strategies run through the same allocations and messages without memory
-or time, which tells what a rank will need and send before it does. With costs, kernels let a
-virtual clock go on, which tells when.
+On a dry arena the strategies make the same allocations and messages as in a real run, without
+memory or time. So they show the memory and messages of a rank in advance. With costs, kernels also
+advance a virtual clock, which gives the times.
 """
 
 from __future__ import annotations
@@ -17,68 +17,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa import _core
-from pympa.arena import Arena, Array
-from pympa.calls import Attended, Multiplied
-from pympa.costs import Costs
+import pympa._core as _core
+from pympa.costs.calls import AttentionCall, GemmCall
+from pympa.costs.device_costs import Costs
 from pympa.kernels import Core
 from pympa.kernels.core import CoreKernels
 from pympa.kernels.cpu import PIECE_FLOPS, cache_bytes
 from pympa.kernels.cuda import DEVICE_ROWS, Accelerator
-from pympa.kernels.extents import extent, nbytes
-from pympa.trace import Trace
+from pympa.kernels.ops import OPS, extent, nbytes
+from pympa.runtime.arena import Arena, Array
+from pympa.runtime.trace import Trace
 
 _SIZES = (
     "packed_weight_bytes",
     "linear_workspace_bytes",
     "mlp_workspace_bytes",
     "attention_workspace_bytes",
-    "decode_workspace_bytes",
-)
-_WORK = (
-    "pack_weight",
-    "linear",
-    "gated_linear",
-    "mlp",
-    "attend_block",
-    "score_tile",
-    "fold_tile",
-    "merge",
-    "finish",
-    "rope",
-    "norm",
-    "gather_rows",
-    "count_experts",
-    "drop_overflow",
-    "combine_rows",
-    "add",
-    "sum_partials",
-    "copy",
-    "start_state",
+    "range_workspace_bytes",
 )
 
 
 def _nothing(**_: Any) -> None:
-    """Stand in for a kernel."""
+    """Replace a kernel by nothing."""
 
 
 def _all_finite(**_: Any) -> int:
-    """Stand in for `select_experts`."""
+    """Replace `select_experts`: all logits are finite."""
     return -1
 
 
 def _spread_evenly(*, experts: Array, counts: NDArray[np.int64], **_: Any) -> None:
-    """Stand in for `sort_rows`."""
+    """Replace `sort_rows`: all experts get an equal number of rows."""
     counts[:] = (experts.size + np.arange(len(counts))[::-1]) // len(counts)
 
 
+_RETURNING = {"select_experts": _all_finite, "sort_rows": _spread_evenly}
+"""The replacements of kernels whose results the host reads."""
+
+
 def _shape_core(sizes: Core) -> Core:
-    """Return stand-ins that do nothing and take no time."""
+    """Return replacements that do nothing and take no time."""
     return SimpleNamespace(
         **{name: getattr(sizes, name) for name in _SIZES if hasattr(sizes, name)},
-        **dict.fromkeys(_WORK, _nothing),
-        select_experts=_all_finite,
-        sort_rows=_spread_evenly,
+        **(dict.fromkeys((op.name for op in OPS), _nothing) | _RETURNING),
     )
 
 
@@ -86,7 +67,7 @@ _SHAPE_CORE = _shape_core(_core)
 
 
 class _TimedCore:
-    """Stand-ins that let a clock go on by what a device would take."""
+    """Replacements of kernels that advance a clock by the time on a device."""
 
     def __init__(
         self,
@@ -102,18 +83,18 @@ class _TimedCore:
         self._routing = None if routing is None else itertools.cycle(routing)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a size of the CPU's kernels, or a kernel that moves its arrays."""
+        """Return a size function of the CPU's kernels, or a kernel that moves its arrays."""
         if name in _SIZES:
             size: Callable[..., Any] = getattr(_core, name)
             return size
         return partial(self._move, name)
 
     def pack_weight(self, *, packed: Array, **_: Any) -> None:
-        """Take note of a weight; loading is no part of a step."""
+        """Count the bytes of a weight; loading is not part of a step."""
         self._weight_bytes += packed.nbytes
 
     def linear(self, *, x: Array, packed: Array, out: Array, **others: Any) -> None:
-        """Advance by a product, or one for each group of rows."""
+        """Advance by a product, or by one for each group of rows."""
         moved = nbytes(x, packed, out, *others.values())
         self._advance(self._costs.linears(self._call(x, out.shape[1], moved, others)))
 
@@ -134,11 +115,13 @@ class _TimedCore:
     def attend_block(
         self, *, q: Array, k: Array, v: Array, out: Array, causal: bool, window: int, **others: Any
     ) -> None:
-        """Advance by attention over the pairs that the masks let through."""
-        ranges = others["q_ranges"].tobytes(), others["k_ranges"].tobytes()
+        """Advance by attention over the pairs that the mask admits."""
+        ranges = others["q_ranges"].tobytes(), others["k_ranges"][:, :3].tobytes()
         heads = q.shape[1], k.shape[1], q.shape[2], v.shape[2]
         moved = nbytes(q, k, v) + 2 * out.nbytes
-        self._advance(self._costs.attend(Attended(*ranges, causal, window or None, *heads, moved)))
+        self._advance(
+            self._costs.attend(AttentionCall(*ranges, causal, window or None, *heads, moved))
+        )
 
     def score_tile(self, *, q: Array, k: Array, scores: Array, **_: Any) -> None:
         """Advance by a product of queries and keys."""
@@ -155,52 +138,51 @@ class _TimedCore:
         self._advance(self._costs.by_rows(f"norm.{kind}", *extent("norm", arrays)))
 
     def select_experts(self, **arrays: Any) -> int:
-        """Advance by a choice of experts, and find all logits finite."""
+        """Advance by a choice of experts; all logits are finite."""
         self._move("select_experts", **arrays)
         return _all_finite()
 
     def sort_rows(self, **arrays: Any) -> None:
-        """Advance by sorting; give each expert the rows of a run, or its share of them."""
+        """Advance by sorting; give each expert the rows of a run, or of its load."""
         self._move("sort_rows", **arrays)
         experts, counts = arrays["experts"], arrays["counts"]
         if self._routing is not None:
             counts[:] = next(self._routing)
         elif self._loads is None or len(self._loads) != len(counts):
             _spread_evenly(experts=experts, counts=counts)
-        else:  # as near as whole rows come
+        else:  # rounded to whole rows
             ends = np.cumsum(self._loads) / sum(self._loads) * experts.size
             counts[:] = np.diff(np.rint(ends).astype(np.int64), prepend=0)
 
-    def _call(self, x: Array, n: int, moved: int, others: dict[str, Any]) -> Multiplied:
+    def _call(self, x: Array, n: int, moved: int, others: dict[str, Any]) -> GemmCall:
         groups = others["group_rows"]
         rows = (len(x),) if groups is None else tuple(groups.tolist())
-        return Multiplied(
-            rows, n, x.shape[1], others["activation"], False, moved, self._weight_bytes
-        )
+        return GemmCall(rows, n, x.shape[1], others["activation"], False, moved, self._weight_bytes)
 
     def _product(self, m: int, n: int, k: int, moved: int) -> None:
-        self._advance(self._costs.linears(Multiplied((m,), n, k, "none", False, moved, 0)))
+        self._advance(self._costs.linears(GemmCall((m,), n, k, "none", False, moved, 0)))
 
     def _move(self, name: str, **arrays: Any) -> None:
         self._advance(self._costs.by_rows(name, *extent(name, arrays)))
 
 
 class VirtualKernels(CoreKernels):
-    """Shapes and workspaces of kernels, without their work.
+    """Kernels that compute shapes and workspaces without working on numbers.
 
     Args:
-        isa: whose workspaces. threads: of each.
-        arena: a dry one.
-        trace: collects the time of each kernel.
-        costs: what kernels take; None means no time.
-        advance: lets the rank's clock go on.
-        loads: rows of each expert, in any unit; None means even ones.
-        routing: rows of each expert in each call of `sort_rows`, as a run had them, over and over;
-            None goes by `loads`.
-        accelerator: whose shapes and workspaces they are in place of the CPU's.
+        isa: the instruction set whose workspaces are counted.
+        threads: the number of threads of each kernel.
+        arena: a dry arena.
+        trace: the trace of the time of each kernel.
+        costs: the seconds of kernels; None means no time.
+        advance: a function that advances the rank's clock.
+        loads: the rows of each expert, in any unit; None means even loads.
+        routing: the rows of each expert in each call of `sort_rows`, as in a run, repeated; None
+            uses `loads`.
+        accelerator: the GPU whose shapes and workspaces are counted; None means the CPU.
     """
 
-    piece_flops = math.inf  # messages move by themselves, so attention needs no pieces
+    piece_flops = math.inf  # messages progress without polling, so attention is not cut
 
     def __init__(
         self,
@@ -235,16 +217,16 @@ class VirtualKernels(CoreKernels):
             self.piece_flops = PIECE_FLOPS
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
-        """Leave the array as it is: it has no memory."""
+        """Do nothing: the array has no memory."""
 
     def read(self, array: Array) -> NDArray[Any]:
-        """Return the array: it has no elements to copy."""
+        """Return the array, which has no elements to copy."""
         return array
 
-    def _settle(self, what: str) -> None:
+    def _synchronize(self, what: str) -> None:
         """Do nothing: there is nothing to wait for."""
 
-    def _at_hand(self, index: Array | NDArray[np.int32]) -> Array:
+    def _to_device(self, index: Array | NDArray[np.int32]) -> Array:
         if self._uploads:
             self._arena.empty(index.shape, index.dtype, "workspaces")
         return index

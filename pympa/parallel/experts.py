@@ -1,38 +1,44 @@
-"""Expert parallelism (`ep`): whole experts over ranks, rows travel to them and back.
+"""Expert parallelism (`ep`): whole experts on each rank; rows are sent to them and back.
 
-Lepikhin et al. 2020 (GShard), without its padding: a rank sends exactly the rows that were chosen
-for another rank's experts, however uneven that is. Three sets of buffers take turns: while the
-experts work on one chunk of rows, the next is on its way to them and the previous on its way back.
-An expert's outputs return unsummed, and the row's own rank combines them by ascending expert id,
-so neither the order of arrival nor the place of an expert changes a bit.
+Lepikhin et al. 2020 (GShard), without its padding: a rank sends exactly the rows that chose another
+rank's experts, however uneven that is. Rows are sent in chunks, and three sets of buffers are used
+in rotation: while the experts compute one chunk, the next one is being sent to them and the
+previous one back. An expert's outputs are returned unsummed, and the row's own rank combines them
+by ascending expert id, so neither the order of arrival nor the rank of an expert changes a bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array
 from pympa.kernels import Kernels
-from pympa.layout import split
+from pympa.parallel.rows import cut_rows
+from pympa.plan.layout import split
+from pympa.plan.mesh import Plan
+from pympa.runtime.arena import Arena, Array
 from pympa.transport import Transport
 
-_TURNS = 3
+_BUFFER_SETS = 3
 
 Compute = Callable[[Array, NDArray[np.int64]], None]
-"""Replaces rows `[rows, d_model]`, sorted by local expert, by the experts' outputs.
+"""A function that replaces rows `[rows, d_model]`, sorted by local expert, by expert outputs.
 
 Its second argument is the number of rows of each local expert, int64 `[local experts]`.
 """
 
 
 class Routes(NamedTuple):
-    """Where rows go.
+    """The experts of rows.
 
-    experts: int32 `[rows, top_k]`, ascending, -1 where dropped. weights: float32, the same shape.
+    Attributes:
+        experts: the expert ids, int32 `[rows, top_k]`, ascending, -1 where dropped.
+        weights: the weights of the experts, float32, of the same shape.
     """
 
     experts: Array
@@ -43,128 +49,181 @@ class Routes(NamedTuple):
         return Routes(self.experts[here], self.weights[here])
 
 
-class _Chunk(NamedTuple):
-    """Some rows of this rank on their way, and others' rows that came here.
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The ranks that share the experts of a layer, and this rank's resources to reach them.
 
-    home: this rank's rows by expert, going out and coming back. away: rows for this rank's
-    experts, by expert and then by the rank that they came from.
+    Attributes:
+        kernels: the rank's kernels.
+        transport: the transport of these ranks; each has contiguous experts, in order.
+        arena: the memory for rows that are sent.
+        experts: the number of experts of the layer.
+    """
+
+    kernels: Kernels
+    transport: Transport
+    arena: Arena
+    experts: int
+
+    def buffers(self, count: int, rows: int, like: Array) -> list[Array]:
+        """Return `count` arrays `[rows, d_model]` that can be sent."""
+        return [self.transport.empty((rows, like.shape[1]), like.dtype) for _ in range(count)]
+
+
+class _Chunk(NamedTuple):
+    """Rows of this rank that are sent to experts together, and rows received from other ranks.
+
+    Attributes:
+        here: the rows of this rank.
+        sources: the row of each pair (row, choice), by expert.
+        inverse: the index of each pair in that order, `[rows, top_k]`.
+        sent: the pairs' rows by expert, before and after the experts compute.
+        received: the rows for this rank's experts, by expert and then by rank.
+        sends: the parts of `sent` with their ranks.
+        receives: the parts of `received` with their ranks.
+        group_rows: the number of rows of each local expert, int64 `[local experts]`.
     """
 
     here: slice
     sources: Array
-    places: Array
-    home: list[Array]
-    away: list[list[Array]]
-    home_rows: Array
-    away_rows: Array
+    inverse: Array
+    sent: Array
+    received: Array
+    sends: list[tuple[Array, int]]
+    receives: list[tuple[Array, int]]
     group_rows: NDArray[np.int64]
 
 
-def run_experts(
-    kernels: Kernels,
-    transport: Transport,
-    arena: Arena,
-    x: Array,
-    routes: Routes,
-    *,
-    experts: int,
-    chunks: int,
-    compute: Compute,
-    base: Array | None,
-    out: Array,
-) -> NDArray[np.int64]:
+class Dispatch:
+    """The rows of one call, sent to experts and back in chunks. Collective to make.
+
+    Args:
+        group: the ranks that share the experts.
+        x: the rows `[rows, d_model]`.
+        routes: the experts of each row.
+        chunks: the number of chunks, the same on all ranks.
+
+    Attributes:
+        chunks: the number of chunks.
+        rows: the number of rows that this rank sends to each expert, int64 `[experts]`.
+    """
+
+    def __init__(self, group: ExpertGroup, x: Array, routes: Routes, chunks: int) -> None:
+        self._group, self._x, self._routes, self.chunks = group, x, routes, chunks
+        top_k = routes.experts.shape[1]
+        self._sources = group.arena.empty((len(x) * top_k,), np.int32)
+        self._inverse = group.arena.empty((len(x), top_k), np.int32)
+        self._parts = [slice(*bounds) for bounds in split(len(x), chunks)]
+        self._sent = np.zeros((chunks, group.experts), np.int64)
+        for number, here in enumerate(self._parts):
+            self._sent[number] = group.kernels.sort_rows(
+                routes.experts[here],
+                group.experts,
+                self._sources[here.start * top_k : here.stop * top_k],
+                self._inverse[here],
+            )
+        self._shares = split(group.experts, group.transport.size)
+        counts = [np.ascontiguousarray(self._sent[:, a:b]) for a, b in self._shares]
+        # [chunks, local experts, ranks]
+        self._received = np.stack(group.transport.exchange_counts(counts), axis=-1)
+        sets = min(_BUFFER_SETS, chunks)
+        self._alone = group.transport.size == 1
+        self._send_buffers = group.buffers(sets, int(self._sent.sum(1).max()), x)
+        self._receive_buffers = self._send_buffers
+        if not self._alone:
+            most = int(self._received.sum((1, 2)).max())
+            self._receive_buffers = group.buffers(sets, most, x)
+        self.rows: NDArray[np.int64] = self._sent.sum(0)
+
+    def send(self, number: int) -> tuple[_Chunk, Any]:
+        """Gather a chunk's rows by expert and start to send them; return the chunk for `wait`."""
+        chunk = self._chunk(number)
+        self._group.kernels.gather_rows(self._x[chunk.here], chunk.sources, chunk.sent)
+        return chunk, self._start(chunk.sends, chunk.receives)
+
+    def send_back(self, chunk: _Chunk) -> tuple[_Chunk, Any]:
+        """Start to send the outputs of a chunk back to the ranks of its rows."""
+        return chunk, self._start(chunk.receives, chunk.sends)
+
+    def wait(self, pending: Any) -> None:
+        """Wait until the messages of a `send` or `send_back` are done."""
+        if pending is not None:
+            self._group.transport.wait(pending)
+
+    def combine(self, chunk: _Chunk, base: Array | None, out: Array) -> None:
+        """Set out = base + weighted sum of the outputs, in the rows of a chunk."""
+        here = chunk.here
+        self._group.kernels.combine_rows(
+            chunk.sent,
+            chunk.inverse,
+            self._routes.weights[here],
+            None if base is None else base[here],
+            out[here],
+        )
+
+    def _start(self, sends: list[tuple[Array, int]], receives: list[tuple[Array, int]]) -> Any:
+        return None if self._alone else self._group.transport.start(sends, receives)
+
+    def _chunk(self, number: int) -> _Chunk:
+        sent_rows, received_rows = self._sent[number], self._received[number]
+        buffer, here = number % len(self._send_buffers), self._parts[number]
+        sent = self._send_buffers[buffer][: sent_rows.sum()]
+        received = self._receive_buffers[buffer][: received_rows.sum()]
+        owners = [
+            rank for rank, (first, last) in enumerate(self._shares) for _ in range(first, last)
+        ]
+        ranks = itertools.cycle(range(len(self._shares)))
+        start = here.start * self._routes.experts.shape[1]
+        return _Chunk(
+            here,
+            self._sources[start : start + len(sent)],
+            self._inverse[here],
+            sent,
+            received,
+            list(zip(cut_rows(sent, sent_rows), owners, strict=True)),
+            list(zip(cut_rows(received, received_rows.ravel()), ranks, strict=False)),
+            received_rows.sum(1),
+        )
+
+
+def dispatch_chunks(plan: Plan, most_rows: int, dispatch_rows: int) -> int:
+    """Return the number of chunks in which rows are sent to experts, the same on all ranks.
+
+    Args:
+        plan: the plan.
+        most_rows: the largest number of rows of any rank.
+        dispatch_rows: the number of rows that should be sent together.
+    """
+    routed = most_rows * plan.expert_columns // plan.degree("columns")
+    return max(1, -(-routed // dispatch_rows))
+
+
+def run_experts(dispatch: Dispatch, compute: Compute, base: Array | None, out: Array) -> None:
     """Set out = base + weighted sum of the outputs of each row's experts. Collective.
 
     Args:
-        kernels: the rank's kernels.
-        transport: the ranks that share the experts; contiguous ones each, in order.
-        arena: memory for rows on their way.
-        x: `[rows, d_model]`.
-        routes: which rows go where.
-        experts: of the layer.
-        chunks: parts that the rows travel in, the same number on all ranks.
-        compute: runs this rank's experts.
-        base: `[rows, d_model]` or None.
-        out: `[rows, d_model]`.
-
-    Returns:
-        Rows that this rank sent to each expert, int64 `[experts]`.
+        dispatch: the rows with their experts.
+        compute: a function that runs this rank's experts.
+        base: the rows to add `[rows, d_model]`, or None.
+        out: an output `[rows, d_model]`.
     """
-    top_k = routes.experts.shape[1]
-    sources = arena.empty((len(x) * top_k,), np.int32)
-    places = arena.empty((len(x), top_k), np.int32)
-    parts = [slice(*bounds) for bounds in split(len(x), chunks)]
-    sent = np.zeros((chunks, experts), np.int64)
-    for number, here in enumerate(parts):
-        slots = sources[here.start * top_k : here.stop * top_k]
-        sent[number] = kernels.sort_rows(routes.experts[here], experts, slots, places[here])
-    shares = split(experts, transport.size)
-    owners = [rank for rank, (first, last) in enumerate(shares) for _ in range(first, last)]
-    arriving = np.stack(
-        transport.exchange_counts([np.ascontiguousarray(sent[:, a:b]) for a, b in shares]), axis=-1
-    )  # [chunks, local experts, ranks]
-    turns = min(_TURNS, chunks)
-    homes = _buffers(transport, turns, int(sent.sum(1).max()), x)
-    alone = transport.size == 1
-    aways = homes if alone else _buffers(transport, turns, int(arriving.sum((1, 2)).max()), x)
-
-    def chunk(number: int) -> _Chunk:
-        here, turn = parts[number], number % turns
-        home = homes[turn][: sent[number].sum()]
-        away = aways[turn][: arriving[number].sum()]
-        by_rank = iter(_cut(away, arriving[number].ravel()))
-        return _Chunk(
-            here,
-            sources[here.start * top_k : here.start * top_k + len(home)],
-            places[here],
-            _cut(home, sent[number]),
-            [[next(by_rank) for _ in shares] for _ in arriving[number]],
-            home,
-            away,
-            arriving[number].sum(1),
-        )
-
-    def exchange(part: _Chunk, *, outward: bool) -> Any:
-        mine = list(zip(part.home, owners, strict=True))
-        others = [(rows, rank) for of_expert in part.away for rank, rows in enumerate(of_expert)]
-        if alone:
-            return None
-        return transport.start(mine, others) if outward else transport.start(others, mine)
-
-    def dispatch(number: int) -> tuple[_Chunk, Any]:
-        part = chunk(number)
-        kernels.gather_rows(x[part.here], part.sources, part.home_rows)
-        return part, exchange(part, outward=True)
-
-    def combine(part: _Chunk, returning: Any) -> None:
-        if returning is not None:
-            transport.wait(returning)
-        own_base = None if base is None else base[part.here]
-        weights = routes.weights[part.here]
-        kernels.combine_rows(part.home_rows, part.places, weights, own_base, out[part.here])
-
-    dispatched = dispatch(0)
-    returning: list[tuple[_Chunk, Any]] = []
-    for number in range(chunks):
-        part, pending = dispatched
-        if number + 1 < chunks:
-            dispatched = dispatch(number + 1)
-        if pending is not None:
-            transport.wait(pending)
-        compute(part.away_rows, part.group_rows)
-        returning.append((part, exchange(part, outward=False)))
-        if number > 0:
-            combine(*returning.pop(0))
-    combine(*returning.pop())
-    rows: NDArray[np.int64] = sent.sum(0)
-    return rows
+    arriving = dispatch.send(0)
+    returning: tuple[_Chunk, Any] | None = None
+    for number in range(dispatch.chunks):
+        chunk, pending = arriving
+        if number + 1 < dispatch.chunks:
+            arriving = dispatch.send(number + 1)
+        dispatch.wait(pending)
+        compute(chunk.received, chunk.group_rows)
+        previous, returning = returning, dispatch.send_back(chunk)
+        if previous is not None:
+            _finish(dispatch, *previous, base, out)
+    if returning is not None:
+        _finish(dispatch, *returning, base, out)
 
 
-def _buffers(transport: Transport, count: int, rows: int, like: Array) -> list[Array]:
-    return [transport.empty((rows, like.shape[1]), like.dtype) for _ in range(count)]
-
-
-def _cut(rows: Array, counts: Sequence[int] | NDArray[np.int64]) -> list[Array]:
-    """Return consecutive parts of so many rows each."""
-    ends = np.cumsum(counts)
-    return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+def _finish(
+    dispatch: Dispatch, chunk: _Chunk, pending: Any, base: Array | None, out: Array
+) -> None:
+    dispatch.wait(pending)
+    dispatch.combine(chunk, base, out)

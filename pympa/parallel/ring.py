@@ -1,196 +1,141 @@
-"""Ring attention (`cp`): each rank keeps its queries, keys and values travel round the ring.
+"""Ring attention (`cp`): each rank keeps its queries and attends to the keys of all ranks.
 
-Liu et al. 2023 (arXiv 2310.01889), with the sequence split as in Li et al. 2021. While a rank
-attends to the block it holds, that block is already on its way to the next rank and the following
-one comes in from the previous rank. The float32 state is carried from step to step, so nothing is
-merged and the error does not grow with the ring.
+Liu et al. 2023 (arXiv 2310.01889), with the sequence split as in Li et al. 2021. One loop folds
+blocks of keys and values into a float32 state that is carried from block to block, so nothing is
+merged and the error does not grow with the ring. A block source yields the blocks: sent round the
+ring, gathered first, or read in the memory of the other ranks. All sources yield the blocks in the
+same order, so the bits are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
-from pympa.accounting import visible_pairs
-from pympa.arena import Arena, Array
 from pympa.kernels import AttentionSpec, Kernels, KvBlock, State
-from pympa.layout import Layout, split
+from pympa.plan.accounting import visible_pairs
+from pympa.plan.layout import Layout, split
+from pympa.runtime.arena import Arena, Array
 from pympa.transport import Transport
 
-Attend = Callable[[Array, Layout, KvBlock, State], None]
-"""Folds a block of keys into the state of q, whose layout it is given."""
+_FEWEST_ROWS = 512  # each piece packs the keys again, which takes little time for so many rows
 
-_FEWEST_ROWS = 512  # a piece repacks the keys, which this many query rows pay for
+Fold = Callable[[KvBlock], None]
+"""A function that folds a block of keys and values into the state of this rank's queries."""
 
 
-def ring_attention(
-    kernels: Kernels,
-    transport: Transport,
-    arena: Arena,
-    q: Array,
-    own: KvBlock,
-    q_layouts: Sequence[Layout],
-    kv_layouts: Sequence[Layout],
-    spec: AttentionSpec,
-    state: State,
-    attend: Attend | None = None,
-) -> None:
-    """Attend to the keys of all ranks of the ring. Collective.
+@dataclass(frozen=True)
+class RingBlocks:
+    """The blocks of keys and values on the ranks of a ring.
 
-    Args:
-        kernels: the rank's kernels.
-        transport: the ring.
-        arena: memory for two blocks on their way.
-        q: this rank's queries `[rows, heads, head_dim]`.
-        own: this rank's keys and values.
-        q_layouts: layout of the queries of each rank of the ring.
-        kv_layouts: layout of the keys of each rank of the ring.
-        spec: masks, scale and head map.
-        state: gets the attention of `q` to all keys, unfinished.
-        attend: folds one block; None means `attend_in_pieces`.
+    Attributes:
+        transport: the transport between the ranks.
+        arena: the memory for received blocks.
+        own: the block of this rank.
+        layouts: the layout of the block of each rank.
+        steps: the number of blocks that some rank needs: its own, the one before it, and so on.
     """
-    size, index = transport.size, transport.index
-    next_rank, previous_rank = (index + 1) % size, (index - 1) % size
-    steps = _steps(q_layouts, kv_layouts, spec)
-    kernels.start_state(state)
-    with arena.scope():
-        buffers = [_block_buffer(transport, own, kv_layouts) for _ in range(min(steps - 1, 2))]
-        held = own
+
+    transport: Transport
+    arena: Arena
+    own: KvBlock
+    layouts: Sequence[Layout]
+    steps: int
+
+    def rank_at(self, step: int) -> int:
+        """Return the rank whose block this rank folds at a step."""
+        return (self.transport.index - step) % self.transport.size
+
+    def empty(self, rows: int) -> tuple[Array, Array]:
+        """Return memory for received keys and values."""
+        k, v = self.own.k, self.own.v
+        return (
+            self.transport.empty((rows, *k.shape[1:]), k.dtype),
+            self.transport.empty((rows, *v.shape[1:]), v.dtype),
+        )
+
+
+Blocks = Generator[KvBlock, None, None]
+BlockSource = Callable[[RingBlocks], Blocks]
+"""A function that yields this rank's block, then those of the ranks before it. Collective."""
+
+
+def sent_round_the_ring(ring: RingBlocks) -> Blocks:
+    """Send blocks round: while a rank folds one, it sends it on and receives the previous one."""
+    transport, steps = ring.transport, ring.steps
+    next_rank, previous_rank = ring.rank_at(-1), ring.rank_at(1)
+    with ring.arena.scope():
+        most_rows = max(layout.rows for layout in ring.layouts)
+        buffers = [ring.empty(most_rows) for _ in range(min(steps - 1, 2))]
+        held = ring.own
         for step in range(steps):
             incoming, pending = held, None
             if step + 1 < steps:
-                layout = kv_layouts[(index - step - 1) % size]
+                layout = ring.layouts[ring.rank_at(step + 1)]
                 k, v = buffers[step % 2]
                 incoming = KvBlock(k[: layout.rows], v[: layout.rows], layout)
                 pending = transport.start(
                     sends=[(held.k, next_rank), (held.v, next_rank)],
                     receives=[(incoming.k, previous_rank), (incoming.v, previous_rank)],
                 )
-            _attend(kernels, transport, q, q_layouts[index], held, spec, state, attend)
+            yield held
             if pending is not None:
                 transport.wait(pending)
             held = incoming
 
 
-def gathered_attention(
-    kernels: Kernels,
-    transport: Transport,
-    arena: Arena,
-    q: Array,
-    own: KvBlock,
-    q_layouts: Sequence[Layout],
-    kv_layouts: Sequence[Layout],
-    spec: AttentionSpec,
-    state: State,
-    attend: Attend | None = None,
-) -> None:
-    """Do what `ring_attention` does with all keys at hand: gather them first. Collective.
+def gathered(ring: RingBlocks) -> Blocks:
+    """Gather the blocks of all ranks: one round of messages, and memory for all blocks.
 
-    One round of messages instead of many, and memory for the keys of all ranks (as Llama 3 does,
-    arXiv 2407.21783, section 3.3.2). Blocks are folded in the order of the ring, for its bits.
+    As Llama 3 does (arXiv 2407.21783, section 3.3.2).
     """
-    size, index = transport.size, transport.index
-    with arena.scope():
-        blocks = [_block_buffer(transport, own, [layout]) for layout in kv_layouts]
-        blocks[index] = own.k, own.v
-        others = [rank for rank in range(size) if rank != index]
+    transport = ring.transport
+    with ring.arena.scope():
+        arrays = [ring.empty(layout.rows) for layout in ring.layouts]
+        arrays[transport.index] = ring.own.k, ring.own.v
+        others = [rank for rank in range(transport.size) if rank != transport.index]
         pending = transport.start(
-            sends=[(array, rank) for rank in others for array in blocks[index]],
-            receives=[(array, rank) for rank in others for array in blocks[rank]],
+            sends=[(array, rank) for rank in others for array in arrays[transport.index]],
+            receives=[(array, rank) for rank in others for array in arrays[rank]],
         )
-        kernels.start_state(state)
-        for step in range(size):
-            rank = (index - step) % size
-            if step == 1:
-                transport.wait(pending)
-            held = KvBlock(*blocks[rank], kv_layouts[rank])
-            _attend(kernels, transport, q, q_layouts[index], held, spec, state, attend)
-        if size == 1:
-            transport.wait(pending)
+        yield ring.own
+        transport.wait(pending)
+        for step in range(1, transport.size):
+            rank = ring.rank_at(step)
+            yield KvBlock(*arrays[rank], ring.layouts[rank])
 
 
-def shared_attention(
-    kernels: Kernels,
-    transport: Transport,
-    arena: Arena,
-    q: Array,
-    own: KvBlock,
-    q_layouts: Sequence[Layout],
-    kv_layouts: Sequence[Layout],
-    spec: AttentionSpec,
-    state: State,
-    attend: Attend | None = None,
-) -> None:
-    """Do what `ring_attention` does where ranks can read each other's memory. Collective.
-
-    Nothing is sent: a rank reads the others' blocks where they are, in the order of the ring, and
-    then tells them that it has. What a ring would have sent is counted.
-    """
-    size, index = transport.size, transport.index
-    steps = _steps(q_layouts, kv_layouts, spec)
+def read_in_place(ring: RingBlocks) -> Blocks:
+    """Read the blocks of the other ranks in shared memory; nothing is sent."""
+    transport, own = ring.transport, ring.own
     shapes = [
-        [(layout.rows, *own.k.shape[1:]), (layout.rows, *own.v.shape[1:])] for layout in kv_layouts
+        [(layout.rows, *own.k.shape[1:]), (layout.rows, *own.v.shape[1:])]
+        for layout in ring.layouts
     ]
-    loan = transport.lend([own.k, own.v], shapes)
-    kernels.start_state(state)
-    held, blocks, received = own, [], 0
-    for step in range(steps):
-        rank = (index - step) % size
-        if step == 1:
-            blocks = transport.views(loan)
-        if step > 0:
-            held = KvBlock(blocks[rank][0], blocks[rank][1], kv_layouts[rank])
-            received += held.k.nbytes + held.v.nbytes
-        _attend(kernels, transport, q, q_layouts[index], held, spec, state, attend)
-    if steps == 1:
-        transport.views(loan)
-    row = math.prod(own.k.shape[1:]) + math.prod(own.v.shape[1:])
-    passed_on = sum(kv_layouts[(index - step) % size].rows for step in range(steps - 1))
-    transport.give_back(passed_on * row * own.k.itemsize, received)
+    exposure = transport.expose([own.k, own.v], shapes)
+    yield own
+    arrays = transport.exposed_arrays(exposure)
+    read = [0] * transport.size
+    for step in range(1, ring.steps):
+        rank = ring.rank_at(step)
+        k, v = arrays[rank]
+        read[rank] += k.nbytes + v.nbytes
+        yield KvBlock(k, v, ring.layouts[rank])
+    transport.end_reading(read)
 
 
-def _attend(
-    kernels: Kernels,
-    transport: Transport,
-    q: Array,
-    q_layout: Layout,
-    held: KvBlock,
-    spec: AttentionSpec,
-    state: State,
-    attend: Attend | None,
-) -> None:
-    if attend is None:
-        attend_in_pieces(kernels, transport, q, q_layout, held, spec, state)
-    else:
-        attend(q, q_layout, held, state)
+def ring_steps(
+    q_layouts: Sequence[Layout], kv_layouts: Sequence[Layout], spec: AttentionSpec
+) -> int:
+    """Return the number of steps after which no rank of the ring needs another block.
 
-
-def attend_in_pieces(
-    kernels: Kernels,
-    transport: Transport,
-    q: Array,
-    q_layout: Layout,
-    kv: KvBlock,
-    spec: AttentionSpec,
-    state: State,
-) -> None:
-    """Fold one block into the state, looking at messages every `kernels.piece_flops`."""
-    pairs = visible_pairs(q_layout, kv.layout, spec.causal, spec.window)
-    if pairs == 0:
-        return
-    flops = 2 * pairs * q.shape[1] * (q.shape[2] + kv.v.shape[2])
-    pieces = 1
-    if transport.size > 1:
-        most = -(-q_layout.rows // _FEWEST_ROWS)
-        pieces = max(1, min(most, math.ceil(flops / kernels.piece_flops)))
-    for first, last in split(q_layout.rows, pieces):
-        rows = q_layout.slice(first, last)
-        kernels.attend_block(q[first:last], rows, kv, state.rows(first, last), spec)
-        transport.poll()
-
-
-def _steps(q_layouts: Sequence[Layout], kv_layouts: Sequence[Layout], spec: AttentionSpec) -> int:
-    """Return the steps after which no rank of the ring needs another block."""
+    Args:
+        q_layouts: the layout of the queries of each rank.
+        kv_layouts: the layout of the keys of each rank.
+        spec: the masks.
+    """
     size = len(q_layouts)
     if spec.window is None:
         return size
@@ -203,11 +148,54 @@ def _steps(q_layouts: Sequence[Layout], kv_layouts: Sequence[Layout], spec: Atte
     return 1 + max(needed, default=0)
 
 
-def _block_buffer(
-    transport: Transport, own: KvBlock, layouts: Sequence[Layout]
-) -> tuple[Array, Array]:
-    rows = max(layout.rows for layout in layouts)
-    return (
-        transport.empty((rows, *own.k.shape[1:]), own.k.dtype),
-        transport.empty((rows, *own.v.shape[1:]), own.v.dtype),
-    )
+def attend(
+    kernels: Kernels, ring: RingBlocks, source: BlockSource, fold: Fold, state: State
+) -> None:
+    """Attend to the keys of all ranks of the ring. Collective.
+
+    Args:
+        kernels: the rank's kernels.
+        ring: the blocks of the ranks.
+        source: the source of the other ranks' blocks.
+        fold: a function that folds a block into the state, like `fold_in_pieces`.
+        state: the state that gets the attention of this rank's queries to all keys, unfinished.
+    """
+    with closing(source(ring)) as blocks:
+        for step, block in enumerate(blocks):
+            if step == 0:
+                kernels.start_state(state)  # while the first messages are in flight
+            fold(block)
+
+
+def fold_in_pieces(
+    kernels: Kernels,
+    transport: Transport,
+    q: Array,
+    q_layout: Layout,
+    kv: KvBlock,
+    spec: AttentionSpec,
+    state: State,
+) -> None:
+    """Fold one block into the state, and poll messages every `kernels.piece_flops`.
+
+    Args:
+        kernels: the rank's kernels.
+        transport: the ring, whose messages are in flight meanwhile.
+        q: the queries `[rows, heads, head_dim]`.
+        q_layout: the layout of the queries.
+        kv: the block.
+        spec: the masks, scale and head map.
+        state: the state of `q`.
+    """
+    pairs = visible_pairs(q_layout, kv.layout, spec.causal, spec.window)
+    if pairs == 0:
+        return
+    flops = 2 * pairs * q.shape[1] * (q.shape[2] + kv.v.shape[2])
+    pieces = 1
+    if transport.size > 1:
+        most = -(-q_layout.rows // _FEWEST_ROWS)
+        pieces = max(1, min(most, math.ceil(flops / kernels.piece_flops)))
+    for first, last in split(q_layout.rows, pieces):
+        rows = q_layout.slice(first, last)
+        kernels.attend_block(q[first:last], rows, kv, state.rows(first, last), spec)
+        transport.poll()

@@ -1,37 +1,34 @@
 """Pipeline parallelism (`pp`): layers over ranks, micro-batches streaming through them.
 
-Huang et al. 2019 (GPipe), forward only. Three buffers take turns: while a micro-batch is computed
-in one, the next is received into another and the previous is sent from the third, so a stage
-waits only when it has nothing to compute. That waiting is the bubble.
+Huang et al. 2019 (GPipe), forward only. Three buffers are used in rotation: while a micro-batch is
+computed in one, the next is received into another and the previous is sent from the third, so a
+stage waits only when it has nothing to compute. That waiting is the bubble.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pympa.arena import Array
+from pympa.runtime.arena import Array
 from pympa.transport import Transport
 
 
 def stream_micro_batches(
-    transport: Transport,
-    rows: Sequence[int],
-    width: int,
-    dtype: np.dtype[Any],
-    compute: Callable[[int, Array], None],
-) -> None:
-    """Run `compute(i, x)` for each micro-batch i of this stage. Collective.
+    transport: Transport, rows: Sequence[int], width: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[int, Array]]:
+    """Yield the number of each micro-batch and its input, which becomes its output. Collective.
+
+    The input of a micro-batch is `[rows[i], width]`; the caller replaces it by the stage's output
+    in place before it asks for the next one. On the first stage it is uninitialised.
 
     Args:
-        transport: the stages.
-        rows: rows of each micro-batch.
-        width: d_model.
-        dtype: of the residual stream.
-        compute: turns the stage's input `[rows[i], width]` into its output, in place; the first
-            stage gets it uninitialised.
+        transport: the ranks of the stages.
+        rows: the number of rows of each micro-batch.
+        width: the width of the residual stream, d_model.
+        dtype: the dtype of the residual stream.
     """
     stage, last_stage = transport.index, transport.size - 1
     count = 3 if transport.size > 1 else 1
@@ -58,7 +55,7 @@ def stream_micro_batches(
         else:
             transport.wait(incoming)
         incoming = receive(index + 1)
-        compute(index, buffer(index))
+        yield index, buffer(index)
         if stage < last_stage:
             sending[index] = transport.start([(buffer(index), stage + 1)], [])
     for pending in sending.values():

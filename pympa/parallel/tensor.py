@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from pympa.arena import Arena, Array
 from pympa.kernels import Kernels
-from pympa.layout import split
+from pympa.plan.layout import split
+from pympa.runtime.arena import Arena, Array
 from pympa.transport import Transport
 
 
@@ -23,9 +23,9 @@ def scatter_partials(
     Args:
         kernels: the rank's kernels.
         transport: the ranks that hold partials.
-        partial: `[rows, d_model]`.
-        bias: `[d_model]` or None.
-        out: `[share, d_model]`, the share being this rank's of `split(rows, ranks)`.
+        partial: the partial of this rank `[rows, d_model]`.
+        bias: the bias `[d_model]`, or None.
+        out: an output `[share, d_model]` for this rank's share of `split(rows, ranks)`.
     """
     shares = split(len(partial), transport.size)
     parts = transport.empty((transport.size, *out.shape), partial.dtype)
@@ -40,14 +40,14 @@ def reduce_partials(
 
     Rank i owns the i-th share of the rows: it receives the others' partials of them in the dtype,
     sums in float32 in rank order, adds the bias, rounds once and sends the result to all, so every
-    rank has the same bits. Sends 2(p-1)/p of the array in all, as a ring all-reduce would.
+    rank has the same bits. Each rank sends 2(p-1)/p of the array, like a ring all-reduce.
 
     Args:
         kernels: the rank's kernels.
         transport: the ranks that hold partials.
-        partial: `[rows, d_model]`.
-        bias: `[d_model]` or None.
-        out: `[rows, d_model]`; may not be `partial`.
+        partial: the partial of this rank `[rows, d_model]`.
+        bias: the bias `[d_model]`, or None.
+        out: an output `[rows, d_model]`; must not be `partial`.
     """
     shares = [out[a:b] for a, b in split(len(out), transport.size)]
     scatter_partials(kernels, transport, partial, bias, shares[transport.index])
@@ -55,7 +55,7 @@ def reduce_partials(
 
 
 class Multiply(Protocol):
-    """The last product of a branch: a kernel that knows its rows and weights."""
+    """The last product of a branch: a kernel with given rows and weights."""
 
     def __call__(
         self,
@@ -75,24 +75,24 @@ def add_branch(
     multiply: Multiply,
     bias: Array | None,
     stream: Array,
-    see: Callable[[Array], None] | None,
+    probe: Callable[[Array], None] | None,
 ) -> None:
-    """Add what `multiply` gives, summed over the ranks, plus bias to the residual stream.
+    """Add the result of `multiply`, summed over the ranks, plus bias to the residual stream.
 
     Collective.
 
     Args:
         kernels: the rank's kernels.
         transport: the ranks that share the inputs of the last weight.
-        arena: memory for the branch.
-        multiply: `Kernels.linear` or `Kernels.mlp`, but for its outputs and bias.
-        bias: `[d_model]` or None.
-        stream: residual stream `[rows, d_model]`, updated in place.
-        see: called with the branch before it is added, or None.
+        arena: the memory for the branch.
+        multiply: a function like `Kernels.linear` or `Kernels.mlp` with given inputs.
+        bias: the bias `[d_model]`, or None.
+        stream: the residual stream `[rows, d_model]`, updated in place.
+        probe: a function to call with the branch before it is added, or None.
     """
     with arena.scope():
         if transport.size == 1:
-            branch = arena.empty(stream.shape, stream.dtype) if see else None
+            branch = arena.empty(stream.shape, stream.dtype) if probe else None
             multiply(stream, bias=bias, residual=stream, branch=branch)
         else:
             branch = transport.empty(stream.shape, stream.dtype)
@@ -100,5 +100,5 @@ def add_branch(
             multiply(partial)
             reduce_partials(kernels, transport, partial, bias, branch)
             kernels.add(stream, branch, stream)
-        if see and branch is not None:
-            see(branch)
+        if probe and branch is not None:
+            probe(branch)

@@ -1,142 +1,59 @@
-"""The other ranks of one mesh axis.
+"""Communication with the other ranks of one mesh axis.
 
 An `Endpoint` moves bytes between ranks: over MPI (`mpi.py`), between threads of one process
 (`local.py`), between devices (`nccl.py`, `staged.py`), or nowhere (`NullEndpoint`). `Transport` is
-what a strategy sees: peers are indices along its axis, collectives are built from point-to-point
-messages, bytes are counted by axis and pair, waiting and messages in flight are traced. One
-implementation of the collectives serves every endpoint, so every endpoint counts the same bytes.
+(`local.py`), between devices (`nccl.py`, `staged.py`), or nowhere (`NullEndpoint`). Strategies use
+`Transport`: peers are indices along its axis, collectives are built from point-to-point messages,
+bytes are counted by axis and pair, waiting and messages in flight are traced. All endpoints use the
+same implementation of the collectives, so all count the same bytes.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.arena import Arena, Array, Place
-from pympa.device import flat_bytes
-from pympa.mesh import AXES, EXPERT_AXES, Mesh
-from pympa.trace import Seen, Trace
+from pympa.plan.mesh import Mesh
+from pympa.runtime.arena import Arena, Array, SharedAddress
+from pympa.runtime.trace import Trace
+from pympa.runtime.traffic import Traffic
+from pympa.transport.endpoint import CHANNELS, WORLD, Endpoint, Message
 from pympa.transport.shared import Shape, SharedMemory
 
-WORLD = "world"  # control traffic: agreement, records, verification; never counted
-CHANNELS = (WORLD, *AXES, *EXPERT_AXES, "ulysses")
-"""By number; see `Message`."""
 
+class Exposure(NamedTuple):
+    """Arrays that ranks let each other read, and the messages with their addresses.
 
-class TransportError(RuntimeError):
-    """Messages that do not fit each other, or that never came."""
-
-
-class Message(NamedTuple):
-    """A C-contiguous array and the rank it goes to or comes from.
-
-    `channel` separates axes: messages of one channel and pair arrive in the order they were sent.
+    Attributes:
+        arrays: the arrays of this rank.
+        shapes: the shapes of the arrays of each rank.
+        addresses: the addresses, int64 `[ranks, arrays, 4]`.
+        pending: the messages in flight.
     """
-
-    array: Array
-    peer: int
-    channel: int
-
-
-class Loan(NamedTuple):
-    """Arrays that ranks show each other, and the messages that say where they are."""
 
     arrays: list[Array]
     shapes: list[list[Shape]]
-    places: NDArray[np.int64]
+    addresses: NDArray[np.int64]
     pending: Any
-
-
-Reaches = Callable[[Sequence[int]], bool]
-
-
-class Endpoint(Protocol):
-    """Moves messages between the ranks of a world; knows nothing of axes."""
-
-    rank: int
-    size: int
-
-    def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> Any:
-        """Begin moving messages; the arrays stay untouched by the caller until `wait`.
-
-        `seen` is called from the first `poll`, `start` or `wait` of this rank after a message is
-        done.
-        """
-
-    def wait(self, pending: Any, what: str) -> None:
-        """Return when all messages of `pending` have been sent and received."""
-
-    def poll(self) -> None:
-        """Let messages move on while this rank computes."""
-
-    def reaches(self, ranks: Sequence[int]) -> bool:
-        """Tell whether these ranks can all read each other's shared memory; alike on all."""
-
-    def copy(self, target: Array, source: Array) -> None:
-        """Copy between two arrays of this rank."""
-
-
-class NullEndpoint:
-    """Sends nothing: a world of one, or one rank's view of a world in which arrays are shapes.
-
-    Args:
-        rank: of the world. size: of it.
-        reaches: which ranks are taken to share memory; None means none.
-    """
-
-    def __init__(self, rank: int, size: int, reaches: Reaches | None = None) -> None:
-        self.rank = rank
-        self.size = size
-        self._reaches = reaches
-
-    def reaches(self, ranks: Sequence[int]) -> bool:
-        """Say what it was told to say."""
-        return self._reaches is not None and self._reaches(ranks)
-
-    def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> None:
-        """Be done at once."""
-        for index in range(len(receives) + len(sends)):
-            seen(index)
-
-    def wait(self, pending: Any, what: str) -> None:
-        """Do nothing."""
-
-    def poll(self) -> None:
-        """Do nothing."""
-
-    def copy(self, target: Array, source: Array) -> None:
-        """Do nothing."""
-
-
-class Traffic:
-    """Bytes sent and received by (axis, peer rank)."""
-
-    def __init__(self) -> None:
-        self.sent: Counter[tuple[str, int]] = Counter()
-        self.received: Counter[tuple[str, int]] = Counter()
-
-    def clear(self) -> None:
-        """Start counting from zero; counters taken before keep their counts."""
-        self.sent = Counter()
-        self.received = Counter()
 
 
 class Transport:
     """The ranks along one axis of the mesh, seen from one of them.
 
     Args:
-        endpoint: moves the bytes.
-        axis: name of the axis, for counting, tracing and messages.
-        ranks: the world ranks along the axis, in order; contains `endpoint.rank`.
-        arena: where buffers that travel come from. shares_memory (attribute): the ranks can read
-            each other's shared arrays.
-        trace: collects the waiting and the messages in flight.
-        traffic: collects the bytes.
+        endpoint: the endpoint of this rank.
+        axis: the name of the axis, for counting, tracing and messages.
+        ranks: the world ranks along the axis, in order, with `endpoint.rank`.
+        arena: the arena for buffers of messages.
+        trace: the trace of waiting and of messages in flight.
+        traffic: the counters of bytes.
+
+    Attributes:
+        shares_memory: whether the ranks can read each other's shared arrays.
     """
 
     def __init__(
@@ -152,26 +69,27 @@ class Transport:
         self.ranks = tuple(ranks)
         self.size = len(self.ranks)
         self.index = self.ranks.index(endpoint.rank)
+        self._others = [i for i in range(self.size) if i != self.index]
         self._endpoint = endpoint
         self._arena = arena
         self._trace = trace
         self._traffic = traffic
         self.shares_memory = self.size > 1 and endpoint.reaches(self.ranks)
         self._memory = SharedMemory()
-        self._unsettled: list[Any] = []
+        self._readers: list[Any] = []  # messages about finished reading
         self._channel = CHANNELS.index(axis)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type[Any]) -> Array:
-        """Return an array fit to travel, from the arena."""
+        """Return an array for messages, from the arena."""
         return self._arena.empty(shape, dtype, "messages")
 
     def start(
         self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]]
     ) -> Any:
-        """Begin sending (array, to index) and receiving (array, from index); see `Endpoint`.
+        """Start sending (array, to index) and receiving (array, from index); see `Endpoint`.
 
-        Empty arrays are skipped: both sides know their size. What a rank sends to itself is copied
-        at once and not counted.
+        Empty arrays are skipped: both sides know their size. Messages of a rank to itself are
+        copied at once and not counted.
         """
         return self._start(sends, receives, counts=self.axis != WORLD)
 
@@ -197,82 +115,78 @@ class Transport:
                 self._traffic.sent[self.axis, message.peer] += message.array.nbytes
             for message in incoming:
                 self._traffic.received[self.axis, message.peer] += message.array.nbytes
-        seen = self._trace.post(self.axis, incoming, outgoing) if counts else _overlook
+        seen = self._trace.post(self.axis, incoming, outgoing) if counts else _ignore
         return self._endpoint.start(outgoing, incoming, seen)
 
     def wait(self, pending: Any) -> None:
-        """Return when everything `start` began is done."""
+        """Wait until all messages of a `start` are done."""
         with self._trace.span("wait", self.axis):
             self._endpoint.wait(pending, self.axis)
 
     def poll(self) -> None:
-        """Let messages move on while this rank computes."""
+        """Let messages progress while this rank computes."""
         self._endpoint.poll()
 
-    def lend(self, arrays: Sequence[Array], shapes: Sequence[Sequence[Shape]]) -> Loan:
-        """Begin to show `arrays`, which are in shared memory, to all ranks. Collective.
+    def expose(self, arrays: Sequence[Array], shapes: Sequence[Sequence[Shape]]) -> Exposure:
+        """Let all ranks read `arrays`, which are in shared memory. Collective.
 
         Args:
-            arrays: of this rank; they stay as they are until `settle`.
-            shapes: of the arrays of each rank.
+            arrays: the arrays of this rank, which must not change until `wait_for_readers`.
+            shapes: the shapes of the arrays of each rank.
         """
-        places = np.zeros((self.size, len(arrays), len(Place._fields)), np.int64)
+        fields = len(SharedAddress._fields)
+        addresses = np.zeros((self.size, len(arrays), fields), np.int64)
         if not self._arena.dry:
-            places[self.index] = [self._arena.place(array) for array in arrays]
-        others = [i for i in range(self.size) if i != self.index]
-        own = places[self.index]
+            addresses[self.index] = [self._arena.shared_address(array) for array in arrays]
+        others, own = self._others, addresses[self.index]
         pending = self._start_uncounted(
-            [(own, i) for i in others], [(places[i], i) for i in others]
+            [(own, i) for i in others], [(addresses[i], i) for i in others]
         )
-        return Loan(list(arrays), [*map(list, shapes)], places, pending)
+        return Exposure(list(arrays), [*map(list, shapes)], addresses, pending)
 
-    def views(self, loan: Loan) -> list[list[Array]]:
-        """Return every rank's arrays of a loan, to read only. Collective."""
-        self.wait(loan.pending)
+    def exposed_arrays(self, exposure: Exposure) -> list[list[Array]]:
+        """Return the exposed arrays of each rank, read-only. Collective."""
+        self.wait(exposure.pending)
         found = []
-        for rank, shapes in enumerate(loan.shapes):
+        for rank, shapes in enumerate(exposure.shapes):
+            dtypes = [array.dtype for array in exposure.arrays]
             if rank == self.index:
-                found.append(loan.arrays)
-                continue
-            if self._arena.dry:
-                both = zip(shapes, loan.arrays, strict=True)
-                found.append([np.broadcast_to(np.zeros((), a.dtype), shape) for shape, a in both])
-                continue
-            places = [Place(*map(int, place)) for place in loan.places[rank]]
-            dtypes = [array.dtype for array in loan.arrays]
-            parts = zip(places, shapes, dtypes, strict=True)
-            found.append([self._memory.view(*part) for part in parts])
+                found.append(exposure.arrays)
+            elif self._arena.dry:
+                both = zip(shapes, dtypes, strict=True)
+                found.append([np.broadcast_to(np.zeros((), dtype), shape) for shape, dtype in both])
+            else:
+                numbers = exposure.addresses[rank].tolist()
+                addresses = [SharedAddress(*address) for address in numbers]
+                parts = zip(addresses, shapes, dtypes, strict=True)
+                found.append([self._memory.view(*part) for part in parts])
         return found
 
-    def give_back(self, bytes_sent: int, bytes_received: int) -> None:
-        """Tell all ranks that their arrays have been read. Collective.
+    def end_reading(self, bytes_read: Sequence[int]) -> None:
+        """Send to all ranks that this one has read their exposed arrays. Collective.
 
         Args:
-            bytes_sent: what a ring of messages would have sent to the next rank instead, which
-                is what counts.
-            bytes_received: what it would have brought from the previous rank.
+            bytes_read: the bytes that were read in the arrays of each rank, for the counters.
         """
-        following = self.ranks[(self.index + 1) % self.size]
-        previous = self.ranks[(self.index - 1) % self.size]
-        self._traffic.sent[self.axis, following] += bytes_sent
-        self._traffic.received[self.axis, previous] += bytes_received
-        others = [i for i in range(self.size) if i != self.index]
-        told, heard = np.zeros(self.size, np.uint8), np.zeros(self.size, np.uint8)
-        self._unsettled.append(
+        for rank, count in zip(self.ranks, bytes_read, strict=True):
+            if count:
+                self._traffic.read[self.axis, rank] += count
+        done, received = np.zeros(self.size, np.uint8), np.zeros(self.size, np.uint8)
+        self._readers.append(
             self._start_uncounted(
-                [(told[i : i + 1], i) for i in others], [(heard[i : i + 1], i) for i in others]
+                [(done[i : i + 1], i) for i in self._others],
+                [(received[i : i + 1], i) for i in self._others],
             )
         )
 
-    def settle(self) -> None:
-        """Return when all ranks have read all that this one lent."""
-        while self._unsettled:
-            self.wait(self._unsettled.pop())
+    def wait_for_readers(self) -> None:
+        """Wait until all ranks have read the arrays that this one exposed."""
+        while self._readers:
+            self.wait(self._readers.pop())
 
     def all_gather(self, parts: Sequence[Array]) -> None:
-        """Fill in the other ranks' parts; `parts[self.index]` is this rank's own. Collective."""
-        others = [i for i in range(self.size) if i != self.index]
-        mine = parts[self.index]
+        """Receive the other ranks' parts; `parts[self.index]` is this rank's own. Collective."""
+        mine, others = parts[self.index], self._others
         self.wait(self.start([(mine, i) for i in others], [(parts[i], i) for i in others]))
 
     def all_to_all(self, sends: Sequence[Array], receives: Sequence[Array]) -> None:
@@ -282,7 +196,7 @@ class Transport:
         self.wait(self.start([*outgoing], [*incoming]))
 
     def broadcast(self, array: Array, root: int) -> None:
-        """Make `array` on all ranks what it is on index `root`. Collective."""
+        """Copy `array` of index `root` to all ranks. Collective."""
         if self.index == root:
             others = [i for i in range(self.size) if i != root]
             self.wait(self.start([(array, i) for i in others], []))
@@ -290,17 +204,17 @@ class Transport:
             self.wait(self.start([], [(array, root)]))
 
     def exchange_counts(self, counts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-        """Send `counts[i]` to rank i and return what each sent here. Collective.
+        """Send `counts[i]` to rank i and return the counts received from each. Collective.
 
-        Every rank sends arrays of one shape to the same rank. Where nothing is sent, because
-        arrays are only shapes, others are taken to send what this rank sends itself.
+        A rank sends arrays of the same shape to all ranks. If arrays are only shapes, nothing is
+        sent, and the other ranks are assumed to send the same counts as this rank.
         """
         received = [counts[self.index].copy() for _ in counts]
         self.all_to_all(counts, received)
         return received
 
     def _messages(self, parts: Sequence[tuple[Array, int]]) -> list[Message]:
-        """Return what travels: neither empty arrays nor those of this rank for itself."""
+        """Return the messages, without empty arrays and those of this rank for itself."""
         return [
             Message(array, self.ranks[peer], self._channel)
             for array, peer in parts
@@ -311,8 +225,8 @@ class Transport:
         """Return every rank's picklable value, in order. Collective.
 
         Args:
-            value: this rank's.
-            root: the only index that gets them (others get an empty list); None means all.
+            value: the value of this rank.
+            root: the only index that receives them (others return an empty list); None means all.
         """
         payload = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = np.zeros(self.size, np.int64)
@@ -331,8 +245,8 @@ class Transport:
         return [pickle.loads(part.tobytes()) for part in parts]
 
 
-def _overlook(index: int, stream: int | None = None) -> None:
-    """Take no note of a message that is done."""
+def _ignore(index: int, stream: int | None = None) -> None:
+    """Ignore the end of a message."""
 
 
 def axis_transports(
@@ -340,8 +254,8 @@ def axis_transports(
 ) -> dict[str, Transport]:
     """Return the transports of a rank, by name.
 
-    pp, cp, dim, ep, etp and ulysses are groups of the mesh. tp spans the `columns`, for it sums
-    over tp·dim. ring is a part of cp, and counts as cp.
+    pp, cp, dim, ep, etp and ulysses are groups of the mesh. tp spans the `columns`, because it sums
+    over tp·dim. ring is a part of cp, and its bytes count as cp.
     """
     groups = {name: (name, name) for name in ("pp", "cp", "dim", "ep", "etp", "ulysses")}
     groups |= {"tp": ("tp", "columns"), "ring": ("cp", "ring")}
@@ -351,14 +265,6 @@ def axis_transports(
     }
 
 
-def raw_bytes(array: Array) -> NDArray[np.uint8]:
-    """Return a C-contiguous array's memory as bytes.
-
-    Raises:
-        TransportError: the array has gaps.
-    """
-    try:
-        raw: NDArray[np.uint8] = flat_bytes(array)
-    except ValueError as error:
-        raise TransportError(f"message: {error}") from None
-    return raw
+def world_transport(endpoint: Endpoint) -> Transport:
+    """Return the transport between all ranks, whose bytes are not counted."""
+    return Transport(endpoint, WORLD, range(endpoint.size), Arena(), Trace(), Traffic())

@@ -1,30 +1,31 @@
-"""Which way messages go between devices, chosen openly: all ranks decide alike and can say why."""
+"""The choice of the route between devices: all ranks choose the same one, with its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pympa.arena import Arena
-from pympa.device import Device
 from pympa.errors import RefusedError
-from pympa.trace import Trace
-from pympa.transport import WORLD, Traffic, Transport
+from pympa.hardware.device import Device
+from pympa.transport import world_transport
 from pympa.transport.nccl import Nccl, NcclEndpoint
 from pympa.transport.staged import StagedEndpoint
 
 if TYPE_CHECKING:
     from pympa.transport.mpi import MpiEndpoint
 
-Wish = Literal["auto", "nccl", "staged"]
-WISHES: tuple[Wish, ...] = ("auto", "nccl", "staged")
+DeviceTransport = Literal["auto", "nccl", "staged"]
+DEVICE_TRANSPORTS: tuple[DeviceTransport, ...] = ("auto", "nccl", "staged")
 
 
 class Offer(NamedTuple):
-    """What one rank has.
+    """The devices and libraries of one rank.
 
-    node: its name. bus_id: of its device. nccl: version of the library, "" without one.
-    lack: why there is none.
+    Attributes:
+        node: the name of its node.
+        bus_id: the bus address of its device.
+        nccl: the version of NCCL; "" without NCCL.
+        lack: the reason why NCCL is missing.
     """
 
     node: str
@@ -34,37 +35,42 @@ class Offer(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """nccl: messages go by NCCL. words: the way and why, for tables and records."""
+    """The route of messages between devices.
+
+    Attributes:
+        nccl: whether messages go by NCCL.
+        words: the route and its reason, for tables and records.
+    """
 
     nccl: bool
     words: str
 
 
-def choose(wish: Wish, offers: Sequence[Offer]) -> Choice:
-    """Return the way of messages between the devices of these ranks.
+def choose(asked: DeviceTransport, offers: Sequence[Offer]) -> Choice:
+    """Return the route of messages between the devices of these ranks.
 
     Args:
-        wish: of the user; "auto" takes NCCL wherever it works.
-        offers: of each rank.
+        asked: the user's choice; "auto" uses NCCL wherever it works.
+        offers: the devices and libraries of each rank.
 
     Raises:
-        RefusedError: NCCL is wished for and cannot be had.
+        RefusedError: NCCL is requested and does not work.
     """
     obstacle = _obstacle(offers)
-    if wish == "nccl" and obstacle is not None:
-        raise RefusedError(f"transport nccl: {obstacle}; take --device-transport staged")
-    if wish == "staged":
-        return Choice(False, "host-staged MPI: asked for")
+    if asked == "nccl" and obstacle is not None:
+        raise RefusedError(f"transport nccl: {obstacle}; use --device-transport staged")
+    if asked == "staged":
+        return Choice(False, "host-staged MPI: as requested")
     if obstacle is not None:
         return Choice(False, f"host-staged MPI: {obstacle}")
     return Choice(True, f"nccl {offers[0].nccl}")
 
 
 def _obstacle(offers: Sequence[Offer]) -> str | None:
-    """Return why NCCL cannot connect these ranks, or None."""
+    """Return the reason why NCCL cannot connect these ranks, or None."""
     for rank, offer in enumerate(offers):
         if not offer.nccl:
-            return f"rank {rank} has {offer.lack}"
+            return f"rank {rank}: {offer.lack}"
         if offer.nccl != offers[0].nccl:
             return f"rank 0 has NCCL {offers[0].nccl}, rank {rank} has {offer.nccl}"
     users: dict[tuple[str, str], int] = {}
@@ -79,36 +85,38 @@ def connect_devices(
     inner: MpiEndpoint,
     device: Device,
     node: str,
-    wish: Wish,
+    asked: DeviceTransport,
     open_nccl: Callable[[], Nccl],
     *,
     timeout_seconds: float,
-    naps: bool,
+    sleeps: bool,
 ) -> tuple[NcclEndpoint | StagedEndpoint, str]:
     """Return an endpoint for arrays of devices, and the words of its `Choice`. Collective.
 
     Args:
-        inner: for arrays of the host; the endpoint closes it.
-        device: this rank's.
-        node: name of this rank's.
-        wish: of the user.
-        open_nccl: returns the library, or raises RefusedError.
-        timeout_seconds: longest time any single wait may take.
-        naps: sleep between looks; for ranks that share cores.
+        inner: the endpoint for arrays of the host, which the new endpoint closes.
+        device: the device of this rank.
+        node: the name of this rank's node.
+        asked: the user's choice; see `choose`.
+        open_nccl: a function that returns the library, or raises RefusedError.
+        timeout_seconds: the longest time of a single wait.
+        sleeps: whether ranks sleep between polls, because they share cores.
 
     Raises:
-        RefusedError: NCCL is wished for and cannot be had.
+        RefusedError: NCCL is requested and does not work.
     """
     library, lack = None, ""
     try:
         library = open_nccl()
     except RefusedError as error:
         lack = str(error)
-    world = Transport(inner, WORLD, range(inner.size), Arena(), Trace(), Traffic())
+    world = world_transport(inner)
     offer = Offer(node, device.bus_id, library.version if library is not None else "", lack)
-    choice = choose(wish, world.gather_objects(offer))
+    choice = choose(asked, world.gather_objects(offer))
     if choice.nccl and library is not None:
-        by_nccl = NcclEndpoint(inner, device, library, timeout_seconds=timeout_seconds, naps=naps)
+        by_nccl = NcclEndpoint(
+            inner, device, library, timeout_seconds=timeout_seconds, sleeps=sleeps
+        )
         return by_nccl, choice.words
-    staged = StagedEndpoint(inner, device, timeout_seconds=timeout_seconds, naps=naps)
+    staged = StagedEndpoint(inner, device, timeout_seconds=timeout_seconds, sleeps=sleeps)
     return staged, choice.words

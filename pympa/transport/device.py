@@ -1,9 +1,9 @@
-"""What the endpoints of devices have in common: which messages are the device's, and deadlines.
+"""Code that the endpoints of devices share: which messages are the device's, and deadlines.
 
-Arrays of the host (counts, records, agreement) go through an inner endpoint, as on CPUs; they may
-be sent and received before those of the device that were started earlier, which is why the two
-never share a channel. `wait` for arrays of the device lets the stream of kernels wait and not the
-host, wherever that can be.
+Arrays of the host (counts, records, agreement) go through an inner endpoint, as on CPUs. They may
+be sent and received before arrays of the device that were started earlier, so the two never use the
+same channel. `wait` for arrays of the device blocks the stream of kernels and not the host, where
+that is possible.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pympa.arena import Array
-from pympa.device import Device
-from pympa.trace import Seen
-from pympa.transport import Message, TransportError
+from pympa.hardware.device import Device
+from pympa.runtime.arena import Array
+from pympa.runtime.trace import Seen
+from pympa.transport.endpoint import Message, TransportError
 
 if TYPE_CHECKING:
     from pympa.transport.mpi import MpiEndpoint
 
-_NAP_SECONDS = 20e-6
+_SLEEP_SECONDS = 20e-6
 
 
 @dataclass
 class _Pending:
-    """Messages of one `start`: those of the host, those of the device, or None for no such."""
+    """The messages of one `start`, on the host and on the device; None for no such messages."""
 
     host: Any
     device: Any
@@ -42,40 +42,40 @@ class DeviceEndpoint(ABC):
     """One rank of a world in which some arrays are on devices.
 
     Args:
-        inner: for arrays of the host; is closed with this one.
-        device: this rank's.
-        timeout_seconds: longest time any single wait may take.
-        naps: sleep between looks; for ranks that share cores.
+        inner: the endpoint for arrays of the host, which is closed with this one.
+        device: the device of this rank.
+        timeout_seconds: the longest time of a single wait.
+        sleeps: whether ranks sleep between polls, because they share cores.
     """
 
     def __init__(
-        self, inner: MpiEndpoint, device: Device, *, timeout_seconds: float, naps: bool
+        self, inner: MpiEndpoint, device: Device, *, timeout_seconds: float, sleeps: bool
     ) -> None:
         self.rank, self.size = inner.rank, inner.size
         self.timeout_seconds = timeout_seconds
-        self.naps = naps
+        self.sleeps = sleeps
         self._inner, self._device = inner, device
         device.watchers.append(self._watch)
 
     @abstractmethod
     def _start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> Any:
-        """Begin moving arrays of the device, once its kernels so far are done."""
+        """Start messages of arrays of the device, after its kernels so far."""
 
     @abstractmethod
     def _join(self, started: Any, peers: list[int], what: str) -> None:
-        """Let kernels from now on wait until all that `_start` began is done."""
+        """Make later kernels wait until all messages of a `_start` are done."""
 
     @abstractmethod
-    def _move_on(self) -> bool:
-        """Look after arrays of the device under way; tell whether its streams wait for others.
+    def _progress(self) -> bool:
+        """Make progress on arrays of the device; return whether its streams wait for other ranks.
 
         Raises:
-            TransportError: something failed, or the streams have waited too long.
+            TransportError: a message failed, or the streams have waited too long.
         """
 
     @abstractmethod
     def _shut(self) -> None:
-        """Let go of what moves arrays of the device. Collective."""
+        """Free everything that moves arrays of the device. Collective."""
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> _Pending:
         """See `Endpoint.start`."""
@@ -100,10 +100,10 @@ class DeviceEndpoint(ABC):
         return _Pending(begun(False, self._inner.start), begun(True, self._start), peers)
 
     def wait(self, pending: _Pending, what: str) -> None:
-        """Return when arrays of the host are here, and kernels from now on wait for the others.
+        """Wait until arrays of the host are done, and make later kernels wait for the others.
 
         Raises:
-            TransportError: the deadline passed, or a message had another size than expected.
+            TransportError: the deadline passed, or a message had an unexpected size.
         """
         if pending.host is not None:
             self._until(lambda: self._inner.done(pending.host, what), pending.peers, what)
@@ -111,12 +111,12 @@ class DeviceEndpoint(ABC):
             self._join(pending.device, pending.peers, what)
 
     def poll(self) -> None:
-        """Let messages move on; ends the rank where they no longer can."""
+        """Let messages progress; raises if they no longer can."""
         self._inner.poll()
-        self._move_on()
+        self._progress()
 
     def reaches(self, ranks: Sequence[int]) -> bool:
-        """Tell that no rank reads the memory of another's device."""
+        """Return False: no rank reads the memory of another rank's device."""
         return False
 
     def copy(self, target: Array, source: Array) -> None:
@@ -126,36 +126,36 @@ class DeviceEndpoint(ABC):
         else:
             np.copyto(target, source)
 
-    def first(self, size: int, *, naps: bool) -> DeviceEndpoint:
+    def first(self, size: int, *, sleeps: bool) -> DeviceEndpoint:
         """See `MpiEndpoint.first`."""
         view = copy.copy(self)
-        view._inner = self._inner.first(size, naps=naps)
-        view.size, view.naps = size, naps
+        view._inner = self._inner.first(size, sleeps=sleeps)
+        view.size, view.sleeps = size, sleeps
         return view
 
-    def rest(self) -> None:
-        """See `MpiEndpoint.rest`."""
-        self._inner.rest()
+    def idle_barrier(self) -> None:
+        """See `MpiEndpoint.idle_barrier`."""
+        self._inner.idle_barrier()
 
     def close(self) -> None:
-        """Free all that moves messages; the device stays. Collective."""
+        """Free everything that moves messages; the device stays open. Collective."""
         self._device.watchers.remove(self._watch)
         self._shut()
         self._inner.close()
 
     def _watch(self) -> bool:
         self._inner.poll()
-        return self._move_on()
+        return self._progress()
 
     def _until(self, done: Callable[[], bool], peers: Sequence[int], what: str) -> None:
-        """Look after messages until something is done, or it is too late."""
+        """Make progress on messages until `done` returns true or the deadline passes."""
         deadline = time.monotonic() + self.timeout_seconds
         while not done():
             self.poll()
             if time.monotonic() > deadline:
                 raise self._late(peers, what)
-            if self.naps:
-                time.sleep(_NAP_SECONDS)
+            if self.sleeps:
+                time.sleep(_SLEEP_SECONDS)
             else:
                 os.sched_yield()
 

@@ -1,9 +1,9 @@
-"""Ranks as threads of one process: reproducible, delayable, and able to report a deadlock.
+"""Ranks as threads of one process: reproducible, with optional delays, and deadlocks are reported.
 
-Only one rank runs at a time; at every transport call the next one is chosen. With a seed, the
-choice and the delay of each message are random but repeat with the seed. A message is copied from
-the sender's to the receiver's array when it is delivered, neither earlier nor later, so a buffer
-that is reused too soon gives wrong results here and not only under MPI.
+Only one rank runs at a time; every transport call chooses the next one. With a seed, the choice and
+the delay of each message are random but repeatable. A message is copied from the sender's to the
+receiver's array exactly when it is delivered, so a buffer that is reused too early gives wrong
+results here, not only under MPI.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from pympa.arena import Array
-from pympa.trace import Seen
-from pympa.transport import Message, TransportError, raw_bytes
+from pympa.runtime.arena import Array
+from pympa.runtime.trace import Seen
+from pympa.transport.endpoint import Message, TransportError, raw_bytes
 from pympa.transport.threads import RankThreads
 
 T = TypeVar("T")
 
 
 class _Pending:
-    """Messages of one `start` call by index: those under way, those done but not yet seen."""
+    """The messages of one `start` by index: those in flight, and those done but not yet seen."""
 
     def __init__(self, sends: Sequence[Message], receives: Sequence[Message], seen: Seen) -> None:
         self.receives = dict(enumerate(receives))
@@ -65,10 +65,11 @@ class LocalWorld(RankThreads):
     """A world of rank threads.
 
     Args:
-        size: ranks.
-        seed: None runs ranks in turn and delivers at once; a number shuffles both, repeatably.
-        max_delay: largest delay of a message, in scheduling steps, when there is a seed.
-        shares_memory: ranks read each other's shared arrays where they can.
+        size: the number of ranks.
+        seed: a seed that shuffles ranks and delays, repeatably; None runs ranks in order and
+            delivers at once.
+        max_delay: the largest delay of a message, in scheduling steps, with a seed.
+        shares_memory: whether ranks read each other's shared arrays where they can.
     """
 
     def __init__(
@@ -94,13 +95,13 @@ class LocalWorld(RankThreads):
         """Run `body` once for each rank and return the results in rank order.
 
         Raises:
-            TransportError: the ranks wait for each other for ever.
-            Exception: whatever the first failing rank raised.
+            TransportError: the ranks are in a deadlock.
+            Exception: the exception of the first rank that failed.
         """
         return self.run_ranks(lambda rank: body(LocalEndpoint(self, rank)))
 
     def post(self, rank: int, pending: _Pending) -> None:
-        """Take messages and pair them with what other ranks have posted."""
+        """Add messages and match them with those of other ranks."""
         for index, message in pending.sends.items():
             key = (rank, message.peer, message.channel)
             self._posted_sends[key].append(_Post(rank, index, message, pending))
@@ -124,7 +125,7 @@ class LocalWorld(RankThreads):
 
     @property
     def steps(self) -> int:
-        """Scheduling steps so far, which delays are counted in: the world's clock."""
+        """The number of scheduling steps so far, the world's clock, in which delays are counted."""
         return self._step
 
     def _match(self, key: tuple[int, int, int]) -> None:
@@ -148,8 +149,8 @@ class LocalWorld(RankThreads):
             for post in (t.sender, t.receiver):
                 post.pending.deliver(post.index)
 
-    def _pass_on(self) -> None:
-        """Deliver what is due and give the turn to the next rank that can run."""
+    def _run_next(self) -> None:
+        """Deliver messages that are due, and run the next rank that can run."""
         try:
             rank = self._next_rank()
         except TransportError as error:
@@ -165,11 +166,11 @@ class LocalWorld(RankThreads):
         while True:
             self._step += 1
             self._deliver_due()
-            able = [r for r in range(self.size) if self._can_run(r)]
-            if able:
+            runnable = [r for r in range(self.size) if self._can_run(r)]
+            if runnable:
                 if self._random:
-                    return self._random.choice(able)
-                return min(able, key=lambda r: (r - self._last - 1) % self.size)
+                    return self._random.choice(runnable)
+                return min(runnable, key=lambda r: (r - self._last - 1) % self.size)
             if all(self._finished):
                 return None
             if not self._transfers:
@@ -197,7 +198,7 @@ class LocalWorld(RankThreads):
 
 
 class LocalEndpoint:
-    """One rank thread's side of a `LocalWorld`."""
+    """The endpoint of one rank thread of a `LocalWorld`."""
 
     def __init__(self, world: LocalWorld, rank: int) -> None:
         self._world = world
@@ -219,17 +220,17 @@ class LocalEndpoint:
         self._look()
 
     def done(self, pending: _Pending, what: str) -> bool:
-        """Give other ranks a turn, and tell whether all of `pending` is delivered."""
+        """Let other ranks run, and return whether all messages of `pending` are delivered."""
         self._world.yield_turn(self.rank)
         self._look()
         return pending.done
 
     def reaches(self, ranks: Sequence[int]) -> bool:
-        """Say what the world says: all ranks are in one process."""
+        """Return the world's setting: all ranks are in one process."""
         return self._world.shares_memory
 
     def poll(self) -> None:
-        """With a seed, give other ranks a turn."""
+        """With a seed, let other ranks run."""
         if self._world.shuffles:
             self._world.yield_turn(self.rank)
         self._look()
@@ -242,7 +243,7 @@ class LocalEndpoint:
         """Do nothing: the world ends with its ranks."""
 
     def _look(self) -> None:
-        """Tell of the messages that are done by now."""
+        """Call `seen` for the messages that are done."""
         for pending in self._pending:
             pending.look()
         self._pending = [pending for pending in self._pending if not pending.done]

@@ -1,4 +1,4 @@
-"""Messages over MPI: host buffers, non-blocking, every wait with a deadline."""
+"""Messages over MPI: host buffers, non-blocking, and a deadline for every wait."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from pympa.arena import Arena, Array, Place
-from pympa.trace import Seen
-from pympa.transport import Message, TransportError, raw_bytes
+from pympa.runtime.arena import Arena, Array, SharedAddress
+from pympa.runtime.trace import Seen
+from pympa.transport.endpoint import Message, TransportError, raw_bytes
 from pympa.transport.shared import SharedMemory
 
-_FIRST_NAP_SECONDS = 20e-6  # ranks that share cores must not burn them while they wait
-_LONGEST_NAP_SECONDS = 500e-6
-_REST_SECONDS = 10e-3  # 14 ranks that look this often take less than 1% of a core
-_REST_TAG = 32767  # the largest that every MPI library takes; channels count from 0
+_FIRST_SLEEP_SECONDS = 20e-6  # ranks that share cores must not use them while they wait
+_LONGEST_SLEEP_SECONDS = 500e-6
+_IDLE_SECONDS = 10e-3  # 14 ranks that poll this often use less than 1% of a core
+_IDLE_TAG = 32767  # the largest tag that every MPI library allows; channels count from 0
 
 
 @dataclass
 class _Pending:
-    """Messages of one `start`: `left` are not done, `wrong` tells of one of another size."""
+    """The messages of one `start`.
+
+    `left` is the number of messages that are not done, `wrong` the text about an unexpected size.
+    """
 
     requests: list[MPI.Request]
     receives: Sequence[Message]
@@ -39,10 +42,11 @@ class MpiEndpoint:
     """One rank of a communicator.
 
     Args:
-        comm: is duplicated, so that messages never meet the caller's own. Collective.
-        timeout_seconds: longest time any single wait may take.
-        naps: sleep between looks; for ranks that share cores.
-        shares_memory: ranks of one node read each other's shared arrays, where they can.
+        comm: the communicator. It is duplicated, so that messages never mix with the caller's.
+            Collective.
+        timeout_seconds: the longest time of a single wait.
+        sleeps: whether ranks sleep between polls, because they share cores.
+        shares_memory: whether ranks of one node read each other's shared arrays, where they can.
     """
 
     def __init__(
@@ -50,14 +54,14 @@ class MpiEndpoint:
         comm: MPI.Comm,
         *,
         timeout_seconds: float,
-        naps: bool,
+        sleeps: bool,
         shares_memory: bool = False,
     ) -> None:
         self._comm = comm.Dup()
         self.rank = self._comm.Get_rank()
         self.size = self._comm.Get_size()
         self.timeout_seconds = timeout_seconds
-        self.naps = naps
+        self.sleeps = sleeps
         self._pending: list[_Pending] = []
         self._reach = _try_memory(self._comm) if shares_memory else None
 
@@ -75,13 +79,13 @@ class MpiEndpoint:
         return pending
 
     def wait(self, pending: _Pending, what: str) -> None:
-        """Complete all requests.
+        """Wait until all messages of `pending` are done.
 
         Raises:
-            TransportError: the deadline passed, or a message had another size than expected.
+            TransportError: the deadline passed, or a message had an unexpected size.
         """
         deadline = time.monotonic() + self.timeout_seconds
-        nap = _FIRST_NAP_SECONDS
+        pause = _FIRST_SLEEP_SECONDS
         while not self._done(pending):
             if time.monotonic() > deadline:
                 peers = sorted({m.peer for m in (*pending.receives, *pending.sends)})
@@ -89,19 +93,19 @@ class MpiEndpoint:
                     f"rank {self.rank} waited {self.timeout_seconds:g} s on {what} for messages "
                     f"from or to ranks {peers}; raise --timeout if the work takes longer"
                 )
-            if self.naps:
-                time.sleep(nap)
-                nap = min(2 * nap, _LONGEST_NAP_SECONDS)
+            if self.sleeps:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_SLEEP_SECONDS)
             else:
                 os.sched_yield()
         self.poll()
         self._check_size(pending, what)
 
     def done(self, pending: _Pending, what: str) -> bool:
-        """Let messages move on, and tell whether all of `pending` have.
+        """Let messages progress, and return whether all messages of `pending` are done.
 
         Raises:
-            TransportError: a message had another size than expected.
+            TransportError: a message had an unexpected size.
         """
         self.poll()
         done = self._done(pending)
@@ -110,11 +114,11 @@ class MpiEndpoint:
         return done
 
     def poll(self) -> None:
-        """Test what is under way, which moves it on; a probe of no rank would not."""
+        """Test all messages in flight, which lets MPI progress; a probe would not."""
         self._pending = [pending for pending in self._pending if not self._done(pending)]
 
     def _done(self, pending: _Pending) -> bool:
-        """Take note of the messages that are done by now, and tell whether all are."""
+        """Record the messages that are done, and return whether all are."""
         if not pending.left:
             return True
         statuses: list[MPI.Status] = []
@@ -144,7 +148,7 @@ class MpiEndpoint:
             raise TransportError(f"rank {self.rank} expected on {what} {pending.wrong}")
 
     def reaches(self, ranks: Sequence[int]) -> bool:
-        """Tell whether each of these ranks could read a piece of each other's memory."""
+        """Return whether each of these ranks could read a piece of each other's memory."""
         reach = self._reach
         return reach is not None and all(reach[a][b] for a in ranks for b in ranks)
 
@@ -152,40 +156,40 @@ class MpiEndpoint:
         """Copy between two arrays of this rank."""
         np.copyto(target, source)
 
-    def first(self, size: int, *, naps: bool) -> MpiEndpoint:
-        """Return the first ranks as a world of their own; they keep their numbers.
+    def first(self, size: int, *, sleeps: bool) -> MpiEndpoint:
+        """Return the first ranks as their own world; they keep their numbers.
 
-        It lives as long as this one, which must have no messages under way.
+        It lives as long as this one, which must have no messages in flight.
         """
         view = copy.copy(self)
-        view.size, view.naps, view._pending = size, naps, []
+        view.size, view.sleeps, view._pending = size, sleeps, []
         return view
 
-    def rest(self) -> None:
-        """Return when all ranks are here; naps leave the cores to those at work. Collective.
+    def idle_barrier(self) -> None:
+        """Wait until all ranks have called this, sleeping to free the cores. Collective.
 
-        Has no deadline: those at work have theirs, and an error of theirs ends the job. Messages,
-        because a barrier would not tell ranks of a view from those that rest outside it.
+        There is no deadline: working ranks have their own, and their errors end the job. It uses
+        messages, because a barrier would include the idle ranks that a view leaves out.
         """
         nothing, others = [bytearray(), MPI.BYTE], range(1, self.size)
         if self.rank == 0:
-            _nap_until_done([self._comm.Irecv(nothing, other, _REST_TAG) for other in others])
-            _nap_until_done([self._comm.Isend(nothing, other, _REST_TAG) for other in others])
+            _sleep_until_done([self._comm.Irecv(nothing, other, _IDLE_TAG) for other in others])
+            _sleep_until_done([self._comm.Isend(nothing, other, _IDLE_TAG) for other in others])
         else:
-            both = self._comm.Isend(nothing, 0, _REST_TAG), self._comm.Irecv(nothing, 0, _REST_TAG)
-            _nap_until_done(both)
+            both = self._comm.Isend(nothing, 0, _IDLE_TAG), self._comm.Irecv(nothing, 0, _IDLE_TAG)
+            _sleep_until_done(both)
 
     def close(self) -> None:
         """Free the duplicated communicator. Collective."""
         self._comm.Free()
 
 
-def _nap_until_done(requests: Sequence[MPI.Request]) -> None:
+def _sleep_until_done(requests: Sequence[MPI.Request]) -> None:
     try:
         while not MPI.Request.Testall(requests):
-            time.sleep(_REST_SECONDS)
+            time.sleep(_IDLE_SECONDS)
     except MPI.Exception as error:
-        raise TransportError(f"while this rank rested: {error}") from None
+        raise TransportError(f"while this rank was idle: {error}") from None
 
 
 def _is_truncation(status: MPI.Status) -> bool:
@@ -193,17 +197,17 @@ def _is_truncation(status: MPI.Status) -> bool:
 
 
 def _try_memory(comm: MPI.Comm) -> list[list[bool]]:
-    """Return which ranks can read the shared memory of which. Collective."""
+    """Return for each rank which ranks' shared memory it can read. Collective."""
     arena = Arena()
     token = arena.empty((1,), np.int64, shared=True)
     token[0] = comm.Get_rank()
-    everyone = comm.allgather((platform.node(), arena.place(token)))
+    everyone = comm.allgather((platform.node(), arena.shared_address(token)))
 
-    def can_read(rank: int, node: str, place: Place) -> bool:
+    def can_read(rank: int, node: str, address: SharedAddress) -> bool:
         if node != platform.node():
             return False
         try:
-            seen = SharedMemory().view(place, (1,), np.dtype(np.int64))
+            seen = SharedMemory().view(address, (1,), np.dtype(np.int64))
         except OSError:
             return False
         return bool(seen[0] == rank)

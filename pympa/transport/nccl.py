@@ -1,25 +1,25 @@
-"""Messages between devices by NCCL: one group of sends and receives for each `start`.
+"""Messages between devices by NCCL, with one group of sends and receives for each `start`.
 
-A group runs on a stream of its own, once the kernels before `start` are done; `wait` lets the
-kernels after it wait for the group. The host never does, so it runs ahead of the device. What it
-owes is the deadline: each look at the messages (`poll`, which every wait of the host calls) asks
-NCCL for errors and finds groups whose peers stay away too long, and aborts.
+A group runs on its own stream, after the kernels before `start`; `wait` makes the kernels after it
+wait for the group. The host never waits, so it runs ahead of the device. It must still enforce the
+deadline: each `poll`, which every wait of the host calls, checks NCCL for errors, finds groups
+whose peers are late, and aborts.
 
-**Order.** NCCL pairs the sends and receives of two ranks in the order in which each rank issued
+**Order.** NCCL matches the sends and receives of two ranks in the order in which each rank issued
 them, and runs the groups of a communicator one after the other. So both sides of a pair must issue
-in one order, and no ranks may wait for each other in a circle. Strategies give that: all but `pp`
-are collective, so the ranks of an axis start the same messages in the same order. A stage s of
-`pp` receives micro-batch i + 1 before it computes and sends i; give receive i the time 2i + 3s,
-what lies inside computing i the time 2i + 3s + 2.5 and send i the time 2i + 3s + 3, which is also
-the time of receive i on stage s + 1: every rank starts its messages in the order of these times,
-and both sides of a message have the same one. Then the earliest group that is not done can always
-run, even if a device ran all groups of a rank in turn, or if the host waited for the device at any
-point, as it does where CUDA loads a kernel at its first call. Lanes are there to overlap, not for
-safety: `pp` and the ring have messages in flight while others start theirs, so each has a
-communicator and a stream.
+in the same order, and no ranks may wait for each other in a cycle. Strategies ensure that. All axes
+but `pp` are collective, so the ranks of an axis start the same messages in the same order. Stage s
+of `pp` receives micro-batch i + 1 before it computes and sends i. Give receive i the time 2i + 3s,
+messages inside computing i the time 2i + 3s + 2.5, and send i the time 2i + 3s + 3, which is also
+the time of receive i on stage s + 1. Every rank starts its messages in the order of these times,
+and both sides of a message have the same time. So the earliest group that is not done can always
+run, even if a device ran the groups of a rank one after the other, or if the host waited for the
+device, as it does where CUDA loads a kernel at its first call. Lanes are for overlap, not for
+safety: `pp` and the ring have messages in flight while others start theirs, so each has its own
+communicator and stream.
 
-Devices that meet for the first time connect inside the call that issues the group, and the host
-waits there for its peer: such calls, like the first one of all, run on a thread with a deadline.
+Devices that communicate for the first time connect inside the call that issues the group, in which
+the host waits for its peer. Such calls, and the very first one, run on a thread with a deadline.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pympa.arena import Arena, Array
-from pympa.device import Device, flat_bytes
-from pympa.trace import Seen, Trace
-from pympa.transport import CHANNELS, WORLD, Message, Traffic, Transport, TransportError
+from pympa.hardware.device import Device, flat_bytes
+from pympa.runtime.arena import Array
+from pympa.runtime.trace import Seen
+from pympa.transport import world_transport
 from pympa.transport.device import DeviceEndpoint
+from pympa.transport.endpoint import CHANNELS, Message, TransportError
 
 if TYPE_CHECKING:
     from pympa.transport.mpi import MpiEndpoint
@@ -44,15 +45,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LANES = {"pp": 0, "cp": 1, "ulysses": 1}
-_OTHER_LANE = 2  # tensor, grid and expert parallelism: no two of them have messages in flight
+_OTHER_LANE = 2  # tensor, grid and expert parallelism, which never have messages in flight together
 
 
 class NcclError(RuntimeError):
-    """What NCCL says went wrong."""
+    """An error that NCCL reports."""
 
 
 class Communicator(Protocol):
-    """Ranks that NCCL has brought together; ranks are those of the world."""
+    """Ranks that NCCL has connected; their numbers are those of the world."""
 
     def exchange(
         self, sends: Sequence[tuple[Array, int]], receives: Sequence[tuple[Array, int]], stream: int
@@ -60,42 +61,42 @@ class Communicator(Protocol):
         """Put one group of (bytes, rank) on a stream. Raises NcclError."""
 
     def check(self) -> None:
-        """Raise NcclError if something went wrong since."""
+        """Raise NcclError if an error occurred since the last call."""
 
     def abort(self) -> None:
-        """End what is under way, alone."""
+        """End all messages in flight, on this rank alone."""
 
     def destroy(self) -> None:
-        """Free it; nothing is under way."""
+        """Free the communicator; no messages may be in flight."""
 
 
 class Nccl(Protocol):
-    """The library."""
+    """The NCCL library."""
 
     version: str
 
     def unique_id(self) -> bytes:
-        """Return a name for a communicator, for one rank to make and all to use."""
+        """Return a name for a communicator; one rank makes it and all use it."""
 
     def connect(self, size: int, unique_id: bytes, rank: int) -> Communicator:
-        """Return a communicator of so many ranks. Collective. Raises NcclError."""
+        """Return a communicator of `size` ranks. Collective. Raises NcclError."""
 
 
 @dataclass
 class _Group:
-    """Messages of one `start`: events of when they could begin and of when they were done."""
+    """The messages of one `start`, with the events of their start and their end."""
 
     ready: int
     done: int
     peers: list[int]
     what: str
-    since: float | None = None  # on the host, when it was first seen to be ready
+    since: float | None = None  # the host's time when it was first seen to be ready
     finished: bool = False
 
 
 @dataclass
 class _Lane:
-    """A communicator, its stream, the groups on it, and what it has connected: (inward, peer)."""
+    """A communicator, its stream, its groups, and its connections by (is a receive, peer)."""
 
     communicator: Communicator
     stream: int
@@ -107,10 +108,11 @@ class NcclEndpoint(DeviceEndpoint):
     """See `DeviceEndpoint`. Collective to make.
 
     Args:
-        inner: for arrays of the host. device: this rank's.
+        inner: the endpoint for arrays of the host.
+        device: the device of this rank.
         nccl: the library.
-        timeout_seconds: longest time that messages may take once all before them is done.
-        naps: sleep between looks.
+        timeout_seconds: the longest time of messages after all work before them is done.
+        sleeps: whether ranks sleep between polls.
     """
 
     def __init__(
@@ -120,10 +122,10 @@ class NcclEndpoint(DeviceEndpoint):
         nccl: Nccl,
         *,
         timeout_seconds: float,
-        naps: bool,
+        sleeps: bool,
     ) -> None:
-        super().__init__(inner, device, timeout_seconds=timeout_seconds, naps=naps)
-        world = Transport(inner, WORLD, range(self.size), Arena(), Trace(), Traffic())
+        super().__init__(inner, device, timeout_seconds=timeout_seconds, sleeps=sleeps)
+        world = world_transport(inner)
         lanes = range(1 + _OTHER_LANE)
         names = [nccl.unique_id() for _ in lanes] if self.rank == 0 else []
         self._lanes: list[_Lane] = []
@@ -137,7 +139,7 @@ class NcclEndpoint(DeviceEndpoint):
             self._lanes.append(_Lane(communicator, device.stream(urgent=True), deque(), set()))
 
     def abort(self) -> None:
-        """End all messages of the device, alone."""
+        """End all messages of the device, on this rank alone."""
         for lane in self._lanes:
             lane.communicator.abort()
             lane.groups.clear()
@@ -177,7 +179,7 @@ class NcclEndpoint(DeviceEndpoint):
         if not started.finished:
             self._device.wait(self._device.compute, started.done)
 
-    def _move_on(self) -> bool:
+    def _progress(self) -> bool:
         for lane in self._lanes:
             while lane.groups and self._device.done(lane.groups[0].done):
                 group = lane.groups.popleft()
@@ -214,7 +216,7 @@ class NcclEndpoint(DeviceEndpoint):
         )
 
     def _within_deadline(self, work: Callable[[], T], peers: Sequence[int], what: str) -> T:
-        """Return what work gives that waits for other ranks."""
+        """Return the result of `work`, which waits for other ranks."""
         results: list[T] = []
         errors: list[BaseException] = []
 

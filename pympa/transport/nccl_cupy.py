@@ -1,24 +1,24 @@
-"""NCCL as CuPy binds it."""
+"""NCCL through CuPy's bindings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pympa.arena import Array
-from pympa.device_cupy import address, import_cupy
 from pympa.errors import RefusedError
+from pympa.hardware.device_cupy import address, import_cupy
+from pympa.runtime.arena import Array
 from pympa.transport.nccl import NcclError
 
 _IN_PROGRESS = 7  # ncclInProgress: not a failure
-_NAMES = {8: "the deadline of the communicator passed"}  # codes that CuPy's table lacks
+_NAMES = {8: "the deadline of the communicator passed"}  # codes that CuPy does not know
 
 
 class CupyNccl:
     """See `Nccl`.
 
     Attributes:
-        version: as "2.28.9".
+        version: the version, as in "2.28.9".
 
     Raises:
         RefusedError: CuPy finds no NCCL.
@@ -27,7 +27,7 @@ class CupyNccl:
     def __init__(self) -> None:
         nccl = import_cupy().cuda.nccl
         if not nccl.available:
-            raise RefusedError("no NCCL; pip install nvidia-nccl-cu13")
+            raise RefusedError("no NCCL; install it with: pip install nvidia-nccl-cu13")
         self._nccl = nccl
         code = int(nccl.get_version())
         self.version = f"{code // 10000}.{code // 100 % 100}.{code % 100}"
@@ -46,7 +46,8 @@ class CupyCommunicator:
     """See `Communicator`.
 
     Args:
-        nccl: CuPy's module. communicator: of it.
+        nccl: CuPy's module.
+        communicator: the communicator of that module.
     """
 
     def __init__(self, nccl: Any, communicator: Any) -> None:
@@ -65,7 +66,7 @@ class CupyCommunicator:
                     for array, peer in messages:
                         move(address(array), array.nbytes, nccl.NCCL_UINT8, peer, stream)
             finally:
-                nccl.groupEnd()  # a group left open would swallow the next one
+                nccl.groupEnd()  # an open group would include the next messages
 
         _checked(nccl, group)
 
@@ -83,7 +84,7 @@ class CupyCommunicator:
 
 
 def _checked(nccl: Any, call: Callable[[], Any]) -> Any:
-    """Return what a call of CuPy gives; its table of errors has no entry for newer codes."""
+    """Return the result of a call to CuPy, whose table of errors lacks newer codes."""
     try:
         return call()
     except nccl.NcclError as error:

@@ -1,14 +1,14 @@
-"""Messages between devices by MPI, which sees the host only: in pieces through pinned memory.
+"""Messages between devices by MPI, in pieces through pinned host memory.
 
-For ranks that share a GPU, which NCCL refuses, and where there is no NCCL. All messages between two
-ranks in one direction over one channel form a lane: a stream of its own and two pinned buffers, so
-that one piece is copied while another is in MPI, and no lane waits for another. A message ends with
-a piece that is shorter than the buffer, empty if need be, so both sides notice if they disagree
-about its size.
+This is for ranks that share a GPU, which NCCL refuses, and for systems without NCCL. All messages
+between two ranks in one direction over one channel form a lane, with its own stream and two pinned
+buffers, so that one piece is copied while another is in MPI, and no lane waits for another. A
+message ends with a piece that is shorter than the buffer, and may be empty, so both sides notice if
+their sizes differ.
 
-The host has to move pieces on: `poll` does, and so does every wait of the host. `wait` returns when
-MPI is through and every copy is on a stream; kernels after it wait for the copies. Lanes are made
-by the first message; a step that repeats an earlier one takes no memory.
+The host must make progress on pieces: `poll` does, and so does every wait of the host. `wait`
+returns when MPI is done and every copy is on a stream; later kernels wait for the copies. The first
+message makes a lane; a step that repeats an earlier one allocates nothing.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.device import Device
-from pympa.trace import Seen
-from pympa.transport import CHANNELS, Message, raw_bytes
+from pympa.hardware.device import Device
+from pympa.runtime.trace import Seen
 from pympa.transport.device import DeviceEndpoint
+from pympa.transport.endpoint import CHANNELS, Message, raw_bytes
 
 if TYPE_CHECKING:
     from pympa.transport.mpi import MpiEndpoint
 
-PIECE_BYTES = 1 << 20  # 100 µs of MPI between processes of a node, five times what a copy takes
+PIECE_BYTES = 1 << 20  # 100 µs of MPI between processes of a node, five times the time of a copy
 _BUFFERS = 2
 
 
 class _Piece(NamedTuple):
-    """Bytes on the device, the event after which they may be touched, and what to call at the end.
+    """Bytes on the device that one buffer can hold.
 
-    end: of the last piece of a message, gets the lane's stream; None for the others.
+    Attributes:
+        array: the bytes.
+        ready: the event after which they may be used.
+        end: a function of the lane's stream to call after the last piece; None for other pieces.
     """
 
     array: Any
@@ -53,19 +56,21 @@ class _Buffer(NamedTuple):
 
 
 class _Lane(ABC):
-    """Messages of one channel to or from one peer, in order; see the module.
+    """The messages of one channel to or from one peer, in order; see the module.
 
     Args:
-        inner: moves the pieces. device: copies them.
-        peer, channel: of the messages.
-        piece_bytes: of a buffer.
+        inner: the endpoint that sends and receives the pieces.
+        device: the device that copies the pieces.
+        peer: the rank of the other side.
+        channel: the channel of the messages.
+        piece_bytes: the bytes of a buffer.
     """
 
     def __init__(
         self, inner: MpiEndpoint, device: Device, peer: int, channel: int, piece_bytes: int
     ) -> None:
         self._inner, self._device = inner, device
-        # Messages of the host have the lower channels: they may overtake pieces that wait here.
+        # Messages of the host have the lower channels: they may overtake pieces that wait.
         self._peer, self._channel = peer, len(CHANNELS) + channel
         self._axis, self._piece_bytes = CHANNELS[channel], piece_bytes
         self.stream = device.stream(urgent=True)
@@ -75,12 +80,13 @@ class _Lane(ABC):
         self._travelling: deque[tuple[_Piece, _Buffer, Any]] = deque()
 
     def add(self, array: Any, ready: int, end: Callable[[int], None]) -> None:
-        """Take a message.
+        """Add a message.
 
         Args:
-            array: on the device.
-            ready: event after which it may be touched.
-            end: called with the lane's stream once MPI is through and all copies are on it.
+            array: the array on the device.
+            ready: the event after which it may be used.
+            end: a function to call with the lane's stream when MPI is done and all copies are on
+                it.
         """
         raw, size = raw_bytes(array), self._piece_bytes
         starts = range(0, len(raw) + 1, size)
@@ -89,12 +95,12 @@ class _Lane(ABC):
             self._waiting.append(_Piece(raw[start : start + size], ready, end if last else None))
 
     @abstractmethod
-    def move_on(self) -> None:
-        """Take pieces as far as they can go."""
+    def progress(self) -> None:
+        """Make as much progress on pieces as possible."""
 
     @property
     def idle(self) -> bool:
-        """Whether no piece is left."""
+        """Whether no piece is waiting or in flight."""
         return not (self._waiting or self._copying or self._travelling)
 
     def _copy(self, piece: _Piece, buffer: _Buffer, *, inward: bool) -> None:
@@ -108,7 +114,7 @@ class _Lane(ABC):
     def _travel(self, piece: _Piece, buffer: _Buffer, *, inward: bool) -> None:
         message = Message(buffer.memory[: piece.array.nbytes], self._peer, self._channel)
         sends, receives = ([], [message]) if inward else ([message], [])
-        self._travelling.append((piece, buffer, self._inner.start(sends, receives, _overlook)))
+        self._travelling.append((piece, buffer, self._inner.start(sends, receives, _ignore)))
 
     def _next_copied(self) -> tuple[_Piece, _Buffer] | None:
         if self._copying and self._device.done(self._copying[0][1].copied):
@@ -122,7 +128,7 @@ class _Lane(ABC):
 
 
 class _SendLane(_Lane):
-    def move_on(self) -> None:
+    def progress(self) -> None:
         while arrived := self._next_arrived():
             piece, buffer = arrived
             self._free.append(buffer)
@@ -135,7 +141,7 @@ class _SendLane(_Lane):
 
 
 class _ReceiveLane(_Lane):
-    def move_on(self) -> None:
+    def progress(self) -> None:
         while copied := self._next_copied():
             self._free.append(copied[1])
         while arrived := self._next_arrived():
@@ -147,7 +153,7 @@ class _ReceiveLane(_Lane):
 
 
 class _Started:
-    """Messages of one `start`: how many are left, and events after those that are not."""
+    """The messages of one `start`: the number not done, and the events after the others."""
 
     def __init__(self, ready: int, messages: int) -> None:
         self.ready = ready
@@ -159,10 +165,11 @@ class StagedEndpoint(DeviceEndpoint):
     """See `DeviceEndpoint`.
 
     Args:
-        inner: moves all messages. device: this rank's.
-        timeout_seconds: longest time any single wait may take.
-        naps: sleep between looks.
-        piece_bytes: that travel at a time.
+        inner: the endpoint for all messages.
+        device: the device of this rank.
+        timeout_seconds: the longest time of a single wait.
+        sleeps: whether ranks sleep between polls.
+        piece_bytes: the bytes of a piece.
     """
 
     def __init__(
@@ -171,10 +178,10 @@ class StagedEndpoint(DeviceEndpoint):
         device: Device,
         *,
         timeout_seconds: float,
-        naps: bool,
+        sleeps: bool,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        super().__init__(inner, device, timeout_seconds=timeout_seconds, naps=naps)
+        super().__init__(inner, device, timeout_seconds=timeout_seconds, sleeps=sleeps)
         self._piece_bytes = piece_bytes
         self._lanes: dict[tuple[bool, int, int], _Lane] = {}
 
@@ -193,22 +200,22 @@ class StagedEndpoint(DeviceEndpoint):
             received = index < len(receives)
             lane = self._lane(received, message.peer, message.channel)
             lane.add(message.array, started.ready, partial(end, index))
-            lane.move_on()
+            lane.progress()
         return started
 
     def _join(self, started: _Started, peers: list[int], what: str) -> None:
-        """Wait for MPI on the host; then let kernels wait for the copies to the device."""
+        """Wait for MPI on the host, then make kernels wait for the copies to the device."""
         self._until(lambda: not started.left, peers, what)
         for event in started.ends:
             self._device.wait(self._device.compute, event)
             self._device.give_event(event)
         self._device.give_event(started.ready)
 
-    def _move_on(self) -> bool:
+    def _progress(self) -> bool:
         for lane in self._lanes.values():
             if not lane.idle:
-                lane.move_on()
-        return False  # streams get nothing that has yet to arrive
+                lane.progress()
+        return False  # streams wait for nothing that has not arrived
 
     def _shut(self) -> None:
         """Do nothing: lanes are empty after the last `wait`, and their memory is the device's."""
@@ -221,5 +228,5 @@ class StagedEndpoint(DeviceEndpoint):
         return self._lanes[key]
 
 
-def _overlook(index: int, stream: int | None = None) -> None:
-    """Take no note of a piece: whole messages are seen."""
+def _ignore(index: int, stream: int | None = None) -> None:
+    """Ignore the end of a piece: only whole messages are seen."""

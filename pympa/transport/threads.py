@@ -1,4 +1,4 @@
-"""Ranks as threads of one process that take turns: one runs, the others wait for theirs."""
+"""Ranks as threads of one process, of which only one runs at a time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class Aborted(BaseException):
-    """Ends the threads of ranks that wait for one that failed."""
+    """Ends the threads of ranks that wait for a failed one."""
 
 
 class RankThreads(ABC):
-    """Runs a body for each rank; a world says whose turn is next.
+    """Runs a function for each rank; a subclass chooses the rank that runs next.
 
     Args:
-        size: ranks.
+        size: the number of ranks.
     """
 
     def __init__(self, size: int) -> None:
@@ -31,7 +31,7 @@ class RankThreads(ABC):
         """Run `body(rank)` once for each rank and return the results in rank order.
 
         Raises:
-            Exception: whatever the first failing rank raised.
+            Exception: the exception of the first rank that failed.
         """
         results: dict[int, T] = {}
 
@@ -45,14 +45,14 @@ class RankThreads(ABC):
             except BaseException as error:
                 self._failure = self._failure or error
             self._finished[rank] = True
-            self._pass_on()
+            self._run_next()
 
         for turn in self._turn:
             turn.acquire()
         threads = [threading.Thread(target=main, args=(r,), daemon=True) for r in range(self.size)]
         for thread in threads:
             thread.start()
-        self._pass_on()
+        self._run_next()
         for thread in threads:
             thread.join()
         if self._failure is not None:
@@ -60,8 +60,8 @@ class RankThreads(ABC):
         return [results[rank] for rank in range(self.size)]
 
     def yield_turn(self, rank: int) -> None:
-        """Let another rank run; return when it is this rank's turn again."""
-        self._pass_on()
+        """Let another rank run; return when this rank is chosen again."""
+        self._run_next()
         self._turn[rank].acquire()
         if self._failure is not None:
             raise Aborted
@@ -73,5 +73,5 @@ class RankThreads(ABC):
         return next((r for r in range(self.size) if not self._finished[r]), None)
 
     @abstractmethod
-    def _pass_on(self) -> None:
-        """Give the turn to the next rank that can run, by `_give_turn`."""
+    def _run_next(self) -> None:
+        """Choose the next rank that can run, and run it by `_give_turn`."""

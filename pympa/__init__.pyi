@@ -1,0 +1,3 @@
+from pympa.session.session import Session as Session
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Single kernels on one core: checked, then timed."""

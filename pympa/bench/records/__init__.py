@@ -1,0 +1,1 @@
+"""Records: one JSON line for each plan, written, read and compared."""

@@ -1,0 +1,1 @@
+"""Tables and timelines that show records to the user."""

@@ -1,0 +1,1 @@
+"""The console command `pympa`, and its commands that have no package of their own."""

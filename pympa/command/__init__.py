@@ -1,0 +1,1 @@
+"""Code that command lines share: arguments, one message for all ranks, one exit status."""

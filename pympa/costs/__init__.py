@@ -1,0 +1,1 @@
+"""Seconds of kernels and messages on a cluster: data sheets, measured curves, cluster files."""

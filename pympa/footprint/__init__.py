@@ -1,0 +1,1 @@
+"""The memory that a plan needs, found by running it on shapes: by rank, layer, working set."""

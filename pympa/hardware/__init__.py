@@ -1,0 +1,1 @@
+"""The hardware of a rank: caches, cores, memory, and a GPU."""

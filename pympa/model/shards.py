@@ -1,0 +1,169 @@
+"""The weights of one rank: its parts of tensors, loaded, packed and kept."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pympa.kernels import PackedWeight
+from pympa.model.resources import RankResources
+from pympa.model.weights import WeightSource, model_weights
+from pympa.plan.layout import Bounds, split
+from pympa.plan.partition import Stages, stage_bounds
+from pympa.plan.shares import (
+    HeadSlices,
+    LocalHeads,
+    Shard,
+    attention_shard,
+    local_heads,
+    mlp_shard,
+    slice_heads,
+    width,
+)
+from pympa.runtime.arena import Array
+from pympa.spec import LayerSpec, ModelSpec
+
+Part = list[Bounds] | None
+
+
+class Shards:
+    """This rank's weights, by their global names.
+
+    This rank's experts of a layer form one weight, `layers.0.experts.up` and so on.
+
+    Args:
+        spec: the model.
+        resources: the kernels and memory of this rank.
+        dtype: the dtype of all weights.
+        source: the source of the elements.
+        stages: the layers of each stage; None means `stage_bounds` at its default context.
+
+    Attributes:
+        layers: the bounds (start, stop) of this stage's layers.
+        vocabulary: the bounds (start, stop) of this rank's rows of the embedding and the head.
+        heads: the heads of this rank, by layer.
+        slices: the slice of each head of this rank, by layer.
+        vectors: the norms, biases and the embedding, by name.
+        matrices: the packed linear weights, by name.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        resources: RankResources,
+        dtype: np.dtype[Any],
+        source: WeightSource,
+        stages: Stages | None = None,
+    ) -> None:
+        mesh = resources.mesh
+        plan, stage = mesh.plan, mesh.coordinate("pp")
+        self._specs = model_weights(spec)
+        self._resources, self._dtype, self._source = resources, dtype, source
+        self.layers = (stages or stage_bounds(spec, plan, itemsize=dtype.itemsize))[stage]
+        self.vocabulary = self._columns(spec.vocabulary, "columns")
+        self.heads: dict[int, LocalHeads] = {}
+        self.slices: dict[int, HeadSlices] = {}
+        self.vectors: dict[str, Array] = {}
+        self.matrices: dict[str, PackedWeight] = {}
+        if stage == 0:
+            self._keep("embedding", [self.vocabulary])
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self._specs:
+            names[".".join(name.split(".")[:2])].append(name)
+        blocks = spec.blocks
+        for index in range(*self.layers):
+            with resources.arena.part(f"layers.{index}"):
+                self._load_layer(index, blocks[index], names[f"layers.{index}"])
+        if stage == plan.pp - 1:
+            for name in [n for n in self._specs if n.startswith("final_norm")]:
+                self._keep(name, None)
+            table = "embedding" if spec.tied_head else "head"
+            self.matrices["head"] = self._pack(table, [self.vocabulary], None)
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of all weights on this rank, without padding of packed weights."""
+        vectors = sum(vector.size for vector in self.vectors.values())
+        groups = ((math.prod(m.data.shape[:-1]), m) for m in self.matrices.values())
+        return vectors + sum(count * matrix.n * matrix.k for count, matrix in groups)
+
+    def _load_layer(self, index: int, layer: LayerSpec, names: Sequence[str]) -> None:
+        mesh, prefix = self._resources.mesh, f"layers.{index}."
+        self.heads[index] = local_heads(layer, mesh.plan.tp, mesh.coordinate("tp"))
+        self.slices[index] = slice_heads(layer, mesh.plan.dim, mesh.coordinate("dim"))
+        for name in names:
+            local = name.removeprefix(prefix)
+            if not local.startswith("experts."):
+                self._load(name, self._shard(local, index, layer))
+        if layer.experts:
+            self._load_experts(f"{prefix}experts.", layer, names)
+
+    def _shard(self, name: str, index: int, layer: LayerSpec) -> Shard:
+        """Return the part of a block's weight that this rank holds."""
+        kind = name.partition(".")[0]
+        if kind == "attention":
+            return attention_shard(name, layer, self.heads[index], self.slices[index])
+        if kind == "mlp":
+            return mlp_shard(name, self._columns(layer.mlp_hidden, "columns"))
+        if kind == "shared":
+            width = layer.shared_experts * layer.mlp_hidden
+            return mlp_shard(name, self._columns(width, "etp"))
+        return None, None
+
+    def _columns(self, width: int, axis: str) -> tuple[int, int]:
+        mesh = self._resources.mesh
+        return split(width, mesh.plan.degree(axis))[mesh.coordinate(axis)]
+
+    def _load(self, name: str, parts: Shard) -> None:
+        if len(self._specs[name].shape) == 1:
+            self._keep(name, parts[0])
+        else:
+            self.matrices[name] = self._pack(name, *parts)
+
+    def _load_experts(self, prefix: str, layer: LayerSpec, names: Sequence[str]) -> None:
+        """Load this rank's experts: whole ones over `ep`, columns of them over `etp`."""
+        arena, columns = self._resources.arena, self._columns(layer.mlp_hidden, "etp")
+        mine = range(*self._columns(layer.experts, "ep"))
+        first = f"{prefix}0."
+        for kind in [n.removeprefix(first) for n in names if n.startswith(first)]:
+            rows, cols = mlp_shard(kind, columns)
+            specs = [self._specs[f"{prefix}{expert}.{kind}"] for expert in mine]
+            shape = _shape(specs[0].shape, rows, cols)
+
+            def fill(number: int, out: Array, specs: Any = specs, at: Shard = (rows, cols)) -> None:
+                self._source.fill(specs[number], out, *at)
+
+            if len(shape) == 2:
+                self.matrices[prefix + kind] = self._resources.kernels.pack_group(
+                    len(mine), (shape[0], shape[1]), self._dtype, fill
+                )
+                continue
+            biases = arena.empty((len(mine), *shape), self._dtype, "weights")
+            for number in range(len(mine)):
+                self._resources.kernels.fill(biases[number], partial(fill, number))
+            self.vectors[prefix + kind] = biases
+
+    def _keep(self, name: str, rows: Part) -> None:
+        spec = self._specs[name]
+        shape = _shape(spec.shape, rows, None)
+        out = self._resources.arena.empty(shape, self._dtype, "weights")
+        self._resources.kernels.fill(out, lambda host: self._source.fill(spec, host, rows))
+        self.vectors[name] = out
+
+    def _pack(self, name: str, rows: Part, cols: Part) -> PackedWeight:
+        spec = self._specs[name]
+        n, k = _shape(spec.shape, rows, cols)
+        return self._resources.kernels.pack(
+            (n, k), self._dtype, lambda out: self._source.fill(spec, out, rows, cols)
+        )
+
+
+def _shape(whole: tuple[int, ...], rows: Part, cols: Part) -> tuple[int, ...]:
+    """Return the shape of a part of a matrix or, without columns, of a vector."""
+    parts = zip(whole, (rows, cols), strict=False)
+    return tuple(size if part is None else width(part) for size, part in parts)

@@ -1,0 +1,1 @@
+"""Ways of splitting a model, computed from shapes alone: mesh, layouts, rules, shares, counts."""

@@ -1,0 +1,1 @@
+"""Resources of a rank for any computation: memory, loops, clocks, traces, counts of bytes."""

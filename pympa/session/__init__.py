@@ -1,0 +1,1 @@
+"""The entry point for programs: MPI ranks as a mesh, and the end of a job."""

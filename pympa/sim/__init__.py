@@ -1,0 +1,1 @@
+"""Steps on virtual clocks: the strategies' own code, timed by kernel costs and links."""

@@ -1,0 +1,1 @@
+"""Text that users write and read: files, TOML, escaped text, tables."""
