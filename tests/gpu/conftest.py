@@ -8,7 +8,7 @@ from __future__ import annotations
 import hypothesis
 import pytest
 
-from on_device import Workbench, open_workbench
+from support.rig import Rig, device_rig
 
 ON_GPU, EMULATED = 80, 25
 """Examples of a test: the emulation is slow."""
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", params=["gpu", "emulated"])
-def bench(request: pytest.FixtureRequest) -> Workbench:
-    found = open_workbench(request.param)
+def rig(request: pytest.FixtureRequest) -> Rig:
+    found = device_rig(request.param)
     if isinstance(found, str) and request.config.getoption("--gpu"):
         pytest.fail(found)
     if isinstance(found, str):

@@ -2,16 +2,16 @@
 
 import ast
 
-import conftest
-from gpu.every_kernel import run_every_kernel
-from on_device import Workbench
+from support.drivers.every_kernel import run_every_kernel
+from support.jobs import ROOT
+from support.rig import Rig
 
 
-def test_every_function_of_the_module_is_called(bench: Workbench):
-    run_every_kernel(bench)
-    stub = ast.parse((conftest.ROOT / "pympa" / "_cuda.pyi").read_text())
+def test_every_function_of_the_module_is_called(rig: Rig):
+    run_every_kernel(rig)
+    stub = ast.parse((ROOT / "pympa" / "_cuda.pyi").read_text())
     names = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     for node in stub.body:
         names |= {a.name for a in node.names} if isinstance(node, ast.ImportFrom) else set()
     names -= {"Array", "supported_isas", "load_gemm"}
-    assert names <= bench.core.called
+    assert names <= rig.core.called

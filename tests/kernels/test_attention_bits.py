@@ -1,10 +1,13 @@
-"""The bit contract of attention: a row's bits depend on that row and the keys it sees."""
+"""The contract on bits of attention: a row's bits depend on that row and the keys it sees."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from support.compare import assert_same_bits, normal
+from support.lanes import FULL
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def options(request):
 
 
 @pytest.fixture
-def qkv(rng, normal, dtype):
+def qkv(rng, dtype):
     return (
         normal(rng, (700, 3, 24), dtype, 1.5),
         normal(rng, (700, 2, 24), dtype, 1.5),
@@ -31,16 +34,16 @@ def qkv(rng, normal, dtype):
     )
 
 
-def test_threads(kernels, qkv, same_bits, options):
+def test_threads(kernels, qkv, options):
     one = kernels.attention(*qkv, **options)
     for threads in (2, 3):
         many = kernels.attention(*qkv, threads=threads, **options)
-        same_bits(many[0], one[0])
-        same_bits(many[1], one[1])
+        assert_same_bits(many[0], one[0])
+        assert_same_bits(many[1], one[1])
 
 
 @pytest.mark.parametrize("size", [1, 50, 97, 512])
-def test_query_chunks(kernels, qkv, same_bits, options, size):
+def test_query_chunks(kernels, qkv, options, size):
     q, k, v = qkv
     whole, whole_lse = kernels.attention(q, k, v, **options)
     starts = range(0, 700, size) if size > 1 else (0, 5, 511, 512, 699)
@@ -49,13 +52,13 @@ def test_query_chunks(kernels, qkv, same_bits, options, size):
         part, lse = kernels.attention(
             q[start : start + size], k, v, q_ranges=[(0, start, length)], **options
         )
-        same_bits(part, whole[start : start + size])
-        same_bits(lse, whole_lse[start : start + size])
+        assert_same_bits(part, whole[start : start + size])
+        assert_same_bits(lse, whole_lse[start : start + size])
 
 
 @pytest.mark.parametrize("size", [37, 200, 512])
 @pytest.mark.parametrize("window", [0, 90, 600])
-def test_streaming_with_a_cache(kernels, qkv, same_bits, size, window):
+def test_streaming_with_a_cache(kernels, qkv, size, window):
     """Chunk by chunk, each against the keys so far, equals the whole sequence at once."""
     q, k, v = qkv
     whole, _ = kernels.attention(q, k, v, window=window)
@@ -68,19 +71,19 @@ def test_streaming_with_a_cache(kernels, qkv, same_bits, size, window):
             q_ranges=[(0, start, stop - start)],
             window=window,
         )
-        same_bits(part, whole[start:stop])
+        assert_same_bits(part, whole[start:stop])
 
 
-def test_future_keys_may_hold_anything_finite(kernels, qkv, same_bits):
+def test_future_keys_may_hold_anything_finite(kernels, qkv):
     q, k, v = qkv
     whole, _ = kernels.attention(q, k, v)
     other_k, other_v = k.copy(), v.copy()
     other_k[300:], other_v[300:] = 100, -100
     part, _ = kernels.attention(q[:300], other_k, other_v)
-    same_bits(part, whole[:300])
+    assert_same_bits(part, whole[:300])
 
 
-def test_keys_cut_at_a_tile(kernels, qkv, dtype, same_bits, options):
+def test_keys_cut_at_a_tile(kernels, qkv, dtype, options):
     q, k, v = qkv
     whole, whole_lse = kernels.attention(q, k, v, **options)
     q_ranges = [(0, 0, 700)]
@@ -92,11 +95,11 @@ def test_keys_cut_at_a_tile(kernels, qkv, dtype, same_bits, options):
         q, k[512:], v[512:], carried, q_ranges=q_ranges, k_ranges=[(0, 512, 188)], **options
     )
     o, lse = kernels.finish(carried, dtype)
-    same_bits(o, whole)
-    same_bits(lse, whole_lse)
+    assert_same_bits(o, whole)
+    assert_same_bits(lse, whole_lse)
 
 
-def test_other_sequences_and_heads_change_nothing(kernels, qkv, same_bits):
+def test_other_sequences_and_heads_change_nothing(kernels, qkv):
     q, k, v = qkv
     alone, _ = kernels.attention(q[:, :1], k[:, :1], v[:, :1])
     ranges = [(4, 0, 700), (1, 0, 700)]
@@ -109,9 +112,10 @@ def test_other_sequences_and_heads_change_nothing(kernels, qkv, same_bits):
         kv_head_of_q=[0, 0, 1],
         threads=2,
     )
-    same_bits(np.ascontiguousarray(both[700:, :1]), alone)
+    assert_same_bits(np.ascontiguousarray(both[700:, :1]), alone)
 
 
+@FULL
 def test_a_long_sequence_stays_small():
     """65,536 tokens of one bfloat16 head of 128 in a process below 300 MB."""
     script = """
@@ -125,8 +129,8 @@ q, k, v = (np.full((tokens, 1, dim), 0.5, dtype) for _ in range(3))
 state = (np.full((tokens, 1), -np.inf, np.float32), np.zeros((tokens, 1), np.float32),
          np.zeros((tokens, 1, dim), np.float32))
 workspace = np.zeros(_core.attention_workspace_bytes(dim, dim, "bfloat16", on), np.uint8)
-ranges = np.array([[0, 0, tokens]], np.int64)
-_core.attend_block(q, k, v, ranges, ranges, *state, np.zeros(1, np.int32), 0.1, True, 0, 0.0, False,
+ranges, keys = np.array([[0, 0, tokens]]), np.array([[0, 0, tokens, 0]])
+_core.attend_block(q, k, v, ranges, keys, *state, np.zeros(1, np.int32), 0.1, True, 0, 0.0, False,
                    workspace, on)
 o = np.empty(q.shape, dtype)
 _core.finish(*state, o, np.empty((tokens, 1), np.float32), on)

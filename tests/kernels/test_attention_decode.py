@@ -5,12 +5,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pympa import reference
+from pympa.verify import reference
+from support.compare import assert_close, assert_same_bits, normal
 
 MANY = 120  # query rows that are packed for, whatever the dtype
 
 
-def draw(rng, normal, dtype, sizes):
+def draw(rng, dtype, sizes):
     """Return q `[MANY, heads, head_dim]`, k and v of `keys` rows, each a slice of a wider array."""
     keys, heads, kv_heads, head_dim, v_head_dim = sizes
     q = normal(rng, (MANY, heads + 1, head_dim + 3), dtype, 1.5)[:, 1:, 2:-1]
@@ -53,11 +54,11 @@ def same_rows(some, whole, first, last):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_few_rows_have_the_bits_of_many(
-    attend, normal, dtype, keys, kv_head_of_q, dims, position, k_start, causal, window, softcap,
+    attend, dtype, keys, kv_head_of_q, dims, position, k_start, causal, window, softcap,
     threads, seed
 ):  # fmt: skip
     rng = np.random.default_rng(seed)
-    q, k, v = draw(rng, normal, dtype, (keys, len(kv_head_of_q), max(kv_head_of_q) + 1, *dims))
+    q, k, v = draw(rng, dtype, (keys, len(kv_head_of_q), max(kv_head_of_q) + 1, *dims))
     options = {
         "q_start": position, "k_start": k_start, "kv_head_of_q": kv_head_of_q, "causal": causal,
         "window": window, "softcap": softcap,
@@ -70,17 +71,17 @@ def test_few_rows_have_the_bits_of_many(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
-def test_wide_heads_and_many_keys(attend, rng, normal, dtype, threads):
-    q, k, v = draw(rng, normal, dtype, (5000, 2, 1, 512, 512))
+def test_wide_heads_and_many_keys(attend, rng, dtype, threads):
+    q, k, v = draw(rng, dtype, (5000, 2, 1, 512, 512))
     whole = attend(q, k, v, 0, MANY, q_start=4880)
     some = attend(q, k, v, MANY - 1, MANY, q_start=4880, threads=threads)
     same_rows(some, whole, MANY - 1, MANY)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_head_that_nobody_needs_and_more_heads_than_fit(attend, rng, normal, dtype, threads):
+def test_a_head_that_nobody_needs_and_more_heads_than_fit(attend, rng, dtype, threads):
     kv_head_of_q = [head for head in range(41) for _ in range(4) if head != 7]
-    q, k, v = draw(rng, normal, dtype, (700, len(kv_head_of_q), 41, 16, 16))
+    q, k, v = draw(rng, dtype, (700, len(kv_head_of_q), 41, 16, 16))
     options = {"q_start": 600, "kv_head_of_q": kv_head_of_q}
     whole = attend(q, k, v, 0, MANY, **options)
     same_rows(attend(q, k, v, 50, 51, threads=threads, **options), whole, 50, 51)
@@ -88,7 +89,7 @@ def test_a_head_that_nobody_needs_and_more_heads_than_fit(attend, rng, normal, d
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("sequences", [1, 3, 11])
-def test_sequences_decode_side_by_side(kernels, rng, normal, dtype, same_bits, sequences, threads):
+def test_sequences_decode_side_by_side(kernels, rng, dtype, sequences, threads):
     """One row each, one of them with many, some with no keys and one with no row."""
     lengths = [(i * 397) % 1300 for i in range(sequences)]
     rows = [MANY if i == 1 else 0 if i == 2 else 1 for i in range(sequences)]
@@ -107,12 +108,12 @@ def test_sequences_decode_side_by_side(kernels, rng, normal, dtype, same_bits, s
         kernels.attend(q[mine], k[keys], v[keys], state, q_ranges=[q_range], k_ranges=[k_range])
         row, key = mine.stop, keys.stop
     for a, b in zip(together, alone, strict=True):
-        same_bits(a, b)
+        assert_same_bits(a, b)
 
 
-def test_keys_that_come_block_by_block(kernels, rng, normal, dtype, same_bits):
+def test_keys_that_come_block_by_block(kernels, rng, dtype):
     """A carried state after each block of a cache equals one call over all of it."""
-    q, k, v = draw(rng, normal, dtype, (1600, 3, 3, 48, 48))
+    q, k, v = draw(rng, dtype, (1600, 3, 3, 48, 48))
     q_ranges = [(0, 1599, 1)]
     whole, carried = kernels.new_state(1, 3, 48), kernels.new_state(1, 3, 48)
     kernels.attend(q[:1], k, v, whole, q_ranges=q_ranges, k_ranges=[(0, 0, 1600)])
@@ -127,11 +128,11 @@ def test_keys_that_come_block_by_block(kernels, rng, normal, dtype, same_bits):
             threads=2,
         )
     for a, b in zip(carried, whole, strict=True):
-        same_bits(a, b)
+        assert_same_bits(a, b)
 
 
-def test_values_against_float64(kernels, rng, normal, dtype, check):
-    q, k, v = draw(rng, normal, dtype, (3000, 4, 2, 64, 64))
+def test_values_against_float64(kernels, rng, dtype):
+    q, k, v = draw(rng, dtype, (3000, 4, 2, 64, 64))
     kv_head_of_q, scale = [0, 0, 1, 1], 0.125
     o, _ = kernels.attention(
         np.ascontiguousarray(q[:1]), k, v, q_ranges=[(0, 2999, 1)], kv_head_of_q=kv_head_of_q,
@@ -146,4 +147,4 @@ def test_values_against_float64(kernels, rng, normal, dtype, check):
         scale=scale,
         causal=True,
     )
-    check(o, want, dtype)
+    assert_close(o, want, dtype)

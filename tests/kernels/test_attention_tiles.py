@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pympa import _core
-from pympa.arena import Arena
 from pympa.kernels import AttentionSpec, State
 from pympa.kernels.cpu import CpuKernels
 from pympa.kernels.virtual import VirtualKernels
-from pympa.trace import Trace
+from pympa.runtime.arena import Arena
+from pympa.runtime.trace import Trace
+from support.compare import assert_close, assert_same_bits, normal
 
 ISA = _core.supported_isas()[0]
 ON = _core.Execution(ISA)
@@ -53,7 +54,7 @@ def in_one_call(kernels, q, k, v, state, *, q_start, k_start, **options):
     )
 
 
-def draw(normal, rng, dtype, rows, keys, head_dim, v_head_dim):
+def draw(rng, dtype, rows, keys, head_dim, v_head_dim):
     return (
         normal(rng, (rows, 3, head_dim), dtype, 1.5),
         normal(rng, (keys, 2, head_dim), dtype, 1.5),
@@ -66,13 +67,9 @@ def kernels(attention_kernels):
     return attention_kernels
 
 
-@pytest.fixture
-def same_states(same_bits):
-    def compare(a, b):
-        for one, other in zip(a, b, strict=True):
-            same_bits(one, other)
-
-    return compare
+def same_states(a, b):
+    for one, other in zip(a, b, strict=True):
+        assert_same_bits(one, other)
 
 
 @settings(
@@ -92,11 +89,11 @@ def same_states(same_bits):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_the_bits_of_attend_block(
-    kernels, dtype, normal, same_states, rows, keys, q_start, k_start, head_dim, v_head_dim,
+    kernels, dtype, rows, keys, q_start, k_start, head_dim, v_head_dim,
     causal, window, softcap, threads, seed
 ):  # fmt: skip
     rng = np.random.default_rng(seed)
-    arrays = draw(normal, rng, dtype, rows, keys, head_dim, v_head_dim)
+    arrays = draw(rng, dtype, rows, keys, head_dim, v_head_dim)
     options = {
         "q_start": q_start, "k_start": k_start, "scale": head_dim**-0.5, "causal": causal,
         "window": window, "softcap": softcap,
@@ -107,9 +104,9 @@ def test_the_bits_of_attend_block(
     same_states(tiled, whole)
 
 
-def test_wide_heads_and_long_rows(kernels, dtype, rng, normal, same_states):
+def test_wide_heads_and_long_rows(kernels, dtype, rng):
     widest = 512 if kernels.isa == "cuda" else 576
-    arrays = draw(normal, rng, dtype, 40, 1100, widest, 512)
+    arrays = draw(rng, dtype, 40, 1100, widest, 512)
     options = {"q_start": 1060, "k_start": 0, "scale": 0.05}
     whole, tiled = (kernels.new_state(40, 3, 512) for _ in range(2))
     in_one_call(kernels, *arrays, whole, **options)
@@ -118,8 +115,8 @@ def test_wide_heads_and_long_rows(kernels, dtype, rng, normal, same_states):
 
 
 @pytest.mark.parametrize("cut", [1, 95, 96, 97, 600])
-def test_cuts_of_the_rows_change_nothing(kernels, dtype, rng, normal, same_states, cut):
-    q, k, v = draw(normal, rng, dtype, 1300, 300, 20, 12)
+def test_cuts_of_the_rows_change_nothing(kernels, dtype, rng, cut):
+    q, k, v = draw(rng, dtype, 1300, 300, 20, 12)
     whole, cut_up = (kernels.new_state(1300, 3, 12) for _ in range(2))
     by_tiles(kernels, q, k, v, whole, q_start=100, k_start=200)
     for rows in (slice(cut), slice(cut, None)):
@@ -131,14 +128,14 @@ def test_cuts_of_the_rows_change_nothing(kernels, dtype, rng, normal, same_state
     same_states(cut_up, whole)
 
 
-def test_strided_arrays(kernels, dtype, rng, normal, same_bits, same_states):
+def test_strided_arrays(kernels, dtype, rng):
     fused = normal(rng, (200, 7, 24), dtype)
     q, k, v = fused[:, :3], fused[:, 3:5], fused[:, 5:]
     packed, state = np.full((200, 5, 300), np.nan, F32), kernels.new_state(200, 3, 24)
     loose, loose_state = packed[:, 1:4, 50:250], kernels.new_state(200, 5, 24)
     scores = kernels.score_tile(*(np.ascontiguousarray(a) for a in (q, k)), MAP)
     kernels.score_tile(q, k, MAP, out=loose)
-    same_bits(np.ascontiguousarray(loose), scores)
+    assert_same_bits(np.ascontiguousarray(loose), scores)
     assert np.isnan(packed).sum() == packed.size - loose.size
     kernels.fold_tile(scores, np.ascontiguousarray(v), state, MAP, q_start=0, k_start=0)
     view = tuple(array[:, 1:4] for array in loose_state)
@@ -152,23 +149,23 @@ def test_strided_arrays(kernels, dtype, rng, normal, same_bits, same_states):
     ("rows", "keys", "head_dim", "slices"),
     [(5, 512, 128, 4), (130, 77, 33, 5), (3, 1, 7, 7), (20, 500, 640, 2)],
 )
-def test_scores_of_slices_add_up(kernels, dtype, rng, normal, check, rows, keys, head_dim, slices):
-    q, k, _ = draw(normal, rng, dtype, rows, keys, head_dim, 1)
+def test_scores_of_slices_add_up(kernels, dtype, rng, rows, keys, head_dim, slices):
+    q, k, _ = draw(rng, dtype, rows, keys, head_dim, 1)
     parts = zip(np.array_split(q, slices, 2), np.array_split(k, slices, 2), strict=True)
     total = sum(kernels.score_tile(*part, MAP) for part in parts)
     assert total.dtype == F32
     want = np.einsum("qhd,khd->qhk", q.astype(np.float64), k[:, MAP].astype(np.float64))
-    check(total, want, F32)  # products of any dtype are exact, sums are float32
+    assert_close(total, want, F32)  # products of any dtype are exact, sums are float32
 
 
-def test_rows_that_see_nothing_stay(kernels, dtype, rng, normal, same_bits):
-    _, _, v = draw(normal, rng, dtype, 60, 100, 1, 16)
+def test_rows_that_see_nothing_stay(kernels, dtype, rng):
+    _, _, v = draw(rng, dtype, 60, 100, 1, 16)
     scores = normal(rng, (60, 3, 100), F32)
     state = tuple(rng.random(array.shape, F32) for array in kernels.new_state(60, 3, 16))
     before = [array.copy() for array in state]
     kernels.fold_tile(scores, v, state, MAP, q_start=480, k_start=512)
     for array, old in zip(state, before, strict=True):
-        same_bits(array[:32], old[:32])
+        assert_same_bits(array[:32], old[:32])
         assert (array[32:] != old[32:]).any()
     empty = kernels.new_state(60, 3, 16)
     kernels.fold_tile(scores, v, empty, MAP, q_start=0, k_start=60)
@@ -177,8 +174,8 @@ def test_rows_that_see_nothing_stay(kernels, dtype, rng, normal, same_bits):
     assert not empty[2].any()
 
 
-def test_nan_stays_in_its_row(kernels, dtype, rng, normal):
-    _, _, v = draw(normal, rng, dtype, 30, 50, 1, 8)
+def test_nan_stays_in_its_row(kernels, dtype, rng):
+    _, _, v = draw(rng, dtype, 30, 50, 1, 8)
     scores = normal(rng, (30, 3, 50), F32)
     scores[7, 1, 20] = np.nan
     scores[8, 1, 40] = np.nan  # masked
@@ -311,5 +308,5 @@ def test_methods_and_their_shadows():
 def test_copy_refuses_another_shape():
     arena = Arena()
     kernels = CpuKernels(isa=ISA, threads=1, arena=arena, trace=Trace())
-    with pytest.raises(ValueError, match=r"copy: out: expected float32 \[1, 3\], got float32 \[2"):
+    with pytest.raises(ValueError, match=r"copy: out: expected float32 \[1, 3\]; got float32 \[2"):
         kernels.copy(np.ones((1, 3), F32), np.ones((2, 3), F32))

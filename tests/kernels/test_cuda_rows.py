@@ -6,15 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pympa import reference
+from pympa.verify import reference
+from support.compare import assert_close, assert_same_bits, normal, wide
 
 examples = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-def wide(x):
-    return x.astype(np.float64)
 
 
 @examples
@@ -60,7 +57,7 @@ def test_copies_of_other_arrays_are_refused(cuda_kernels):
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("columns", [256, 1024, 2049, 16384, 20001])
-def test_norms_of_any_width(cuda_kernels, dtype, rng, normal, check, same_bits, kind, columns):
+def test_norms_of_any_width(cuda_kernels, dtype, rng, kind, columns):
     x, weight = normal(rng, (3, columns + 8), dtype), normal(rng, columns, dtype)
     results = []
     for first in (0, 1):  # the second view starts at no multiple of 16 bytes
@@ -68,13 +65,13 @@ def test_norms_of_any_width(cuda_kernels, dtype, rng, normal, check, same_bits, 
         out = np.full((3, columns), np.nan, dtype)
         cuda_kernels.core.norm(here, weight, None, 1e-5, kind, out, cuda_kernels.on())
         results.append(out)
-    check(results[0], reference.norm(wide(here), wide(weight), None, 1e-5, kind), dtype)
-    same_bits(results[1], results[0])
+    assert_close(results[0], reference.norm(wide(here), wide(weight), None, 1e-5, kind), dtype)
+    assert_same_bits(results[1], results[0])
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("activation", ["none", "silu"])
-def test_rows_beyond_a_pass(cuda_kernels, rng, normal, same_bits, activation, with_residual):
+def test_rows_beyond_a_pass(cuda_kernels, rng, activation, with_residual):
     dtype = np.dtype(ml_dtypes.bfloat16)
     rows, n, k = 4100, 9, 5
     x, weight = normal(rng, (rows, k), dtype), normal(rng, (n, k), dtype)
@@ -87,30 +84,28 @@ def test_rows_beyond_a_pass(cuda_kernels, rng, normal, same_bits, activation, wi
             activation=activation,
             residual=None if residual is None else residual[part],
         )
-        same_bits(whole[part], alone)
+        assert_same_bits(whole[part], alone)
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("n", [16, 21])
-def test_results_anywhere_have_the_same_bits(
-    cuda_kernels, dtype, rng, normal, same_bits, activation, n
-):
+def test_results_anywhere_have_the_same_bits(cuda_kernels, dtype, rng, activation, n):
     x, weight, bias = (normal(rng, shape, dtype) for shape in ((6, 10), (n, 10), n))
     memory, branches = normal(rng, (6, n + 7), dtype), np.zeros((6, n + 7), dtype)
     residual, branch = normal(rng, (6, n), dtype), np.zeros((6, n), dtype)
     options = {"bias": bias, "activation": activation}
     plain = cuda_kernels.linear(x, weight, **options)
     sums = cuda_kernels.linear(x, weight, residual=residual, branch=branch, **options)
-    same_bits(branch, plain)
+    assert_same_bits(branch, plain)
     out, before = memory[:, 3 : 3 + n], memory.copy()
     cuda_kernels.linear(x, weight, out=out, **options)
-    same_bits(np.ascontiguousarray(out), plain)
+    assert_same_bits(np.ascontiguousarray(out), plain)
     out[:] = residual
     cuda_kernels.linear(x, weight, residual=out, branch=branches[:, 1 : 1 + n], out=out, **options)
-    same_bits(np.ascontiguousarray(out), sums)
-    same_bits(np.ascontiguousarray(branches[:, 1 : 1 + n]), plain)
-    same_bits(memory[:, :3], before[:, :3])
-    same_bits(memory[:, 3 + n :], before[:, 3 + n :])
+    assert_same_bits(np.ascontiguousarray(out), sums)
+    assert_same_bits(np.ascontiguousarray(branches[:, 1 : 1 + n]), plain)
+    assert_same_bits(memory[:, :3], before[:, :3])
+    assert_same_bits(memory[:, 3 + n :], before[:, 3 + n :])
 
 
 def test_workspaces_do_not_grow_beyond_a_pass(cuda_kernels):
@@ -123,7 +118,7 @@ def test_workspaces_do_not_grow_beyond_a_pass(cuda_kernels):
     assert size(10**6, True) < 2 * size(4096, False)
 
 
-def test_packed_rows_start_at_multiples_of_16_bytes(cuda_kernels, dtype, rng, normal):
+def test_packed_rows_start_at_multiples_of_16_bytes(cuda_kernels, dtype, rng):
     weight = normal(rng, (3, 5), dtype)
     rows = cuda_kernels.pack(weight).reshape(3, -1)
     assert rows.shape[1] % 16 == 0
@@ -146,18 +141,18 @@ def test_sorts_of_several_blocks(cuda_kernels, rng, rows, choices, count):
     experts = rng.integers(-1, count, (rows, choices + 3)).astype(np.int32)[:, 1 : 1 + choices]
     counts = np.full(count, -7, np.int64)
     sources = np.full(experts.size, -7, np.int32)
-    places = np.full((rows, choices + 1), -7, np.int32)
-    cuda_kernels.core.sort_rows(experts, counts, sources, places[:, 1:], cuda_kernels.on())
+    inverse = np.full((rows, choices + 1), -7, np.int32)
+    cuda_kernels.core.sort_rows(experts, counts, sources, inverse[:, 1:], cuda_kernels.on())
     flat = experts.ravel()
     kept = np.flatnonzero(flat >= 0)
     order = kept[np.argsort(flat[kept], kind="stable")]
     np.testing.assert_array_equal(counts, np.bincount(flat[kept], minlength=count))
     np.testing.assert_array_equal(sources[: len(order)], order // choices)
     assert (sources[len(order) :] == -7).all()
-    want_places = np.full(flat.size, -1)
-    want_places[order] = np.arange(len(order))
-    np.testing.assert_array_equal(places[:, 1:].ravel(), want_places)
-    assert (places[:, 0] == -7).all()
+    want_inverse = np.full(flat.size, -1)
+    want_inverse[order] = np.arange(len(order))
+    np.testing.assert_array_equal(inverse[:, 1:].ravel(), want_inverse)
+    assert (inverse[:, 0] == -7).all()
 
 
 def test_products_need_no_library_here(cuda_kernels):

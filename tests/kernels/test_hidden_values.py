@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.compare import assert_close, assert_same_bits, normal
+
 WAYS = ("whole", "decode", "blocks", "merged", "tiles")
 
 
@@ -81,19 +83,19 @@ def attend(kernels, way, q, k, v, *, q_start, k_start, kv_head_of_q, threads, **
     return kernels.finish(state, q.dtype)
 
 
-def compare(kernels, way, q, k, v, check, same_bits, **call):
+def compare(kernels, way, q, k, v, **call):
     want, broken = by_loop(q, k, v, **{name: call[name] for name in call if name != "threads"})
     o, lse = attend(kernels, way, q, k, v, **call)
     zeroed = np.where(np.isfinite(v), v, np.zeros_like(v))
     plain_o, plain_lse = attend(kernels, way, q, k, zeroed, **call)
-    same_bits(lse, plain_lse)
-    same_bits(o[~broken], plain_o[~broken])
-    check(np.where(broken, 0, o), np.where(broken, 0, want), q.dtype)
+    assert_same_bits(lse, plain_lse)
+    assert_same_bits(o[~broken], plain_o[~broken])
+    assert_close(np.where(broken, 0, o), np.where(broken, 0, want), q.dtype)
     # NaN, or the infinity of its sign.
     np.testing.assert_array_equal(o[broken].astype(np.float64), want[broken])
 
 
-def draw(rng, normal, dtype, rows, keys, heads, kv_heads, head_dim, v_head_dim, share):
+def draw(rng, dtype, rows, keys, heads, kv_heads, head_dim, v_head_dim, share):
     """Return q, k and v with NaN and infinities in `share` of its rows of a head, or one element.
 
     Scores are small, so that no probability is rounded to zero.
@@ -153,22 +155,22 @@ def test_one_key_of_64(kernels, dtype, rng, window, at, value):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_rows_depend_on_what_they_see(
-    kernels, dtype, normal, check, same_bits, way, rows, keys, ahead, k_start, kv_head_of_q, dims,
+    kernels, dtype, way, rows, keys, ahead, k_start, kv_head_of_q, dims,
     causal, window, share, threads, seed
 ):  # fmt: skip
     rng = np.random.default_rng(seed)
     sizes = (rows, keys, len(kv_head_of_q), max(kv_head_of_q) + 1, *dims)
-    q, k, v = draw(rng, normal, dtype, *sizes, share)
+    q, k, v = draw(rng, dtype, *sizes, share)
     compare(
-        kernels, way, q, k, v, check, same_bits, q_start=max(k_start + keys - rows - ahead, 0),
+        kernels, way, q, k, v, q_start=max(k_start + keys - rows - ahead, 0),
         k_start=k_start, kv_head_of_q=kv_head_of_q, causal=causal, window=window, threads=threads,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
 @pytest.mark.parametrize("way", WAYS)
-def test_broken_keys_stay_hidden_too(kernels, dtype, rng, normal, same_bits, way, rows):
-    q, k, v = draw(rng, normal, dtype, rows, 150, 2, 1, 24, 40, 0)
+def test_broken_keys_stay_hidden_too(kernels, dtype, rng, way, rows):
+    q, k, v = draw(rng, dtype, rows, 150, 2, 1, 24, 40, 0)
     v = np.where(np.isfinite(v), v, np.zeros_like(v))
     call = {
         "q_start": 40, "k_start": 0, "kv_head_of_q": [0, 0], "threads": 1, "causal": True,
@@ -180,28 +182,28 @@ def test_broken_keys_stay_hidden_too(kernels, dtype, rng, normal, same_bits, way
     o, lse = attend(kernels, way, q, k, v, **call)
     positions = 40 + np.arange(rows)
     seen = np.array([sees(at, broken, causal=True, window=50).any() for at in positions])
-    same_bits(o[~seen], plain[~seen])
-    same_bits(lse[~seen], plain_lse[~seen])
+    assert_same_bits(o[~seen], plain[~seen])
+    assert_same_bits(lse[~seen], plain_lse[~seen])
 
 
 @pytest.mark.parametrize("dims", [(64, 512), (300, 70)])
-def test_wide_heads(kernels, dtype, rng, normal, check, same_bits, dims):
+def test_wide_heads(kernels, dtype, rng, dims):
     """Warps of a GPU share rows here."""
-    q, k, v = draw(rng, normal, dtype, 70, 130, 2, 1, *dims, 0.05)
+    q, k, v = draw(rng, dtype, 70, 130, 2, 1, *dims, 0.05)
     rule = {"causal": True, "window": 40}
     for way in WAYS:
         compare(
-            kernels, way, q, k, v, check, same_bits, q_start=60, k_start=0, kv_head_of_q=[0, 0],
+            kernels, way, q, k, v, q_start=60, k_start=0, kv_head_of_q=[0, 0],
             threads=1, **rule,
         )  # fmt: skip
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_sequences_of_a_batch(kernels, dtype, rng, normal, same_bits, threads):
+def test_sequences_of_a_batch(kernels, dtype, rng, threads):
     """A sequence's broken keys are its own, whatever the lengths beside it."""
     lengths = [1, 40, 3, 130, 7]
     rows = sum(lengths)
-    q, k, v = draw(rng, normal, dtype, rows, rows, 3, 3, 16, 24, 0)
+    q, k, v = draw(rng, dtype, rows, rows, 3, 3, 16, 24, 0)
     v = np.where(np.isfinite(v), v, np.zeros_like(v))
     ranges = [(i, 0, length) for i, length in enumerate(lengths)]
     options = {"q_ranges": ranges, "k_ranges": ranges, "threads": threads}
@@ -212,4 +214,4 @@ def test_sequences_of_a_batch(kernels, dtype, rng, normal, same_bits, threads):
     o, _ = kernels.attention(q, k, v, **options)
     last = np.isin(np.arange(rows), starts[1:] - 1)
     assert np.isnan(o[last]).all()
-    same_bits(o[~last], plain[~last])
+    assert_same_bits(o[~last], plain[~last])

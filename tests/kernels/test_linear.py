@@ -1,20 +1,17 @@
-"""Linear layers: values against float64, and the bit contract of their sums."""
+"""Linear layers: values against float64, and the contract on bits of their sums."""
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pympa import reference
+from pympa.verify import reference
+from support.compare import assert_close, assert_each_close, assert_same_bits, normal, wide
 
 
 @pytest.fixture
 def kernels(all_kernels):
     return all_kernels
-
-
-def wide(x):
-    return x.astype(np.float64)
 
 
 @pytest.mark.parametrize(
@@ -29,23 +26,23 @@ def wide(x):
         (200, 515, 64),
     ],
 )
-def test_matches_the_formula(kernels, dtype, rng, normal, check, m, n, k):
+def test_matches_the_formula(kernels, dtype, rng, m, n, k):
     x, weight = normal(rng, (m, k), dtype), normal(rng, (n, k), dtype, k**-0.5)
     bias = normal(rng, n, dtype)
-    check(kernels.linear(x, weight), reference.linear(wide(x), wide(weight)), dtype)
+    assert_close(kernels.linear(x, weight), reference.linear(wide(x), wide(weight)), dtype)
     want = reference.linear(wide(x), wide(weight), wide(bias))
-    check(kernels.linear(x, weight, bias=bias), want, dtype)
+    assert_close(kernels.linear(x, weight, bias=bias), want, dtype)
 
 
 @pytest.mark.parametrize("m", [1, 2, 16, 30])
-def test_no_inputs_leave_the_bias(kernels, dtype, rng, normal, m):
+def test_no_inputs_leave_the_bias(kernels, dtype, rng, m):
     bias = normal(rng, 70, dtype)
     out = kernels.linear(np.zeros((m, 0), dtype), np.zeros((70, 0), dtype), bias=bias)
     assert (out == bias).all()
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "silu"])
-def test_activation_residual_and_branch(kernels, dtype, rng, normal, check, activation):
+def test_activation_residual_and_branch(kernels, dtype, rng, activation):
     m, n, k = 19, 75, 129
     x, weight = normal(rng, (m, k), dtype), normal(rng, (n, k), dtype, 2 * k**-0.5)
     bias, residual = normal(rng, n, dtype), normal(rng, (m, n), dtype)
@@ -54,33 +51,33 @@ def test_activation_residual_and_branch(kernels, dtype, rng, normal, check, acti
         x, weight, bias=bias, activation=activation, residual=residual, branch=branch
     )
     want = reference.activate(reference.linear(wide(x), wide(weight), wide(bias)), activation)
-    check(branch, want, dtype)
+    assert_close(branch, want, dtype)
     # out adds the *rounded* branch: exactly what the elementwise kernel gives.
     expected = np.empty_like(out)
     kernels.core.add(residual, branch, expected, kernels.on(1))
     assert out.tobytes() == expected.tobytes()
 
 
-def test_out_may_be_the_residual(kernels, dtype, rng, normal, same_bits):
+def test_out_may_be_the_residual(kernels, dtype, rng):
     x, weight = normal(rng, (9, 40), dtype), normal(rng, (33, 40), dtype)
     residual = normal(rng, (9, 33), dtype)
     separate = kernels.linear(x, weight, residual=residual)
     kernels.linear(x, weight, residual=residual, out=residual)
-    same_bits(residual, separate)
+    assert_same_bits(residual, separate)
 
 
-def test_float32_output_is_not_rounded(kernels, dtype, rng, normal, check):
+def test_float32_output_is_not_rounded(kernels, dtype, rng):
     x, weight = normal(rng, (11, 700), dtype), normal(rng, (70, 700), dtype, 0.05)
     out = kernels.linear(x, weight, out_dtype=np.float32)
     want = reference.linear(wide(x), wide(weight))
-    check(out, want, np.float32)
+    assert_close(out, want, np.float32)
     rounded = kernels.linear(x, weight)
     assert rounded.tobytes() == out.astype(dtype).tobytes()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_gated(kernels, dtype, rng, normal, check, activation, biased):
+def test_gated(kernels, dtype, rng, activation, biased):
     m, n, k = 101, 590, 200
     x = normal(rng, (m, k), dtype)
     gate, up = normal(rng, (n, k), dtype, k**-0.5), normal(rng, (n, k), dtype, k**-0.5)
@@ -91,25 +88,25 @@ def test_gated(kernels, dtype, rng, normal, check, activation, biased):
     )
     left = reference.linear(wide(x), wide(gate), wide(bias_gate) if biased else None)
     right = reference.linear(wide(x), wide(up), wide(bias_up) if biased else None)
-    check(out, reference.activate(left, activation) * right, dtype)
+    assert_close(out, reference.activate(left, activation) * right, dtype)
 
 
-def test_strided_rows(kernels, dtype, rng, normal, same_bits):
+def test_strided_rows(kernels, dtype, rng):
     wide_x, wide_out = normal(rng, (12, 100), dtype), np.zeros((12, 90), dtype)
     weight = normal(rng, (80, 70), dtype)
     x, w = wide_x[::2, 5:75], weight[::3, 1:67]
     plain = kernels.linear(np.ascontiguousarray(x[:, :66]), np.ascontiguousarray(w))
     out = wide_out[::2, 3 : 3 + len(w)]
     kernels.linear(x[:, :66], w, out=out)
-    same_bits(np.ascontiguousarray(out), plain)
+    assert_same_bits(np.ascontiguousarray(out), plain)
     assert not wide_out[1::2].any()
     assert not wide_out[:, 3 + len(w) :].any()
 
 
-def test_one_row_without_a_stride(kernels, dtype, rng, normal, same_bits):
+def test_one_row_without_a_stride(kernels, dtype, rng):
     x, weight = normal(rng, 83, dtype), normal(rng, (20, 83), dtype)
     assert x[None].strides[0] == 0
-    same_bits(kernels.linear(x[None], weight), kernels.linear(x.reshape(1, 83), weight))
+    assert_same_bits(kernels.linear(x[None], weight), kernels.linear(x.reshape(1, 83), weight))
 
 
 @settings(
@@ -122,7 +119,7 @@ def test_one_row_without_a_stride(kernels, dtype, rng, normal, same_bits):
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_bits_depend_on_nothing_but_the_row(kernels, dtype, normal, m, n, k, threads, seed):
+def test_bits_depend_on_nothing_but_the_row(kernels, dtype, m, n, k, threads, seed):
     rng = np.random.default_rng(seed)
     x, weight = normal(rng, (m, k), dtype), normal(rng, (n, k), dtype, k**-0.5)
     whole = kernels.linear(x, weight, activation="gelu")
@@ -137,32 +134,32 @@ def test_bits_depend_on_nothing_but_the_row(kernels, dtype, normal, m, n, k, thr
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (70, 513), (515, 1100), (1030, 64), (128, 2048)])
-def test_few_rows_have_the_bits_of_many(kernels, dtype, rng, normal, same_bits, n, k):
+def test_few_rows_have_the_bits_of_many(kernels, dtype, rng, n, k):
     x = normal(rng, (60, k), dtype)
     weight, up = normal(rng, (n, k), dtype, k**-0.5), normal(rng, (n, k), dtype, k**-0.5)
     whole = kernels.linear(x, weight)
     gated = kernels.gated_linear(x, weight, up, activation="silu")
     for rows in (*range(1, 10), 12, 15, 16, 17):
         part = slice(20, 20 + rows)
-        same_bits(kernels.linear(x[part], weight, threads=2), whole[part])
-        same_bits(kernels.gated_linear(x[part], weight, up, activation="silu"), gated[part])
+        assert_same_bits(kernels.linear(x[part], weight, threads=2), whole[part])
+        assert_same_bits(kernels.gated_linear(x[part], weight, up, activation="silu"), gated[part])
 
 
-def test_sums_are_partials_of_512(cpu_kernels, rng, normal, same_bits):
+def test_sums_are_partials_of_512(cpu_kernels, rng):
     # A GPU's library orders the sum in its own way, the same for any number of rows.
     x, weight = normal(rng, (5, 1300), np.float32), normal(rng, (20, 1300), np.float32)
     total = np.zeros((5, 20), np.float32)
     for k in range(0, 1300, 512):
         part = np.ascontiguousarray(x[:, k : k + 512])
         total += cpu_kernels.linear(part, np.ascontiguousarray(weight[:, k : k + 512]))
-    same_bits(cpu_kernels.linear(x, weight), total)
+    assert_same_bits(cpu_kernels.linear(x, weight), total)
 
 
 @pytest.mark.parametrize(
     "group_rows", [(13,), (0, 97, 0, 3), (1, 2, 5, 8), (100, 0, 1, 96), (0, 0)]
 )
 @pytest.mark.parametrize("biased", [False, True])
-def test_groups_are_separate_linears(kernels, dtype, rng, normal, same_bits, group_rows, biased):
+def test_groups_are_separate_linears(kernels, dtype, rng, group_rows, biased):
     n, k, groups, rows = 530, 70, len(group_rows), sum(group_rows)
     x, residual = normal(rng, (rows, k), dtype), normal(rng, (rows, n), dtype)
     weight, up = (normal(rng, (groups, n, k), dtype, k**-0.5) for _ in range(2))
@@ -183,15 +180,15 @@ def test_groups_are_separate_linears(kernels, dtype, rng, normal, same_bits, gro
             branch=alone,
             activation="silu",
         )
-        same_bits(whole[here], out)
-        same_bits(branch[here], alone)
+        assert_same_bits(whole[here], out)
+        assert_same_bits(branch[here], alone)
         out = kernels.gated_linear(
             x[here], weight[group], up[group], activation="silu", bias_gate=own, bias_up=own_up
         )
-        same_bits(gated[here], out)
+        assert_same_bits(gated[here], out)
 
 
-def test_groups_of_strided_rows(kernels, dtype, rng, normal, same_bits):
+def test_groups_of_strided_rows(kernels, dtype, rng):
     wide_x, wide_out = normal(rng, (14, 90), dtype), np.zeros((14, 50), np.float32)
     weight, wide_bias = normal(rng, (3, 33, 70), dtype), normal(rng, (6, 33), dtype)
     x, bias, out = wide_x[::2, 5:75], wide_bias[1::2], wide_out[1::2, 3:36]
@@ -203,7 +200,7 @@ def test_groups_of_strided_rows(kernels, dtype, rng, normal, same_bits):
         group_rows=(4, 0, 3),
         out_dtype=np.float32,
     )
-    same_bits(np.ascontiguousarray(out), plain)
+    assert_same_bits(np.ascontiguousarray(out), plain)
     assert not wide_out[::2].any()
     assert not wide_out[:, 36:].any()
 
@@ -218,7 +215,7 @@ def test_groups_of_strided_rows(kernels, dtype, rng, normal, same_bits):
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_bits_of_groups(kernels, dtype, normal, group_rows, n, k, threads, seed):
+def test_bits_of_groups(kernels, dtype, group_rows, n, k, threads, seed):
     rng = np.random.default_rng(seed)
     x = normal(rng, (sum(group_rows), k), dtype)
     weight = normal(rng, (len(group_rows), n, k), dtype, k**-0.5)
@@ -229,7 +226,7 @@ def test_bits_of_groups(kernels, dtype, normal, group_rows, n, k, threads, seed)
     assert whole.tobytes() == b"".join(part.tobytes() for part in alone)
 
 
-def test_nan_reaches_its_row_only(kernels, dtype, rng, normal):
+def test_nan_reaches_its_row_only(kernels, dtype, rng):
     x, weight = normal(rng, (8, 50), dtype), normal(rng, (70, 50), dtype)
     x[3, 17] = np.nan
     for activation in ("none", "gelu", "gelu_tanh", "silu"):
@@ -239,12 +236,12 @@ def test_nan_reaches_its_row_only(kernels, dtype, rng, normal):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
-def test_activations_over_their_whole_range(kernels, check, activation):
+def test_activations_over_their_whole_range(kernels, activation):
     # The identity weight leaves the activation alone; rows of like size check the tails too.
     x = np.concatenate([np.linspace(-12, 12, 4096), [-90.0, -30.0, 0.0, 30.0, 90.0, 3e38]])
     x = np.resize(x.astype(np.float32), (x.size, 1))
     got = kernels.linear(x, np.ones((1, 1), np.float32), activation=activation)[:, 0]
     want = reference.activate(x.astype(np.float64), activation)[:, 0]
     moderate = np.abs(x[:, 0]) < 4
-    np.testing.assert_allclose(got[moderate], want[moderate], rtol=3e-6, atol=1e-30)
-    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-7)
+    assert_each_close(got[moderate], want[moderate], np.float32)
+    assert_each_close(got, want, np.float32, least=0.05)

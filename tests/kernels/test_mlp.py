@@ -5,19 +5,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pympa import reference
-
-
-def wide(x):
-    return x.astype(np.float64)
+from pympa.verify import reference
+from support.compare import assert_close, assert_same_bits, normal, wide
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("group_rows", [None, (97,), (0, 130, 1, 0, 7)])
 @pytest.mark.parametrize("hidden", [1, 511, 513, 1100])
-def test_mlp_has_the_bits_of_two_linears(
-    kernels, dtype, rng, normal, same_bits, gated, group_rows, hidden
-):
+def test_mlp_has_the_bits_of_two_linears(kernels, dtype, rng, gated, group_rows, hidden):
     groups = 1 if group_rows is None else len(group_rows)
     rows, width, n = 97 if group_rows is None else sum(group_rows), 70, 130
     x, residual = normal(rng, (rows, width), dtype), normal(rng, (rows, n), dtype)
@@ -63,17 +58,17 @@ def test_mlp_has_the_bits_of_two_linears(
             item_rows=item_rows,
             threads=threads,
         )
-        same_bits(out, want)
-        same_bits(branch, want_branch)
+        assert_same_bits(out, want)
+        assert_same_bits(branch, want_branch)
 
 
-def test_mlp_may_replace_its_rows(kernels, dtype, rng, normal, same_bits):
+def test_mlp_may_replace_its_rows(kernels, dtype, rng):
     x = normal(rng, (200, 60), dtype)
     up, down = normal(rng, (700, 60), dtype, 0.1), normal(rng, (60, 700), dtype, 0.1)
     options = {"activation": "gelu", "item_rows": 50, "threads": 2}
     want = kernels.mlp(x, up, down, **options)
     kernels.mlp(x, up, down, out=x, **options)
-    same_bits(x, want)
+    assert_same_bits(x, want)
 
 
 @settings(
@@ -86,7 +81,7 @@ def test_mlp_may_replace_its_rows(kernels, dtype, rng, normal, same_bits):
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_bits_of_mlps(kernels, dtype, normal, group_rows, sizes, item_rows, threads, seed):
+def test_bits_of_mlps(kernels, dtype, group_rows, sizes, item_rows, threads, seed):
     rng, (width, hidden, n) = np.random.default_rng(seed), sizes
     x = normal(rng, (sum(group_rows), width), dtype)
     up = normal(rng, (len(group_rows), hidden, width), dtype, width**-0.5)
@@ -105,16 +100,16 @@ def test_bits_of_mlps(kernels, dtype, normal, group_rows, sizes, item_rows, thre
     assert out.tobytes() == want.tobytes()
 
 
-def test_mlp_against_the_formula(kernels, dtype, rng, normal, check):
+def test_mlp_against_the_formula(kernels, dtype, rng):
     x, gate, up = (normal(rng, (r, 200), dtype, s) for r, s in ((33, 1), (590, 0.07), (590, 0.07)))
     down = normal(rng, (75, 590), dtype, 0.05)
     got = kernels.mlp(x, up, down, gate=gate, activation="silu", out_dtype=np.float32)
-    check(got, reference.mlp(wide(x), wide(up), wide(down), wide(gate), "silu"), dtype)
+    assert_close(got, reference.mlp(wide(x), wide(up), wide(down), wide(gate), "silu"), dtype)
     got = kernels.mlp(x, up, down, activation="gelu")
-    check(got, reference.mlp(wide(x), wide(up), wide(down), None, "gelu"), dtype)
+    assert_close(got, reference.mlp(wide(x), wide(up), wide(down), None, "gelu"), dtype)
 
 
-def test_two_layers_against_torch(kernels, dtype, rng, normal, check):
+def test_two_layers_against_torch(kernels, dtype, rng):
     torch = pytest.importorskip("torch", reason="torch is the second opinion on the MLP")
     x = normal(rng, (33, 96), dtype)
     gate, up = normal(rng, (150, 96), dtype, 0.1), normal(rng, (150, 96), dtype, 0.1)
@@ -123,7 +118,7 @@ def test_two_layers_against_torch(kernels, dtype, rng, normal, check):
     functional = torch.nn.functional
     hidden = functional.silu(tensors[0] @ tensors[1].T) * (tensors[0] @ tensors[2].T)
     ours = kernels.mlp(x, up, down, gate=gate, activation="silu")
-    check(ours, (hidden @ tensors[3].T).numpy(), dtype)
+    assert_close(ours, (hidden @ tensors[3].T).numpy(), dtype)
     for activation, options in [("gelu", {}), ("gelu_tanh", {"approximate": "tanh"})]:
         want = functional.gelu(tensors[0] @ tensors[1].T, **options)
-        check(kernels.linear(x, gate, activation=activation), want.numpy(), dtype)
+        assert_close(kernels.linear(x, gate, activation=activation), want.numpy(), dtype)

@@ -1,0 +1,45 @@
+"""One plan of every family: exact, and as many bytes as the formula says.
+
+Larger samples, and all plans, are in test_plans.py; this list is what no lane leaves out.
+"""
+
+import pytest
+
+from pympa.plan.mesh import parse_plan
+from pympa.transport.local import LocalWorld
+from support import checks, worlds
+
+FAMILIES = {
+    "one rank": (worlds.ODD, "tp=1"),
+    "stages": (worlds.DENSE, "pp=4"),
+    "stages, chunks of tokens": (worlds.DENSE, "pp=2,micro_batches=9"),
+    "sequences": (worlds.ODD, "dp=3"),
+    "ring, zigzag": (worlds.DENSE, "cp=3"),
+    "ring, contiguous": (worlds.ODD, "cp=4,balance=contiguous"),
+    "ring, window": (worlds.WINDOWED, "cp=4,balance=contiguous"),
+    "ring, not causal": (worlds.NOT_CAUSAL, "cp=3"),
+    "all-gather": (worlds.DENSE, "cp=4,cp_scheme=allgather"),
+    "ulysses": (worlds.DENSE, "cp=4,cp_scheme=ulysses"),
+    "ulysses inside a ring": (worlds.DENSE, "cp=4,ulysses=2"),
+    "heads and columns": (worlds.ODD, "tp=4"),
+    "one kv head for all": (worlds.MULTI_QUERY, "tp=4"),
+    "dim, exchange": (worlds.DENSE, "dim=3"),
+    "dim, gather": (worlds.DENSE, "dim=3,dim_algo=gather"),
+    "dim, reduce": (worlds.DENSE, "dim=3,dim_algo=reduce"),
+    "grid": (worlds.ODD, "tp=2,dim=2"),
+    "ring of slices": (worlds.DENSE, "cp=2,dim=2"),
+    "experts": (worlds.EXPERTS, "dp=3,ep=3"),
+    "columns of experts": (worlds.EXPERTS, "tp=4,ep=2,etp=2"),
+    "experts over a ring": (worlds.EXPERTS, "cp=2,dp=2,ep=4"),
+    "capacity": (worlds.ODD_EXPERTS, "cp=2,tp=2,ep=2"),
+    "capacity, chunks of tokens": (worlds.ODD_EXPERTS, "cp=2,micro_batches=5"),
+    "four axes": (worlds.DENSE, "pp=2,dp=2,cp=2,tp=2,micro_batches=2"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_of_every_family_is_exact(family, dtype):
+    spec, text = FAMILIES[family]
+    plan = parse_plan(text)
+    LocalWorld(plan.world, seed=1).run(lambda e: checks.plan_is_exact(e, spec, plan, dtype))

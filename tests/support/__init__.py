@@ -1,0 +1,1 @@
+"""What tests share, and no tests: worlds, checks, rigs, emulated devices, jobs, drivers."""
