@@ -1,4 +1,4 @@
-"""Attention of `bench/cuda_kernels.py`: prefills, carried states, decoding, and torch's best."""
+"""Attention cases of `bench/cuda_kernels.py`: prefill, carried states, decoding."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cuda_rig import Rig, Work
-from pympa import reference
+from cuda_rig import GpuRig, Work
 from pympa.kernels import AttentionSpec, KvBlock, State
-from pympa.layout import Layout, Range
+from pympa.plan.layout import Layout, Range
+from pympa.verify import reference
 
 _WIDTH = 2048  # heads × head_dim of a prefill
 _HEAD_DIMS = (64, 128, 256, 512)
 _TOKENS = (8192, 16384, 32768)
 _SUMMARY_TOKENS = 16384
 _SAMPLED_ROWS = 16
-_MOST_SCORES = 2**31  # which torch's plain formula may write down
+_MOST_SCORES = 2**31  # the most scores that torch's plain formula may store
 _BACKENDS = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -31,7 +31,7 @@ _BACKENDS = (
 
 
 class Shape(NamedTuple):
-    """Sequences that are alike; queries are the last positions of each."""
+    """Sequences of equal shape; queries are the last positions of each."""
 
     batch: int
     queries: int
@@ -43,14 +43,14 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the pairs (query, key) that see each other."""
+        """The flops of the pairs (query, key) in which the query sees the key."""
         hidden = self.queries * (self.queries - 1) // 2 if self.causal else 0
         area = self.queries * self.keys - hidden
         return 4 * self.batch * area * self.heads * self.head_dim
 
     @property
     def moved(self) -> int:
-        """Bytes of q, k, v and o, once each."""
+        """The bytes of q, k, v and o, once each."""
         rows = 2 * self.queries * self.heads + 2 * self.keys * self.kv_heads
         return 2 * self.batch * rows * self.head_dim
 
@@ -64,18 +64,18 @@ _DECODE = (
 
 
 class Attention:
-    """One shape on a rig, as we compute it."""
+    """One shape on a rig, computed by our kernels."""
 
-    def __init__(self, rig: Rig, shape: Shape) -> None:
+    def __init__(self, rig: GpuRig, shape: Shape) -> None:
         self._rig, self._shape = rig, shape
         batch, queries, keys, heads, kv_heads, head_dim, causal = shape
         q_shape, kv_shape = (batch * queries, heads, head_dim), (batch * keys, kv_heads, head_dim)
         self._inputs = [
-            (rig.normal(*q_shape), rig.normal(*kv_shape), rig.normal(*kv_shape))
+            (rig.random(*q_shape), rig.random(*kv_shape), rig.random(*kv_shape))
             for _ in range(rig.sets(shape.moved))
         ]
         self._ours = [tuple(map(rig.ours, tensors)) for tensors in self._inputs]
-        self._o = torch.empty(q_shape, device="cuda", dtype=rig.dtype)
+        self._o = torch.empty(q_shape, device="cuda", dtype=rig.torch_dtype)
         state = (q_shape[:2], q_shape[:2], q_shape, q_shape[:2])
         *parts, lse = (torch.empty(s, device="cuda", dtype=torch.float32) for s in state)
         self._state = State(*map(rig.ours, parts))
@@ -87,7 +87,7 @@ class Attention:
         self._kv_layout = Layout(tuple(Range(s, 0, keys) for s in range(batch)))
 
     def run(self, index: int, blocks: int = 1) -> None:
-        """Attend from an empty state to the output; keys come in one block, or in several."""
+        """Attend from an empty state to the output, with the keys in one block or in several."""
         kernels = self._rig.kernels
         q, k, v = self._ours[index % len(self._ours)]
         kernels.start_state(self._state)
@@ -102,7 +102,7 @@ class Attention:
         """Compare rows of the first and the last head of the last sequence with float64.
 
         Raises:
-            ValueError: they are off, or some element was not written.
+            ValueError: they differ too much, or some element was not written.
         """
         rig, shape = self._rig, self._shape
         self._o.fill_(float("nan"))
@@ -127,7 +127,7 @@ class Attention:
             raise ValueError(f"{what}: some elements are not finite, or were not written")
 
     def peer(self) -> tuple[str, Work] | None:
-        """Return torch's fastest backend for this shape, or None if none takes it."""
+        """Return torch's fastest backend for this shape, or None if no backend supports it."""
         batch, queries, keys, heads, kv_heads, head_dim, causal = self._shape
 
         def laid_out(tensor: torch.Tensor, rows: int) -> torch.Tensor:
@@ -154,7 +154,7 @@ class Attention:
                 call(backend, 0)
                 torch.cuda.synchronize()
             except RuntimeError:
-                continue  # it does not take the shape
+                continue  # the backend does not support the shape
             begin = time.perf_counter()
             for index in range(3):
                 call(backend, index)
@@ -166,21 +166,23 @@ class Attention:
         return f"torch ({name.removesuffix('_ATTENTION').lower()})", work
 
 
-def _time(rig: Rig, what: str, shape: Shape, cost: dict[str, float], headline: str | None) -> None:
-    """Check and time a shape beside torch, where torch takes it."""
+def _time(
+    rig: GpuRig, what: str, shape: Shape, cost: dict[str, float], headline: str | None
+) -> None:
+    """Check and time a shape beside torch, if torch supports it."""
     case = Attention(rig, shape)
     case.check(what)
     peer = case.peer()
     if peer is None:
-        print(f"{what}: no backend of torch's attention takes it", file=sys.stderr)
-        rig.tell(what, rig.time(case.run)[0], **cost, headline=headline)
+        print(f"{what}: no backend of torch's attention supports this shape", file=sys.stderr)
+        rig.report(what, rig.time(case.run)[0], **cost, headline=headline)
         return
     name, work = peer
     ours, theirs = rig.time(case.run, work)
-    rig.tell(what, ours, **cost, peer=theirs, peer_name=name, headline=headline)
+    rig.report(what, ours, **cost, peer=theirs, peer_name=name, headline=headline)
 
 
-def prefill(rig: Rig) -> None:
+def prefill(rig: GpuRig) -> None:
     """Time all rows of one sequence, from an empty state to the output."""
     for head_dim in _HEAD_DIMS:
         for causal in (False, True):
@@ -196,7 +198,7 @@ def prefill(rig: Rig) -> None:
                 rig.attempt(what, partial(_time, rig, what, shape, cost, headline))
 
 
-def decode(rig: Rig) -> None:
+def decode(rig: GpuRig) -> None:
     """Time one row of each sequence."""
     for shape in _DECODE:
         heads = f"{shape.heads}/{shape.kv_heads} heads of {shape.head_dim}"
@@ -205,7 +207,7 @@ def decode(rig: Rig) -> None:
         rig.attempt(what, partial(_time, rig, what, shape, {"moved": shape.moved}, headline))
 
 
-def carried(rig: Rig) -> None:
+def carried(rig: GpuRig) -> None:
     """Time the same keys in one block and in eight, as on a ring of eight ranks."""
     for head_dim in (128, 512):
         for tokens in (8192, 32768):
@@ -216,8 +218,10 @@ def carried(rig: Rig) -> None:
             rig.attempt(what, partial(_carry, rig, what, shape, headline))
 
 
-def _carry(rig: Rig, what: str, shape: Shape, headline: str | None) -> None:
+def _carry(rig: GpuRig, what: str, shape: Shape, headline: str | None) -> None:
     case = Attention(rig, shape)
     case.check(what, blocks=8)
     whole, blocks = rig.time(case.run, partial(case.run, blocks=8))
-    rig.tell(what, blocks, flops=shape.flops, peer=whole, peer_name="one block", headline=headline)
+    rig.report(
+        what, blocks, flops=shape.flops, peer=whole, peer_name="one block", headline=headline
+    )

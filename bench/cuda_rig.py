@@ -1,8 +1,8 @@
-"""One GPU with our kernels and torch on the same stream, and the way that both are timed.
+"""One GPU with our kernels and torch on the same stream, and the timing of both.
 
-A batch of calls lies between two CUDA events, behind a kernel that waits until the host has started
-all of them. What is compared takes turns. Inputs take turns too, so that together they exceed the
-L2 cache, and are random: zeros would draw less power and run faster.
+A batch of calls is timed between two CUDA events, behind a kernel that waits until the host has
+started all of them. Batches of ours and of the peer alternate. Inputs alternate too, so that
+together they exceed the L2 cache, and are random: zeros would draw less power and run faster.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ import cupy
 import numpy as np
 import torch
 
-from pympa.arena import Arena
-from pympa.contract import TOLERANCE
-from pympa.device_cupy import device_array
+from pympa.hardware.device_cupy import device_array
 from pympa.kernels import PackedWeight
-from pympa.kernels.cuda import CudaKernels, open_accelerator
+from pympa.kernels.cuda import open_accelerator
+from pympa.kernels.rig import Rig
 from pympa.spec import DTYPES
-from pympa.trace import Trace
+from pympa.verify.contract import TOLERANCE
 
 DTYPE = "bfloat16"
-_BATCH_SECONDS = 4e-3  # of calls between two events, or there are two
+_BATCH_SECONDS = 4e-3  # the least time between two events, except for batches of two calls
 _MOST_CALLS = 50
-_CYCLES_PER_SECOND = 2e9  # of a multiprocessor, at most: waits get longer where there are fewer
+_CYCLES_PER_SECOND = 2e9  # the most of a multiprocessor: with fewer cycles, waits get longer
 _SHORTEST_WAIT_SECONDS = 3e-4
 _COPY_BYTES = 1 << 30
 _PRODUCT = 8192
 
 Work = Callable[[int], Any]
-"""Starts one call on the input of a number."""
+"""A function that starts one call on the input with a number."""
 
 
 class Ceilings(NamedTuple):
-    """What a library reaches: flop/s of a product, bytes/s read and written by a copy."""
+    """The rates of libraries: flop/s of a product, bytes/s read and written by a copy."""
 
     flops: float
     bytes: float
 
 
-class Rig:
-    """See the module.
+class GpuRig(Rig):
+    """Our kernels and torch on one GPU; see the module.
 
     Args:
-        output: gets a JSON line for each figure.
-        rounds: timed batches of which the median counts.
+        output: a file that gets a JSON line for each figure.
+        rounds: the number of timed batches, of which the median counts.
 
     Attributes:
-        headlines: figures for a summary. failed: cases that did.
+        headlines: the figures for a summary.
+        failed: the names of the cases that failed.
 
     Raises:
-        RefusedError: there is no GPU, or none of our kernels.
+        RefusedError: the GPU or our kernels are missing.
     """
 
     def __init__(self, output: IO[str], rounds: int) -> None:
@@ -65,9 +65,8 @@ class Rig:
         self._output, self._rounds = output, rounds
         self.headlines: list[str] = []
         self.failed: list[str] = []
-        self.arena = Arena(device=self.device)
-        self.kernels = CudaKernels(accelerator=accelerator, arena=self.arena, trace=Trace())
-        self.dtype = getattr(torch, DTYPE)
+        super().__init__(DTYPES[DTYPE], accelerator=accelerator)
+        self.torch_dtype = getattr(torch, DTYPE)
         torch.cuda.init()
         torch.set_grad_enabled(False)
         torch.manual_seed(0)
@@ -78,7 +77,7 @@ class Rig:
         self._events = self.device.event(timed=True), self.device.event(timed=True)
 
     def attempt(self, what: str, case: Callable[[], None]) -> None:
-        """Run a case; one that fails is told, and hides no other."""
+        """Run a case; if it fails, print the error and continue."""
         try:
             case()
         except (ValueError, RuntimeError, MemoryError, TimeoutError) as error:
@@ -86,19 +85,19 @@ class Rig:
             print(f"{what}: FAILED: {type(error).__name__}: {error}")
 
     def measure_ceilings(self) -> None:
-        """Measure what later figures are shares of."""
+        """Measure the ceilings of later figures."""
         n = _PRODUCT
-        a, b = ([self.normal(n, n) for _ in range(2)] for _ in range(2))
+        a, b = ([self.random(n, n) for _ in range(2)] for _ in range(2))
         source, target = self.bytes(_COPY_BYTES), self.bytes(_COPY_BYTES)
         (product,) = self.time(lambda i: torch.matmul(a[i % 2], b[i % 2]))
         (copied,) = self.time(lambda _: target.copy_(source))
         self._ceilings = Ceilings(2 * n**3 / product, 2 * _COPY_BYTES / copied)
-        self.tell(f"ceiling: product {n} × {n} × {n}", product, flops=2 * n**3)
-        self.tell("ceiling: copy of 1 GiB", copied, moved=2 * _COPY_BYTES)
+        self.report(f"ceiling: product {n} × {n} × {n}", product, flops=2 * n**3)
+        self.report("ceiling: copy of 1 GiB", copied, moved=2 * _COPY_BYTES)
 
-    def normal(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
+    def random(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
         """Return normal numbers."""
-        made = torch.randn(shape, device="cuda", dtype=self.dtype)
+        made = torch.randn(shape, device="cuda", dtype=self.torch_dtype)
         return made if scale == 1.0 else made.mul_(scale)
 
     def bytes(self, size: int) -> torch.Tensor:
@@ -106,7 +105,7 @@ class Rig:
         return torch.randint(-128, 128, (size,), device="cuda", dtype=torch.int8)
 
     def ours(self, tensor: torch.Tensor) -> Any:
-        """Return an array of ours on the memory of a contiguous tensor, which it keeps alive."""
+        """Return our array on the memory of a contiguous tensor, which it keeps alive."""
         size = tensor.numel() * tensor.element_size()
         memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), size, tensor)
         name = str(tensor.dtype).removeprefix("torch.")
@@ -126,11 +125,11 @@ class Rig:
         return np.asarray(tensor.to("cpu", torch.float64).numpy())
 
     def sets(self, size: int) -> int:
-        """Return how many inputs of `size` bytes are twice the L2 cache; at least 2, at most 8."""
+        """Return the number of inputs of `size` bytes in twice the L2 cache, from 2 to 8."""
         return min(max(-(-2 * self._cache_bytes // size), 2), 8)
 
     def time(self, *works: Work) -> list[float]:
-        """Return the median seconds of a call of each, taken in turn after a warm-up."""
+        """Return the median seconds of a call of each, in alternating batches after a warm-up."""
         plans = [self._planned(work) for work in works]
         taken: list[list[float]] = [[] for _ in works]
         for _ in range(self._rounds):
@@ -139,7 +138,7 @@ class Rig:
         return [statistics.median(seconds) for seconds in taken]
 
     def _planned(self, work: Work) -> tuple[int, float]:
-        """Return how many calls make a batch, and the seconds that the host needs to start them."""
+        """Return the number of calls of a batch, and the seconds in which the host starts them."""
         self._batch(work, 2, 0.0)
         begin = time.perf_counter()
         for index in range(2):
@@ -162,19 +161,19 @@ class Rig:
         return self.device.seconds(start, stop) / calls
 
     def check(self, what: str, got: Any, want: Any) -> None:
-        """Compare with what is right.
+        """Compare a result with the expected one.
 
         Raises:
-            ValueError: the relative error passes the dtype's tolerance, or is NaN.
+            ValueError: the relative error exceeds the dtype's tolerance, or is NaN.
         """
         error = float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
         if not error <= TOLERANCE[DTYPE]:
             raise ValueError(
-                f"{what}: relative error: expected at most {TOLERANCE[DTYPE]:g}, got {error:.2e}; "
+                f"{what}: relative error: expected at most {TOLERANCE[DTYPE]:g}; got {error:.2e}; "
                 "not timed"
             )
 
-    def tell(
+    def report(
         self,
         what: str,
         seconds: float,
@@ -185,16 +184,16 @@ class Rig:
         peer_name: str = "torch",
         headline: str | None = None,
     ) -> None:
-        """Print one line and keep it.
+        """Print one line and write it to the output.
 
         Args:
-            what: was timed.
-            seconds: of one call.
-            flops: of it, where arithmetic bounds it.
-            moved: bytes of it, where memory does.
-            peer: seconds of the other.
-            peer_name: what that is.
-            headline: short name, for a figure that belongs into a summary.
+            what: the name of the case.
+            seconds: the seconds of one call.
+            flops: the flops of a call, if arithmetic limits it.
+            moved: the bytes of a call, if memory limits it.
+            peer: the seconds of the peer, or None.
+            peer_name: the name of the peer.
+            headline: a short name, for a figure that belongs in the summary.
         """
         rate, ceiling, unit = moved / seconds / 1e9, self._ceilings.bytes / 1e9, "GB/s"
         if flops:

@@ -192,15 +192,15 @@ part_ranks4() { part_ranks 4; }
 
 part_plans() {
   if [[ -n $dry ]]; then
-    mpirun -n 2 python3 tests/gpu/plans.py --backend cpu --most 1 --seconds 5
+    mpirun -n 2 python3 tests/support/drivers/gpu_plans.py --backend cpu --most 1 --seconds 5
     return
   fi
-  $(cat "$work/launcher") -n 4 python tests/gpu/plans.py --device-transport staged --seconds 45
+  $(cat "$work/launcher") -n 4 python tests/support/drivers/gpu_plans.py --device-transport staged --seconds 45
 }
 
 part_energy() {
   if [[ -n $dry ]]; then
-    python3 -c "import pympa.bench.energy as e; print('key: windows of', e.WINDOW_SECONDS, 's')"
+    python3 -c "import pympa.bench.measure.energy as e; print('key: windows of', e.WINDOW_SECONDS, 's')"
     return
   fi
   python -m pympa.bench ring-dense --backend cuda --dtype bfloat16 --cluster none --no-verify \
@@ -214,14 +214,14 @@ print('key:', json.loads(open('$out/energy.jsonl').readlines()[-1])['joules_per_
 part_check() {
   if [[ -n $dry ]]; then
     status=0
-    python3 tests/gpu/every_kernel.py || status=$?
+    python3 tests/support/drivers/every_kernel.py || status=$?
     [[ $status = 0 || $status = 2 ]] && echo "key: ends with status $status"
     return
   fi
   filter=--kernel-name
   compute-sanitizer --help | grep -q -- "$filter" || filter=--kernel-regex
   compute-sanitizer --tool "$@" "$filter" kns=pympa --error-exitcode 9 \
-    python tests/gpu/every_kernel.py
+    python tests/support/drivers/every_kernel.py
 }
 # CuPy asks whether events are done, which is no error; what our launches return they check.
 part_memcheck() { part_check memcheck --report-api-errors no; }

@@ -1,11 +1,11 @@
-"""Time kernels beside what they should match, in turn: more threads, or another library.
+"""Time kernels beside a reference, in alternation: more threads, or another library.
 
     python bench/kernel_ratios.py threads [--threads 2] [--dtype bfloat16]
     OPENBLAS_CORETYPE=Zen python bench/kernel_ratios.py openblas
 
 `threads` runs each kernel with one thread and with more. `openblas` runs float32 linears and
-NumPy's products; OpenBLAS reads its core type before Python starts, so try several: the type that
-it finds by itself is not always the fastest.
+NumPy's products. OpenBLAS reads its core type before Python starts, so try several: the type that
+it detects is not always the fastest.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pympa.bench.kernel_cases.attention import attention_case
-from pympa.bench.kernel_cases.linear import linear_case, mlp_case
-from pympa.bench.kernel_cases.workbench import Case, Workbench
+from pympa.bench.kernels.cases.attention import attention_case
+from pympa.bench.kernels.cases.linear import linear_case, mlp_case
+from pympa.bench.kernels.cases.workbench import Case, Workbench
 from pympa.kernels.cpu import supported_isas
 
 ISA = supported_isas()[0]
@@ -35,7 +35,7 @@ LINEARS = ((2048, 2048, 2048), (512, 4096, 1024), (1024, 1024, 4096))  # m, n, k
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> float:
-    """Return their median seconds over ours, after one run of each."""
+    """Return the median seconds of `theirs` over those of `ours`, after one run of each."""
     ours(), theirs()
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(runs):
@@ -47,7 +47,7 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -
 
 
 def main() -> None:
-    """Time and print."""
+    """Time and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["threads", "openblas"])
     parser.add_argument("--threads", type=int, default=2)
@@ -66,7 +66,7 @@ def main() -> None:
         weight, packed = bench.weight(n, k)
         columns = np.ascontiguousarray(weight.T)
         gain = ratio(
-            lambda: bench.kernels.linear(x, packed, out),  # noqa: B023 called in this turn only
+            lambda: bench.kernels.linear(x, packed, out),  # noqa: B023 called in this pass only
             lambda: np.matmul(x, columns, out=theirs),  # noqa: B023
             options.iterations,
         )

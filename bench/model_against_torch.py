@@ -2,8 +2,9 @@
 
     python bench/model_against_torch.py [EXPERIMENT] [--size local] [--dtype D] [--threads T]
 
-Both get the same weights, tokens and threads, and take turns. Each is checked against the float64
-oracle first: torch rounds in other places, so each has its own error, within the same tolerance.
+Both get the same weights, tokens and threads, and their runs alternate. Each is first checked
+against the float64 oracle: torch rounds at other points, so each has its own error, within the same
+tolerance.
 """
 
 from __future__ import annotations
@@ -18,28 +19,31 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pympa.accounting import step_flops
-from pympa.backend import build_rank
-from pympa.bench.experiment import load_experiment, load_ids
-from pympa.bench.machine import measure_core
+from pympa.bench.experiment.description import load_experiment
+from pympa.bench.experiment.input import load_ids
 from pympa.kernels.cpu import supported_isas
-from pympa.mesh import Plan
-from pympa.model import Model
+from pympa.kernels.peaks import measure_core
+from pympa.model.model import Model
+from pympa.model.random_weights import random_weights
+from pympa.model.weights import full_weight, model_weights
+from pympa.plan.accounting import step_flops
+from pympa.plan.mesh import Plan
+from pympa.session.resources import build_resources
 from pympa.spec import LayerSpec, ModelSpec, numpy_dtype
-from pympa.transport import NullEndpoint
-from pympa.verify import TOLERANCE, oracle
-from pympa.weights import PhiloxSource, model_weights
+from pympa.transport.endpoint import NullEndpoint
+from pympa.verify.contract import TOLERANCE
+from pympa.verify.oracle import oracle
 
 
 class TorchModel:
-    """The model as one writes it in torch: linears, scaled_dot_product_attention, GELU."""
+    """The usual model in torch: linears, scaled_dot_product_attention, GELU."""
 
     def __init__(self, spec: ModelSpec, dtype: np.dtype[Any]) -> None:
         self.spec = spec
         self.dtype = getattr(torch, dtype.name)
-        source = PhiloxSource()
+        source = random_weights(spec)
         self.weights = {
-            name: torch.from_numpy(source.full(w, dtype)).to(self.dtype)
+            name: torch.from_numpy(full_weight(source, w, dtype)).to(self.dtype)
             for name, w in model_weights(spec).items()
         }
 
@@ -84,7 +88,7 @@ class TorchModel:
 
 
 def main() -> None:
-    """Check, time and print."""
+    """Check both models, time them and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", nargs="?", default="ring-dense")
     parser.add_argument("--size", default="local")
@@ -97,7 +101,7 @@ def main() -> None:
     dtype = numpy_dtype(options.dtype or experiment.dtype)
     spec, ids, isa = size.model, load_ids(None, size), supported_isas()[0]
     torch.set_num_threads(options.threads)
-    rank = build_rank(NullEndpoint(0, 1), Plan(), isa=isa, threads=options.threads)
+    rank = build_resources(NullEndpoint(0, 1), Plan(), isa=isa, threads=options.threads)
     model = Model(spec, rank, dtype)
     prepared = model.prepare(ids)
     peer = TorchModel(spec, dtype)
@@ -106,13 +110,15 @@ def main() -> None:
     with torch.inference_mode():
         ours = _outputs_of(model, prepared)
         outputs["pympa"], outputs["torch"] = ours, peer.forward(tokens).double().numpy()
-        truth = oracle(spec, dtype, PhiloxSource(), ids)["output"]
+        truth = oracle(spec, dtype, random_weights(spec), ids)["output"]
         limit = TOLERANCE[dtype.name] * len(spec.blocks) ** 0.5
         for name, output in outputs.items():
             error = np.linalg.norm(output - truth) / np.linalg.norm(truth)
             print(f"{name}: error {error:.2e}, tolerance {limit:.2e}")
             if not error <= limit:
-                raise SystemExit(f"{name} is not the model")
+                raise SystemExit(
+                    f"{name}: error: expected at most {limit:.2e}; got {error:.2e}; not timed"
+                )
         runs: dict[str, Callable[[], Any]] = {
             "pympa": lambda: model.forward(prepared),
             "torch": lambda: peer.forward(tokens),

@@ -1,15 +1,16 @@
-"""Hold the simulator's clock against measured steps: `mpirun -n 2 python bench/...py`.
+"""Compare the simulator's times with measured steps: `mpirun -n 2 python bench/...py`.
 
-In one run: calibrates this machine (or takes a profile), measures configurations that calibration
-did not see, predicts each on virtual clocks from the profile alone, and prints both with the signed
-error. Nothing is fitted to what is measured here; routing to experts is taken from the run, as it
-depends on the data. Bytes sent by each rank to each other and the arena's peak must agree exactly.
+One run calibrates this machine (or reads a profile), measures configurations that calibration did
+not use, predicts each on virtual clocks from the profile alone, and prints both with the signed
+error. Nothing is fitted to these measurements; the routing to experts is taken from the run,
+because it depends on the data. The bytes between each pair of ranks and the arena's peak must be
+equal.
 
     mpirun -n 2 python bench/predicted_against_measured.py
     mpirun -n 2 python bench/predicted_against_measured.py --profile P.toml --part 1/2 --output R
     mpirun -n 2 python bench/predicted_against_measured.py --profile P.toml --part 2/2 --output R
 
-The second form is for machines that are only quiet for a minute or two at a time.
+The second form is for machines that are quiet only for a minute or two at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,27 +28,28 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.backend import build_virtual_rank
-from pympa.bench.text_table import Table, show
 from pympa.calibrate.run import calibrate
-from pympa.cluster import Cluster, load_cluster
-from pympa.costs import costs_of
+from pympa.costs.cluster import Cluster, load_cluster
+from pympa.costs.device_costs import costs_of
 from pympa.errors import RefusedError
-from pympa.mesh import parse_plan
-from pympa.model import Model, Prepared
-from pympa.rank import Rank
-from pympa.session import Session
+from pympa.model.model import Model, Prepared
+from pympa.model.resources import RankResources
+from pympa.plan.mesh import parse_plan
+from pympa.runtime.step import Span, Step
+from pympa.runtime.traffic import Traffic
+from pympa.session.session import Session
+from pympa.session.team import Team
+from pympa.sim.resources import virtual_resources
+from pympa.sim.world import VirtualEndpoint, VirtualWorld
 from pympa.spec import LayerSpec, ModelSpec, numpy_dtype
-from pympa.step import Span, Step
-from pympa.team import Team
-from pympa.virtual import VirtualEndpoint, VirtualWorld
+from pympa.text.table import Table, show
 
 ROUNDS, STEPS = 3, 4
 MEDIAN_BAR, WORST_BAR, BEST_BAR = 0.10, 0.25, 0.05
 
 
 class Configuration(NamedTuple):
-    """A model, a batch and a plan; plans of one `model` are compared with each other."""
+    """A model, a batch and a plan; plans of the same `model` are compared with each other."""
 
     model: str
     plan: str
@@ -96,8 +98,17 @@ CONFIGURATIONS = (
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One configuration, measured and predicted.
 
-    measured: median seconds of the slowest rank. same_bytes, same_peak: predicted is measured.
-    spans: seconds of a step by kernel or wait, measured and predicted, of the slowest rank.
+    Attributes:
+        model: the name of the model.
+        plan: the plan.
+        tokens: the number of tokens of the batch.
+        dtype: the dtype of weights and activations.
+        ranks: the number of ranks of the plan.
+        measured: the median seconds of a step on the slowest rank.
+        predicted: the predicted seconds of a step on the slowest rank.
+        same_bytes: whether the predicted bytes are the measured ones.
+        same_peak: whether the predicted peak is the measured one.
+        spans: the measured and predicted seconds of each kernel or wait, on the slowest rank.
     """
 
     model: str
@@ -113,15 +124,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> float:
-        """Signed and relative."""
+        """The signed relative error of the prediction."""
         return self.predicted / self.measured - 1
 
 
 class Facts(NamedTuple):
-    """What a step of one rank took: seconds, bytes by (axis, peer), arena peak, spans."""
+    """The record of a step of one rank: seconds, bytes moved, arena peak, spans."""
 
     seconds: float
-    sent: Counter[tuple[str, int]]
+    traffic: Traffic
     peak_bytes: int
     spans: list[Span]
 
@@ -130,7 +141,7 @@ class Measured:
     """A configuration on this rank, loaded and warmed up. Collective."""
 
     def __init__(self, team: Team, configuration: Configuration) -> None:
-        self.rank = team.on(parse_plan(configuration.plan))
+        self.rank = team.resources(parse_plan(configuration.plan))
         self.routing = record_routing(self.rank)
         spec = MODELS[configuration.model]
         self.model = Model(spec, self.rank, numpy_dtype(configuration.dtype))
@@ -140,7 +151,7 @@ class Measured:
         self.steps: list[Step] = []
 
     def step(self, team: Team) -> None:
-        """Time some steps, after one whose caches are those of others. Collective."""
+        """Time some steps, after an untimed one that fills the caches. Collective."""
         self.model.forward(self.prepared)
         for _ in range(STEPS):
             team.barrier()
@@ -149,21 +160,23 @@ class Measured:
             self.steps.append(self.rank.trace.last)
 
     def facts(self) -> list[Facts]:
-        """Return what each step of this rank was."""
-        sent, peak_bytes = self.rank.traffic.sent, self.rank.arena.peak_bytes
-        return [Facts(step.stop - step.start, sent, peak_bytes, step.spans) for step in self.steps]
+        """Return the record of each step of this rank."""
+        traffic, peak_bytes = self.rank.traffic.copy(), self.rank.arena.peak_bytes
+        return [
+            Facts(step.stop - step.start, traffic, peak_bytes, step.spans) for step in self.steps
+        ]
 
 
-def record_routing(rank: Rank) -> list[NDArray[np.int64]]:
-    """Return a list that gets the rows of each expert from every call of `sort_rows`."""
+def record_routing(resources: RankResources) -> list[NDArray[np.int64]]:
+    """Return a list that receives the rows of each expert from every call of `sort_rows`."""
     found: list[NDArray[np.int64]] = []
-    sort_rows = rank.kernels.sort_rows
+    sort_rows = resources.kernels.sort_rows
 
     def recording(*arguments: Any) -> NDArray[np.int64]:
         found.append(sort_rows(*arguments))
         return found[-1]
 
-    rank.kernels.sort_rows = recording  # type: ignore[method-assign]
+    resources.kernels.sort_rows = recording  # type: ignore[method-assign]
     return found
 
 
@@ -182,18 +195,18 @@ def predict(
 
     def body(endpoint: VirtualEndpoint) -> Facts:
         counts = routing[endpoint.rank]
-        rank = build_virtual_rank(endpoint, plan, costs, isa=isa, routing=counts)
-        model = Model(MODELS[configuration.model], rank, numpy_dtype(dtype))
+        resources = virtual_resources(endpoint, plan, costs, isa=isa, routing=counts)
+        model = Model(MODELS[configuration.model], resources, numpy_dtype(dtype))
         model.forward(model.prepare(token_ids(configuration.lengths)))
-        step = rank.trace.last
+        step = resources.trace.last
         seconds = step.stop - step.start
-        return Facts(seconds, rank.traffic.sent, rank.arena.peak_bytes, step.spans)
+        return Facts(seconds, resources.traffic, resources.arena.peak_bytes, step.spans)
 
     return VirtualWorld(plan.world, profile).run(body)
 
 
 def compare(configuration: Configuration, profile: Cluster, isa: str, ranks: Any) -> Result:
-    """Hold one configuration's prediction against its measured ranks' facts and routing."""
+    """Compare one configuration's prediction with its ranks' measured facts and routing."""
     facts, routing = zip(*ranks, strict=True)
     found = predict(configuration, profile, isa, routing)
     slowest = max(range(len(found)), key=lambda rank: found[rank].seconds)
@@ -209,7 +222,7 @@ def compare(configuration: Configuration, profile: Cluster, isa: str, ranks: Any
         ranks=len(found),
         measured=by_step[typical],
         predicted=predicted.seconds,
-        same_bytes=all(f[-1].sent == p.sent for f, p in zip(facts, found, strict=True)),
+        same_bytes=all(f[-1].traffic == p.traffic for f, p in zip(facts, found, strict=True)),
         same_peak=all(f[-1].peak_bytes == p.peak_bytes for f, p in zip(facts, found, strict=True)),
         spans={name: (_total(measured, name), _total(predicted, name)) for name in names},
     )
@@ -219,8 +232,8 @@ def _total(facts: Facts, name: str) -> float:
     return sum(span.stop - span.start for span in facts.spans if span.name == name)
 
 
-def measure(session: Session, wanted: Sequence[Configuration], profile: Cluster) -> list[Result]:
-    """Measure configurations in turn, round by round, and predict them on rank 0. Collective."""
+def measure(team: Team, wanted: Sequence[Configuration], profile: Cluster) -> list[Result]:
+    """Measure configurations in rounds, and predict them on rank 0. Collective."""
     plans = [parse_plan(configuration.plan) for configuration in wanted]
     loaded: dict[int, Measured] = {}
     for number, (plan, configuration) in enumerate(zip(plans, wanted, strict=True)):
@@ -228,22 +241,22 @@ def measure(session: Session, wanted: Sequence[Configuration], profile: Cluster)
         def load(team: Team, number: int = number, what: Configuration = configuration) -> None:
             loaded[number] = Measured(team, what)
 
-        session.on_first(plan.world, load)
+        team.on_first(plan.world, load)
     for _ in range(ROUNDS):
         for number, plan in enumerate(plans):
-            session.on_first(plan.world, lambda team, number=number: loaded[number].step(team))
+            team.on_first(plan.world, lambda team, number=number: loaded[number].step(team))
     mine = {number: (run.facts(), run.one_step) for number, run in loaded.items()}
-    everyone = session.world.gather_objects(mine, root=0)
+    everyone = team.world.gather_objects(mine, root=0)
     results = []
     for number, configuration in enumerate(wanted):
-        if session.rank == 0:
+        if team.rank == 0:
             ranks = [of_rank[number] for of_rank in everyone if number in of_rank]
-            results.append(compare(configuration, profile, session.isa, ranks))
+            results.append(compare(configuration, profile, team.isa, ranks))
     return results
 
 
 def report(results: Sequence[Result], *, spans: bool) -> bool:
-    """Print all results and tell whether they pass."""
+    """Print all results and return whether they pass."""
     table = Table("one step, ms", keys=2)
     for heading in ("model", "plan", "tokens", "dtype", "measured", "predicted", "error"):
         table.add_column(heading, text=heading in ("model", "plan", "dtype"))
@@ -263,7 +276,10 @@ def report(results: Sequence[Result], *, spans: bool) -> bool:
             print(f"{found.model} {found.plan} {found.dtype}: " + ", ".join(parts))
     errors = [abs(found.error) for found in results]
     median, worst = statistics.median(errors), max(errors)
-    print(f"|error|: median {median:.1%} (bar {MEDIAN_BAR:.0%}), worst {worst:.1%}")
+    print(
+        f"|error|: median {median:.1%} (limit {MEDIAN_BAR:.0%}), "
+        f"worst {worst:.1%} (limit {WORST_BAR:.0%})"
+    )
     exact = all(found.same_bytes and found.same_peak for found in results)
     print(f"bytes by rank and pair, arena peaks: {'all equal' if exact else 'NOT ALL EQUAL'}")
     passed = median <= MEDIAN_BAR and worst <= WORST_BAR and exact
@@ -286,24 +302,24 @@ def report(results: Sequence[Result], *, spans: bool) -> bool:
 def main() -> int:
     """Run this rank's part and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", help="of this machine; default: calibrate now")
+    parser.add_argument("--profile", help="profile of this machine; default: calibrate now")
     parser.add_argument("--part", default="1/1", help="I/N: only the I-th of N parts")
-    parser.add_argument("--output", help="append results to this file; report all it has")
-    parser.add_argument("--spans", action="store_true", help="show seconds by kernel, too")
+    parser.add_argument("--output", help="append results to this file; report all of its results")
+    parser.add_argument("--spans", action="store_true", help="also print seconds by kernel")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     status = 0
     with Session() as session:
         if session.size != 2:
-            raise RefusedError(f"start it with mpirun -n 2; this job has {session.size} ranks")
+            raise RefusedError(f"expected 2 ranks; got {session.size}: start it with mpirun -n 2")
         start = time.monotonic()
         if options.profile:
             profile = load_cluster(options.profile)
         else:
             dtypes = sorted({configuration.dtype for configuration in CONFIGURATIONS})
-            profile, _ = calibrate(session, dtypes)
+            profile, _ = calibrate(session.team, dtypes)
         calibrated = time.monotonic()
-        results = measure(session, CONFIGURATIONS[part - 1 :: parts], profile)
+        results = measure(session.team, CONFIGURATIONS[part - 1 :: parts], profile)
         if session.rank == 0:
             done = time.monotonic()
             print(f"{calibrated - start:.0f} s calibration, {done - calibrated:.0f} s steps")

@@ -1,9 +1,9 @@
-"""Print the README's table of what works with what, by asking the rules.
+"""Print the README's table of supported combinations, by calling the rules.
 
     python bench/supported.py
 
-Each cell tries a way of splitting on a small model with one peculiarity, and together with every
-way along another axis.
+Each cell tests a way of splitting on a small model with one property, and in combination with every
+way of splitting along another axis.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from pympa.mesh import Plan
-from pympa.rules import broken_rule
+from pympa.plan.mesh import Plan
+from pympa.plan.rules import broken_rule
 from pympa.spec import LayerSpec, ModelSpec
 
 WAYS: dict[str, dict[str, Any]] = {
