@@ -15,7 +15,10 @@ from pympa.runtime.arena import Arena, Array
 from pympa.runtime.trace import Trace
 
 BLOCK = 512
-"""kColumnBlock of csrc/ops/linear_worker.hpp: outputs computed for all rows before the next."""
+"""The number of columns in a block of outputs: kColumnBlock of csrc/ops/linear_worker.hpp.
+
+A product computes one block for all rows, then the next block.
+"""
 _ROW_BLOCK = 96  # kRowBlock there: fewer rows do not reach a core's full rate
 
 

@@ -278,10 +278,10 @@ def _tiles_seen(q: Layout, k: Layout, step: int, spec: ModelSpec, layer: LayerSp
 
 
 def _capacity_bytes(layer: LayerSpec, group: int, steps: Sequence[Sequence[Ring]]) -> int:
-    """Return the bytes in which the ranks of a ring exchange the counts of capacity groups.
+    """Return the bytes of the messages that carry the counts of capacity groups in a ring.
 
-    In each micro-batch with rows of a group that is split over several ranks, at any time, each
-    rank sends its counts of each group.
+    A group may have rows on several ranks, in one micro-batch or in several. In each micro-batch
+    with rows of such a group, each rank sends its counts of each group to the other ranks.
     """
     sent = 0
     for rings in zip(*steps, strict=True):  # the rings of one group of sequences, by micro-batch

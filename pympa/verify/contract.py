@@ -97,7 +97,7 @@ class ReferenceErrors:
     """Errors of other runs of the same model, with which a run's errors are compared.
 
     Attributes:
-        draws: the errors of each run; the worst of them counts.
+        draws: the errors of each run; limits follow from the largest ones.
         freedom: the number of independent errors in a row.
         what: the name of these runs.
         chance: the chance that a right output exceeds the limits.
