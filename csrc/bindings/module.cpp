@@ -2,7 +2,7 @@
 
 // Compiled once for each module: _core with the CPU kernels, _cuda with the GPU kernels.
 PYBIND11_MODULE(PYMPA_MODULE, module) {
-  module.doc() = "Kernels of pympa; pympa/_core.pyi documents each function.";
+  module.doc() = "Kernels of pympa; pympa/_core.pyi and pympa/_stubs document each function.";
   using namespace pympa::bindings;
   register_execution(module);
   register_linear(module);

@@ -1,0 +1,26 @@
+"""Arrays of kernels, and the instruction set, threads or stream that kernels run on."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Bytes: TypeAlias = NDArray[np.uint8]
+Float32: TypeAlias = NDArray[np.float32]
+Int32: TypeAlias = NDArray[np.int32]
+Int64: TypeAlias = NDArray[np.int64]
+
+def supported_isas() -> list[str]:
+    """Return what this machine runs, best first: avx512_bf16, avx512, avx2, portable; or cuda."""
+
+class Execution:
+    """The instruction set, threads or stream that kernels run on.
+
+    Args:
+        isa: one of `supported_isas()`.
+        threads: the number of OpenMP threads of a call on a CPU.
+        stream: the `cudaStream_t` of a GPU, as a number; 0 is its default stream.
+    """
+
+    def __init__(self, isa: str, *, threads: int = 1, stream: int = 0) -> None: ...
