@@ -5,13 +5,18 @@ Under `mpirun ... pytest --with-mpi` only tests marked `mpi` run.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+# Products of these tests are small, and ranks are more than cores: threads of BLAS would spin and
+# wait for each other. This is before anything imports NumPy, and holds for the jobs of tests too.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 pytest.register_assert_rewrite("support")  # before anything of it is imported
 
 from support.leftovers import nothing_left_behind  # noqa: E402
@@ -61,6 +66,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what is in a folder `mpi`, so that no file there can forget it and never run."""
     if item.path.parent.name == "mpi":
         item.add_marker("mpi")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one worker of several (`-n 2`) run all tests that start jobs."""
+    from support.workers import JobsOnOneWorker
+
+    return JobsOnOneWorker(config, log)
 
 
 def _with_mpi(config: pytest.Config) -> bool:
