@@ -1,4 +1,4 @@
-"""What every endpoint between devices must do: test_nccl.py, test_staged.py and mpi/ run it."""
+"""What every endpoint between devices must do: test_device_endpoints.py and mpi/ run it."""
 
 from __future__ import annotations
 

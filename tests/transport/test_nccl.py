@@ -8,59 +8,15 @@ import pytest
 from pympa.plan.mesh import Plan
 from pympa.transport import nccl
 from pympa.transport.endpoint import TransportError
-from pympa.transport.local import LocalWorld
 from pympa.transport.nccl import NcclEndpoint
 from support import device_checks, worlds
-from support.device_checks import Setup
-from support.emulated import EmulatedDevice, Machine
-from support.fake_nccl import Fabric, FakeNccl
+from support.device_worlds import run_over_nccl
+from support.fake_nccl import Fabric
 from support.lanes import lanes
 
 
 def _only_plans(value):
     return str(value) if isinstance(value, Plan) else ""
-
-
-def run(
-    size,
-    seed,
-    body,
-    fabric=None,
-    timeout_seconds=20.0,
-    device_class=EmulatedDevice,
-    endpoint_class=NcclEndpoint,
-):
-    """Run `body(Setup)` on rank threads with a device each."""
-    machine, fabric = Machine(seed), fabric or Fabric()
-
-    def main(inner):
-        device = device_class(machine, timeout_seconds=timeout_seconds)
-        library = FakeNccl(fabric, device)
-        endpoint = endpoint_class(
-            inner, device, library, timeout_seconds=timeout_seconds, sleeps=False
-        )
-        result = body(Setup(endpoint, device))
-        endpoint.close()
-        assert not device.watchers
-        device.close()
-        return result
-
-    return LocalWorld(size, seed=seed).run(main)
-
-
-@pytest.mark.parametrize("seed", lanes(range(4), [0]))
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("check", device_checks.EVERYWHERE)
-def test_endpoint(check, size, seed):
-    run(size, seed, check)
-
-
-def test_repeats_take_nothing_new():
-    run(3, 1, device_checks.repeats_take_nothing_new)
-
-
-def test_the_emulation_shows_a_wait_that_is_missing():
-    device_checks.missing_waits_show(run)
 
 
 def test_a_peer_that_stays_away_has_a_deadline():
@@ -75,7 +31,7 @@ def test_a_peer_that_stays_away_has_a_deadline():
         return
 
     with pytest.raises(TransportError, match=r"rank 0 waited 0.3 s on cp .* ranks \[1\]"):
-        run(2, 0, body, timeout_seconds=0.3)
+        run_over_nccl(2, 0, body, timeout_seconds=0.3)
 
 
 def test_closing_waits_for_messages_no_longer_than_the_deadline():
@@ -85,7 +41,7 @@ def test_closing_waits_for_messages_no_longer_than_the_deadline():
             pair.start([(rank.zeros((4,), np.float32), 1)], [])
 
     with pytest.raises(TransportError, match=r"rank 0 waited 0.3 s on pp .* ranks \[1\]"):
-        run(2, 0, body, timeout_seconds=0.3)
+        run_over_nccl(2, 0, body, timeout_seconds=0.3)
 
 
 def test_long_kernels_are_no_late_messages():
@@ -102,7 +58,10 @@ def test_long_kernels_are_no_late_messages():
         device.timeout_seconds = 20
         return device.read(got).tolist(), time.monotonic() >= done
 
-    assert run(2, 0, body, timeout_seconds=deadline) == [([2.0] * 4, True), ([1.0] * 4, True)]
+    assert run_over_nccl(2, 0, body, timeout_seconds=deadline) == [
+        ([2.0] * 4, True),
+        ([1.0] * 4, True),
+    ]
 
 
 def test_an_error_of_nccl_ends_the_rank():
@@ -116,7 +75,7 @@ def test_an_error_of_nccl_ends_the_rank():
             pair.poll()
 
     with pytest.raises(TransportError, match=r"on tp with ranks \[1\]: remote process exited"):
-        run(2, 0, body, fabric)
+        run_over_nccl(2, 0, body, fabric)
 
 
 def test_a_message_of_another_size():
@@ -129,12 +88,12 @@ def test_a_message_of_another_size():
             pair.poll()
 
     with pytest.raises(TransportError, match="rank 0 expected 16 bytes from rank 1; got 24"):
-        run(2, 0, body)
+        run_over_nccl(2, 0, body)
 
 
 def test_ranks_that_never_connect():
     with pytest.raises(TransportError, match=r"waited 0.2 s on a communicator .* ranks \[0, 1\]"):
-        run(2, 0, lambda rank: None, Fabric(stuck=True), timeout_seconds=0.2)
+        run_over_nccl(2, 0, lambda rank: None, Fabric(stuck=True), timeout_seconds=0.2)
 
 
 class Patient(NcclEndpoint):
@@ -161,7 +120,7 @@ def test_order_alone_keeps_ranks_from_a_circle(spec, plan, how, monkeypatch):
     """Neither lanes of their own nor a host that runs ahead is needed to come to the end."""
     if how == "one lane":
         monkeypatch.setattr(nccl, "_LANES", {})
-    run(
+    run_over_nccl(
         plan.world,
         3,
         lambda rank: device_checks.same_as_on_the_host(
@@ -191,7 +150,7 @@ def test_order_alone_keeps_ranks_from_a_circle(spec, plan, how, monkeypatch):
 @pytest.mark.parametrize("seed", lanes([0, 1], [1]))
 def test_whole_models(spec, plan, seed):
     """Bits and bytes are those of the host."""
-    run(
+    run_over_nccl(
         plan.world,
         seed,
         lambda rank: device_checks.same_as_on_the_host(

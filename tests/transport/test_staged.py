@@ -5,46 +5,9 @@ import pytest
 
 from pympa.plan.mesh import Plan
 from pympa.transport.endpoint import TransportError
-from pympa.transport.local import LocalWorld
-from pympa.transport.staged import StagedEndpoint
 from support import device_checks, worlds
-from support.device_checks import Setup
-from support.emulated import EmulatedDevice, Machine
+from support.device_worlds import run_staged
 from support.lanes import lanes
-
-
-def run(
-    size, seed, body, timeout_seconds=20.0, piece_bytes=64, device_class=EmulatedDevice
-):  # fmt: skip
-    """Run `body(Setup)` on rank threads with a device each; messages fall into many pieces."""
-    machine = Machine(seed)
-
-    def main(inner):
-        device = device_class(machine, timeout_seconds=timeout_seconds)
-        endpoint = StagedEndpoint(
-            inner, device, timeout_seconds=timeout_seconds, sleeps=False, piece_bytes=piece_bytes
-        )
-        result = body(Setup(endpoint, device))
-        endpoint.close()
-        device.synchronise("kernels")
-        return result
-
-    return LocalWorld(size, seed=seed).run(main)
-
-
-@pytest.mark.parametrize("seed", lanes(range(4), [0]))
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("check", device_checks.EVERYWHERE)
-def test_endpoint(check, size, seed):
-    run(size, seed, check)
-
-
-def test_repeats_take_nothing_new():
-    run(3, 1, device_checks.repeats_take_nothing_new)
-
-
-def test_the_emulation_shows_a_wait_that_is_missing():
-    device_checks.missing_waits_show(run)
 
 
 @pytest.mark.parametrize("seed", lanes(range(3), [0]))
@@ -62,7 +25,7 @@ def test_pieces(size, seed):
         for i, array in enumerate(got):
             assert (rank.device.read(array) == 1 + 2 * i + other).all()
 
-    run(2, seed, body)
+    run_staged(2, seed, body)
 
 
 def test_pinned_memory_is_two_pieces_for_each_lane():
@@ -73,7 +36,7 @@ def test_pinned_memory_is_two_pieces_for_each_lane():
         lanes = 2 * 2  # cp and tp, one peer to send to and one to receive from
         assert rank.device.pinned_bytes - window == lanes * 2 * 64
 
-    run(3, 0, body)
+    run_staged(3, 0, body)
 
 
 def test_a_peer_that_stays_away_has_a_deadline():
@@ -83,7 +46,7 @@ def test_a_peer_that_stays_away_has_a_deadline():
             pair.wait(pair.start([], [(rank.zeros((4,), np.float32), 1)]))
 
     with pytest.raises(TransportError, match=r"rank 0 waited 0.3 s on cp .* ranks \[1\]"):
-        run(2, 0, body, timeout_seconds=0.3)
+        run_staged(2, 0, body, timeout_seconds=0.3)
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (8, 16), (16, 8), (9, 8), (100, 4)])
@@ -97,7 +60,7 @@ def test_a_message_of_another_size(sizes):
         pair.wait(pair.start([(rank.zeros((size,), np.float64), other)], [(got, other)]))
 
     with pytest.raises(TransportError, match=r"expected .* bytes from rank .; got"):
-        run(2, 0, body)
+        run_staged(2, 0, body)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +81,4 @@ def test_whole_models(spec, plan, piece_bytes):
     def body(rank):
         device_checks.same_as_on_the_host(rank.endpoint, rank.device, spec, plan, "bfloat16")
 
-    run(plan.world, 0, body, piece_bytes=piece_bytes)
+    run_staged(plan.world, 0, body, piece_bytes=piece_bytes)
