@@ -1,4 +1,4 @@
-// Functions of the CPU module alone: an MLP in one pass, and the measurement of peaks.
+// Functions that only the CPU module has: an MLP in one pass, and measurements of peaks.
 #include "bindings/activation.hpp"
 #include "bindings/array.hpp"
 #include "bindings/register.hpp"

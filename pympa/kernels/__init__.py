@@ -96,7 +96,7 @@ class AttentionSpec:
         kv_head_of_q: the local kv head of each local query head, int32 `[heads]`.
         scale: the factor on q·k.
         causal: whether keys after the query are hidden.
-        window: the distance in positions from which keys are hidden; None hides none.
+        window: the distance, in positions, from which on keys are hidden; None for no window.
         softcap: the cap in softcap * tanh(score / softcap) on scores; None means no cap.
         decode: whether few rows attend to many keys: a phase that may have other bits.
 

@@ -143,7 +143,7 @@ class _TimedCore:
         return _all_finite()
 
     def sort_rows(self, **arrays: Any) -> None:
-        """Advance by sorting; give each expert the rows of a run, or of its load."""
+        """Advance by a sort; the number of rows of each expert is that of a run, or by its load."""
         self._move("sort_rows", **arrays)
         experts, counts = arrays["experts"], arrays["counts"]
         if self._routing is not None:

@@ -37,7 +37,7 @@ RopeKind = tuple[Rope | None, int]
 
 @dataclass(frozen=True)
 class Logits:
-    """Scores of the next token after the sequences whose last token this rank has.
+    """The scores of the next token, for the sequences that end on this rank.
 
     Attributes:
         sequences: the indices of these sequences in the batch.

@@ -253,7 +253,7 @@ class Session:
             lengths: the number of tokens of each sequence of the batch.
             causal: whether keys after the query are hidden.
             scale: the factor on q·k; None means 1/sqrt(head_dim).
-            window: the distance in positions from which keys are hidden; None hides none.
+            window: the distance, in positions, from which on keys are hidden; None for no window.
             softcap: the cap in softcap * tanh(score / softcap) on scores; None means no cap.
 
         Returns:

@@ -40,7 +40,7 @@ def attention(
         kv_head_of_q: the kv head of each query head.
         scale: the factor on q·k.
         causal: whether keys after the query are hidden.
-        window: the distance in positions from which keys are hidden; None hides none.
+        window: the distance, in positions, from which on keys are hidden; None for no window.
         softcap: the cap on scores; None means no cap.
         rounding: the rounding of the weights, before they are summed, and of sums.
 

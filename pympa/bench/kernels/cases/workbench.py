@@ -69,7 +69,7 @@ class Workbench(Rig):
         return None if self._torch is None else prepare(self._torch)
 
     def tensor(self, array: Array) -> Any:
-        """Return a tensor that shares the memory of an array of the dtype."""
+        """Return a torch tensor that shares the memory of an array."""
         bits = array.view(f"i{array.itemsize}")  # torch does not accept NumPy's bfloat16
         return self._torch.from_numpy(bits).view(getattr(self._torch, array.dtype.name))
 
