@@ -25,7 +25,9 @@ from pympa._stubs.experts import *
 from pympa._stubs.linear import *
 from pympa._stubs.rows import *
 
-def mlp_workspace_bytes(item_rows: int, hidden: int, n: int, gated: bool, on: Execution) -> int:
+def mlp_workspace_bytes(
+    item_rows: int, hidden: int, n: int, dtype: str, gated: bool, on: Execution
+) -> int:
     """Return the workspace bytes of `mlp`, which do not depend on the number of rows."""
 
 def mlp(

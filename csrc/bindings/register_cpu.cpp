@@ -55,9 +55,13 @@ double bind_read_bandwidth(std::int64_t bytes, double seconds, std::int64_t trie
 void register_cpu(py::module_& module) {
   module.def(
       "mlp_workspace_bytes",
-      [](std::int64_t item_rows, std::int64_t hidden, std::int64_t n, bool gated,
-         const Execution& on) { return mlp_workspace_bytes(item_rows, hidden, n, gated, on); },
-      py::arg("item_rows"), py::arg("hidden"), py::arg("n"), py::arg("gated"), py::arg("on"));
+      [](std::int64_t item_rows, std::int64_t hidden, std::int64_t n, const std::string& dtype,
+         bool gated, const Execution& on) {
+        const char* op = "mlp_workspace_bytes";
+        return mlp_workspace_bytes(item_rows, hidden, n, parse_float_dtype(op, dtype), gated, on);
+      },
+      py::arg("item_rows"), py::arg("hidden"), py::arg("n"), py::arg("dtype"), py::arg("gated"),
+      py::arg("on"));
   module.def(
       "mlp", &bind_mlp, py::arg("x"), py::arg("packed_gate").none(true), py::arg("packed_up"),
       py::arg("packed_down"), py::arg("out"), py::arg("bias_gate").none(true),

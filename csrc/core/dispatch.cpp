@@ -1,6 +1,9 @@
 #include "core/dispatch.hpp"
 
 #include "core/check.hpp"
+#if defined(__x86_64__) && !defined(PYMPA_CUDA_KERNELS)
+#include "core/processor.hpp"
+#endif
 
 namespace pympa {
 
@@ -11,57 +14,55 @@ struct NamedIsa {
   Isa isa;
 };
 
-#if defined(PYMPA_CUDA_KERNELS)
-constexpr NamedIsa kIsas[] = {{"cuda", Isa::kCuda}};
-#else
-constexpr NamedIsa kIsas[] = {{"avx512_bf16", Isa::kAvx512Bf16},
-                              {"avx512", Isa::kAvx512},
-                              {"avx2", Isa::kAvx2},
-                              {"portable", Isa::kPortable}};
-#endif
+constexpr NamedIsa kNames[] = {
+    {"amx_bf16", Isa::kAmxBf16}, {"avx512_bf16", Isa::kAvx512Bf16},   {"avx512", Isa::kAvx512},
+    {"avx2", Isa::kAvx2},        {"amx_emulated", Isa::kAmxEmulated}, {"portable", Isa::kPortable},
+    {"cuda", Isa::kCuda}};
 
-bool runs_here(Isa isa) {
+// Those that run here, best first.
+std::vector<Isa> find_isas() {
 #if defined(PYMPA_CUDA_KERNELS)
-  return isa == Isa::kCuda;
+  return {Isa::kCuda};
 #elif defined(__x86_64__)
-  // __builtin_cpu_supports also checks that the operating system saves the wide registers.
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  switch (isa) {
-    case Isa::kAvx512Bf16:
-      return avx512 && __builtin_cpu_supports("avx512bf16");
-    case Isa::kAvx512:
-      return avx512;
-    case Isa::kAvx2:
-      return avx2;
-    case Isa::kPortable:
-      return true;
-    case Isa::kCuda:
-      return false;
-  }
-  return false;
+  std::vector<Isa> found;
+  const Processor& processor = this_processor();
+  if (processor.amx_bf16) found.push_back(Isa::kAmxBf16);
+  // Where it takes several micro-operations, bfloat16 widened to float32 is faster.
+  if (processor.avx512_bf16 && processor.fast_vdpbf16ps) found.push_back(Isa::kAvx512Bf16);
+  if (processor.avx512) found.push_back(Isa::kAvx512);
+  if (processor.avx512_bf16 && !processor.fast_vdpbf16ps) found.push_back(Isa::kAvx512Bf16);
+  if (processor.avx2) found.push_back(Isa::kAvx2);
+  found.push_back(Isa::kPortable);
+  if (processor.avx2) found.push_back(Isa::kAmxEmulated);
+  return found;
 #else
-  return isa == Isa::kPortable;
+  return {Isa::kPortable};
 #endif
+}
+
+const std::vector<Isa>& isas_here() {
+  static const std::vector<Isa> found = find_isas();
+  return found;
+}
+
+const char* name_of(Isa isa) {
+  for (const NamedIsa& entry : kNames) {
+    if (entry.isa == isa) return entry.name;
+  }
+  return "unknown";
 }
 
 }  // namespace
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
-  for (const NamedIsa& entry : kIsas) {
-    if (runs_here(entry.isa)) names.emplace_back(entry.name);
-  }
+  for (Isa isa : isas_here()) names.emplace_back(name_of(isa));
   return names;
 }
 
 Isa parse_isa(const char* op, const std::string& name) {
-  for (const NamedIsa& entry : kIsas) {
-    if (name == entry.name && runs_here(entry.isa)) return entry.isa;
+  for (Isa isa : isas_here()) {
+    if (name == name_of(isa)) return isa;
   }
   std::string supported;
   for (const std::string& one : supported_isas())

@@ -51,40 +51,40 @@ constexpr bool kReadsKernelArrays = false;
 
 constexpr bool kReadsKernelArrays = true;
 
-#define PYMPA_DECLARE_KERNELS(Table, name) \
-  namespace avx512_bf16 {                  \
-  extern const Table name;                 \
-  }                                        \
-  namespace avx512 {                       \
-  extern const Table name;                 \
-  }                                        \
-  namespace avx2 {                         \
-  extern const Table name;                 \
-  }                                        \
-  namespace portable {                     \
-  extern const Table name;                 \
+#define PYMPA_DECLARE_KERNEL_OF(isa, Table, name) \
+  namespace isa {                                 \
+  extern const Table name;                        \
   }
 
-// Kernels that compute in float32 alone: those of avx512 are avx512_bf16's as well.
+#define PYMPA_SHARE_KERNEL(isa, name) \
+  namespace isa {                     \
+  using avx512::name;                 \
+  }
+
+#define PYMPA_DECLARE_KERNELS(Table, name)          \
+  PYMPA_DECLARE_KERNEL_OF(amx_bf16, Table, name)    \
+  PYMPA_DECLARE_KERNEL_OF(avx512_bf16, Table, name) \
+  PYMPA_DECLARE_KERNEL_OF(avx512, Table, name)      \
+  PYMPA_DECLARE_KERNEL_OF(avx2, Table, name)        \
+  PYMPA_DECLARE_KERNEL_OF(portable, Table, name)    \
+  PYMPA_DECLARE_KERNEL_OF(amx_emulated, Table, name)
+
+// Kernels that compute in float32 alone: those of avx512 are avx512_bf16's and amx_bf16's as well.
 #define PYMPA_DECLARE_FLOAT_KERNELS(Table, name) \
-  namespace avx512 {                             \
-  extern const Table name;                       \
-  }                                              \
-  namespace avx512_bf16 {                        \
-  using avx512::name;                            \
-  }                                              \
-  namespace avx2 {                               \
-  extern const Table name;                       \
-  }                                              \
-  namespace portable {                           \
-  extern const Table name;                       \
-  }
+  PYMPA_DECLARE_KERNEL_OF(avx512, Table, name)   \
+  PYMPA_SHARE_KERNEL(avx512_bf16, name)          \
+  PYMPA_SHARE_KERNEL(amx_bf16, name)             \
+  PYMPA_DECLARE_KERNEL_OF(avx2, Table, name)     \
+  PYMPA_DECLARE_KERNEL_OF(portable, Table, name) \
+  PYMPA_DECLARE_KERNEL_OF(amx_emulated, Table, name)
 
-#define PYMPA_SELECT_KERNELS(isa, name)                            \
-  ((isa) == ::pympa::Isa::kAvx512Bf16 ? ::pympa::avx512_bf16::name \
-   : (isa) == ::pympa::Isa::kAvx512   ? ::pympa::avx512::name      \
-   : (isa) == ::pympa::Isa::kAvx2     ? ::pympa::avx2::name        \
-                                      : ::pympa::portable::name)
+#define PYMPA_SELECT_KERNELS(isa, name)                                \
+  ((isa) == ::pympa::Isa::kAmxBf16       ? ::pympa::amx_bf16::name     \
+   : (isa) == ::pympa::Isa::kAvx512Bf16  ? ::pympa::avx512_bf16::name  \
+   : (isa) == ::pympa::Isa::kAvx512      ? ::pympa::avx512::name       \
+   : (isa) == ::pympa::Isa::kAvx2        ? ::pympa::avx2::name         \
+   : (isa) == ::pympa::Isa::kAmxEmulated ? ::pympa::amx_emulated::name \
+                                         : ::pympa::portable::name)
 
 #else
 

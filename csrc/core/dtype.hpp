@@ -6,6 +6,6 @@ namespace pympa {
 
 enum class DType { kFloat32, kFloat16, kBFloat16, kInt32, kInt64, kUInt8 };
 
-enum class Isa { kAvx512Bf16, kAvx512, kAvx2, kPortable, kCuda };
+enum class Isa { kAmxBf16, kAvx512Bf16, kAvx512, kAvx2, kPortable, kAmxEmulated, kCuda };
 
 }  // namespace pympa

@@ -18,7 +18,7 @@ PYMPA_INLINE Wide load_raw(const T* source) {
 template <class Wide, class T>
 PYMPA_INLINE Wide load_raw(const T* source, int64_t count) {
   static_assert(sizeof(Wide) == W * sizeof(T));
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1u);
   if constexpr (sizeof(T) == 4) {
     return reinterpret_cast<Wide>(_mm512_maskz_loadu_epi32(mask, source));
@@ -40,7 +40,7 @@ PYMPA_INLINE void store_raw(T* target, Wide wide) {
 template <class Wide, class T>
 PYMPA_INLINE void store_raw(T* target, Wide wide, int64_t count) {
   static_assert(sizeof(Wide) == W * sizeof(T));
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1u);
   if constexpr (sizeof(T) == 4) {
     _mm512_mask_storeu_epi32(target, mask, reinterpret_cast<__m512i>(wide));
@@ -53,14 +53,14 @@ PYMPA_INLINE void store_raw(T* target, Wide wide, int64_t count) {
 }
 
 // GCC splits __builtin_convertvector into half vectors here; the intrinsics are one instruction.
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
 PYMPA_INLINE VBits widen(VShort x) {
   return reinterpret_cast<VBits>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
 }
 PYMPA_INLINE VShort narrow(VBits x) {
   return reinterpret_cast<VShort>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
 }
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
 PYMPA_INLINE VBits widen(VShort x) {
   return reinterpret_cast<VBits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
 }
@@ -78,13 +78,13 @@ PYMPA_INLINE VShort float_to_bfloat(V x) {
   return narrow(x == x ? rounded : ((bits >> 16) | 0x40u));
 }
 
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
 PYMPA_INLINE V half_to_float(VShort x) { return _mm512_cvtph_ps(reinterpret_cast<__m256i>(x)); }
 PYMPA_INLINE VShort float_to_half(V x) {
   return reinterpret_cast<VShort>(
       _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
 PYMPA_INLINE V half_to_float(VShort x) { return _mm256_cvtph_ps(reinterpret_cast<__m128i>(x)); }
 PYMPA_INLINE VShort float_to_half(V x) {
   return reinterpret_cast<VShort>(
@@ -199,11 +199,13 @@ class SpecialValues {
 };
 
 // Calls body.template operator()<T>() with the storage type of a float dtype; one for which this
-// ISA has kernels of its own (`isa_for`).
-template <class Body>
+// ISA has kernels of its own (`isa_for`). `kAsFloat`: float32 may be among them.
+template <bool kAsFloat = true, class Body>
 PYMPA_INLINE void with_type([[maybe_unused]] DType dtype, Body&& body) {
 #if PYMPA_ISA_LEVEL != 3
-  if (dtype == DType::kFloat32) return body.template operator()<float>();
+  if constexpr (kAsFloat) {
+    if (dtype == DType::kFloat32) return body.template operator()<float>();
+  }
   if (dtype == DType::kFloat16) return body.template operator()<Half>();
 #endif
   body.template operator()<BFloat>();

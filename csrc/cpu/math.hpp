@@ -10,6 +10,20 @@ namespace pympa::PYMPA_ISA {
 
 constexpr float kInfinity = __builtin_inff();
 
+#if PYMPA_ISA_LEVEL >= 2
+// x times 2^n for integers n, rounded once.
+PYMPA_INLINE V scaled(V x, V n) {
+#if PYMPA_INTRINSICS >= 2
+  return _mm512_scalef_ps(x, n);
+#else
+  for (int lane = 0; lane < W; ++lane) {
+    x[lane] = n[lane] == n[lane] ? __builtin_ldexpf(x[lane], static_cast<int>(n[lane])) : n[lane];
+  }
+  return x;
+#endif
+}
+#endif
+
 // exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2; exp(0) is exactly 1.
 //
 // kCount vectors advance together, stage by stage: one vector's chain of dependent steps is so long
@@ -36,7 +50,7 @@ PYMPA_INLINE void exp(V (&x)[kCount]) {
   }
   for (int i = 0; i < kCount; ++i) {
 #if PYMPA_ISA_LEVEL >= 2
-    x[i] = _mm512_scalef_ps(p[i], n[i]);
+    x[i] = scaled(p[i], n[i]);
 #else
     // Two steps, since 2^128 alone is not a float; the results below 2^-126 are taken as zero.
     const VInt exponent = __builtin_convertvector(z[i] == z[i] ? n[i] : V{}, VInt);

@@ -9,18 +9,42 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if PYMPA_ISA_LEVEL >= 1
+// PYMPA_ISA_LEVEL: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx_bf16. Code depends on it for
+// its shape, and on PYMPA_INTRINSICS for the instructions that it may name: amx_emulated is of
+// level 4 and names none.
+#if PYMPA_EMULATED
+#define PYMPA_INTRINSICS 0
+#else
+#define PYMPA_INTRINSICS PYMPA_ISA_LEVEL
+#endif
+
+#if PYMPA_INTRINSICS >= 1
 #include <immintrin.h>
 #endif
 
 #include "core/dtype.hpp"
 
+#ifdef PYMPA_PLAIN_INLINE
+#define PYMPA_INLINE inline
+#else
+#ifdef PYMPA_PLAIN_INLINE
+#define PYMPA_INLINE inline
+#else
+#ifdef PYMPA_PLAIN_INLINE
+#define PYMPA_INLINE inline
+#else
+#if PYMPA_EMULATED
+#define PYMPA_INLINE inline  // a model need not be fast, and compiles ten times as fast so
+#else
 #define PYMPA_INLINE inline __attribute__((always_inline))
+#endif
+#endif
+#endif
+#endif
 #define PYMPA_NOINLINE __attribute__((noinline))
 
 namespace pympa::PYMPA_ISA {
 
-// PYMPA_ISA_LEVEL: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.
 constexpr int W = PYMPA_ISA_LEVEL >= 2 ? 16 : PYMPA_ISA_LEVEL == 1 ? 8 : 4;
 
 typedef float V __attribute__((vector_size(W * 4)));
@@ -52,10 +76,13 @@ PYMPA_INLINE VInt lane_index() {
 
 // a*b + c, fused where the ISA can; spelled out so that the compiler has no choice.
 PYMPA_INLINE V fma(V a, V b, V c) {
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   return _mm512_fmadd_ps(a, b, c);
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
   return _mm256_fmadd_ps(a, b, c);
+#elif PYMPA_EMULATED
+  for (int lane = 0; lane < W; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+  return c;
 #else
   return a * b + c;
 #endif
@@ -63,9 +90,9 @@ PYMPA_INLINE V fma(V a, V b, V c) {
 
 // The larger of the two; `other` where either is NaN.
 PYMPA_INLINE V max_or(V x, V other) {
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   return _mm512_max_ps(x, other);
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
   return _mm256_max_ps(x, other);
 #else
   return x > other ? x : other;
@@ -74,9 +101,9 @@ PYMPA_INLINE V max_or(V x, V other) {
 
 // The smaller of the two; `other` where either is NaN.
 PYMPA_INLINE V min_or(V x, V other) {
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   return _mm512_min_ps(x, other);
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
   return _mm256_min_ps(x, other);
 #else
   return x < other ? x : other;
@@ -85,9 +112,9 @@ PYMPA_INLINE V min_or(V x, V other) {
 
 // Round to the nearest integer, ties to even; |x| < 2^22.
 PYMPA_INLINE V round_to_integer(V x) {
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
   return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves no fraction bits
@@ -96,9 +123,9 @@ PYMPA_INLINE V round_to_integer(V x) {
 }
 
 PYMPA_INLINE V sqrt(V x) {
-#if PYMPA_ISA_LEVEL >= 2
+#if PYMPA_INTRINSICS >= 2
   return _mm512_sqrt_ps(x);
-#elif PYMPA_ISA_LEVEL == 1
+#elif PYMPA_INTRINSICS == 1
   return _mm256_sqrt_ps(x);
 #else
   for (int lane = 0; lane < W; ++lane) x[lane] = __builtin_sqrtf(x[lane]);

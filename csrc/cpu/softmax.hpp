@@ -4,6 +4,9 @@
 #pragma once
 
 #include "cpu/math.hpp"
+#if PYMPA_ISA_LEVEL == 4
+#include "cpu/amx_split.hpp"
+#endif
 #include "cpu/tile.hpp"
 
 namespace pympa::PYMPA_ISA {
@@ -25,8 +28,8 @@ PYMPA_INLINE V mask_outside(V x, int64_t offset, Span visible) {
   return lane >= last ? splat(-kInfinity) : x;
 }
 
-// How probabilities of T are rounded, stored in compute format and summed as rounded: kVectors
-// vectors of lanes at a time, at offsets that are multiples of kVectors * W.
+// How probabilities of T are rounded, stored for a product in place of scores, and summed as
+// rounded: kVectors vectors of lanes at a time, at offsets that are multiples of kVectors * W.
 template <class T>
 struct Probabilities {
   static constexpr int kVectors = 1;
@@ -37,16 +40,59 @@ struct Probabilities {
   }
 };
 
-#if PYMPA_ISA_LEVEL == 3
-// Pairs: one product with ones adds 32 rounded probabilities.
+#if PYMPA_ISA_LEVEL >= 3
+// 32 bfloat16 in order; subnormal ones become zero.
+PYMPA_INLINE VBits rounded_pairs(V first, V second) {
+#if PYMPA_INTRINSICS >= 3
+  return reinterpret_cast<VBits>(_mm512_cvtne2ps_pbh(second, first));
+#else
+  const V x[2] = {first, second};
+  VShorts rounded;
+  for (int i = 0; i < 2; ++i) {
+    const VBits bits = bits_of(x[i]);
+    const VShort half = float_to_bfloat((bits & 0x7f800000u) == 0 ? V{} : x[i]);
+    for (int lane = 0; lane < W; ++lane) rounded[i * W + lane] = half[lane];
+  }
+  return reinterpret_cast<VBits>(rounded);
+#endif
+}
+
 template <>
 struct Probabilities<BFloat> {
   static constexpr int kVectors = 2;
-  static PYMPA_INLINE void store_and_sum(uint32_t* row, int64_t offset, const V* p, V& sums) {
-    const __m512bh rounded = _mm512_cvtne2ps_pbh(p[1], p[0]);
-    store_raw(row + offset / 2, reinterpret_cast<VBits>(rounded));
+  static PYMPA_INLINE void store_and_sum(float* row, int64_t offset, const V* p, V& sums) {
+    const VBits pairs = rounded_pairs(p[0], p[1]);
+    store_raw(reinterpret_cast<uint32_t*>(row) + offset / 2, pairs);
+#if PYMPA_ISA_LEVEL == 3
+    // One product with ones adds 32 of them.
     const VBits ones = VBits{} + 0x3f803f80u;
-    sums = _mm512_dpbf16_ps(sums, rounded, reinterpret_cast<__m512bh>(ones));
+    sums =
+        _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(ones));
+#else
+    sums += from_bits(pairs << 16);
+    sums += from_bits(pairs & 0xffff0000u);
+#endif
+  }
+};
+#endif
+
+#if PYMPA_ISA_LEVEL == 4
+// A line of leading pieces and a line of the rest: exact, since a float16 has 11 bits.
+template <>
+struct Probabilities<Half> {
+  static constexpr int kVectors = 2;
+  static PYMPA_INLINE void store_and_sum(float* row, int64_t offset, const V* p, V& sums) {
+    V first[2], second[2];
+    for (int i = 0; i < 2; ++i) {
+      const V rounded = round_to<Half>(p[i]);
+      sums += rounded;
+      V pieces[2];
+      split<Half>(rounded, pieces);
+      first[i] = pieces[0];
+      second[i] = pieces[1];
+    }
+    store_raw(reinterpret_cast<uint16_t*>(row + offset), joined(first[0], first[1]));
+    store_raw(reinterpret_cast<uint16_t*>(row + offset + W), joined(second[0], second[1]));
   }
 };
 #endif
@@ -81,12 +127,11 @@ PYMPA_INLINE float prepare_row(float* scores, Span visible, float scale, float s
 template <class T, int kCount>
 PYMPA_INLINE void exponentials(float* scores, int64_t at, V shift, V& sums) {
   constexpr int kVectors = Probabilities<T>::kVectors;
-  auto* row = reinterpret_cast<typename MathOf<T>::Attention::Group*>(scores);
   V p[kCount * kVectors];
   for (int v = 0; v < kCount * kVectors; ++v) p[v] = load(scores + at + v * W) - shift;
   exp(p);
   for (int v = 0; v < kCount * kVectors; v += kVectors) {
-    Probabilities<T>::store_and_sum(row, at + v * W, p + v, sums);
+    Probabilities<T>::store_and_sum(scores, at + v * W, p + v, sums);
   }
 }
 
@@ -100,7 +145,6 @@ PYMPA_INLINE float fold_row(float* scores, Span visible, Span needed, float tile
                             float& row_max, float& row_sum) {
   constexpr int kVectors = Probabilities<T>::kVectors;
   constexpr int kStep = kVectors * W;
-  auto* row = reinterpret_cast<typename MathOf<T>::Attention::Group*>(scores);
   const bool empty = visible.last <= visible.first;
   const int64_t begin = (empty ? needed.first : visible.first) / kStep * kStep;
   const int64_t end = empty ? begin : round_up(visible.last, kStep);
@@ -112,14 +156,14 @@ PYMPA_INLINE float fold_row(float* scores, Span visible, Span needed, float tile
   V sums{};
   const V zeros[kVectors] = {};
   for (int64_t at = needed.first / kStep * kStep; at < begin; at += kStep) {
-    Probabilities<T>::store_and_sum(row, at, zeros, sums);
+    Probabilities<T>::store_and_sum(scores, at, zeros, sums);
   }
   int64_t at = begin;
   for (; at + kTogether * W <= end; at += kTogether * W) {
     exponentials<T, kTogether / kVectors>(scores, at, shift, sums);
   }
   for (; at < end; at += kStep) exponentials<T, 1>(scores, at, shift, sums);
-  for (; at < needed.last; at += kStep) Probabilities<T>::store_and_sum(row, at, zeros, sums);
+  for (; at < needed.last; at += kStep) Probabilities<T>::store_and_sum(scores, at, zeros, sums);
 
   const float rescale = exp(splat(old_max) - shift)[0];
   row_max = new_max;

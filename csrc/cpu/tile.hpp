@@ -12,7 +12,8 @@ namespace pympa::PYMPA_ISA {
 
 // 6 x 4 accumulators + 4 B + 1 A fill 29 of 32 AVX-512 registers; 6 x 2 + 2 + 1 fill 15 of 16.
 constexpr int kStrip = 6;
-constexpr int kPanelVectors = PYMPA_ISA_LEVEL >= 2 ? 4 : 2;
+// Tiles of AMX are as wide as one vector, and go in twos.
+constexpr int kPanelVectors = PYMPA_ISA_LEVEL == 2 || PYMPA_ISA_LEVEL == 3 ? 4 : 2;
 constexpr int kPanel = kPanelVectors * W;
 
 // float32 arithmetic on panels stored as T.
@@ -22,6 +23,7 @@ struct FloatMath {
   using Stored = T;
   using Lanes = V;
   static constexpr int kDepth = 1;
+  static constexpr int kStep = 1;  // a panel has a multiple of so many groups
   static constexpr bool kWidens = sizeof(T) < sizeof(float);
   static PYMPA_INLINE V load_b(const Stored* b) { return load(b); }
   static PYMPA_INLINE void store_b(Stored* b, Lanes lanes) { store(b, lanes); }
@@ -29,20 +31,23 @@ struct FloatMath {
   static PYMPA_INLINE V dot(V c, V a, V b) { return fma(a, b, c); }
 };
 
-#if PYMPA_ISA_LEVEL == 3
-// Two bfloat16 products a lane and step, accumulated in float32.
+#if PYMPA_ISA_LEVEL >= 3
+// Pairs of bfloat16, of which a step adds two products.
 struct PairMath {
   using Group = uint32_t;
   using Stored = uint32_t;
   using Lanes = VBits;
   static constexpr int kDepth = 2;
+  static constexpr int kStep = PYMPA_ISA_LEVEL == 4 ? 16 : 1;
   static constexpr bool kWidens = false;
-  static PYMPA_INLINE VBits load_b(const Stored* b) { return load_raw<VBits>(b); }
   static PYMPA_INLINE void store_b(Stored* b, Lanes lanes) { store_raw(b, lanes); }
+#if PYMPA_ISA_LEVEL == 3
+  static PYMPA_INLINE VBits load_b(const Stored* b) { return load_raw<VBits>(b); }
   static PYMPA_INLINE VBits broadcast(const Group* a) { return VBits{} + *a; }
   static PYMPA_INLINE V dot(V c, VBits a, VBits b) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
+#endif
 };
 #endif
 
@@ -52,7 +57,7 @@ struct MathOf {
   using Linear = FloatMath<T>;
   using Attention = FloatMath<float>;
 };
-#if PYMPA_ISA_LEVEL == 3
+#if PYMPA_ISA_LEVEL >= 3
 template <>
 struct MathOf<BFloat> {
   using Linear = PairMath;

@@ -161,10 +161,16 @@ struct Transposed<Math, T> {
   }
 
   PYMPA_INLINE V lanes(int group) const {
-    const __m512i pair = reinterpret_cast<__m512i>(rows[group / 16 * 8 + group % 8]);
-    const __m256i half =
-        group / 8 % 2 ? _mm512_extracti64x4_epi64(pair, 1) : _mm512_castsi512_si256(pair);
-    return widen_as<T>(reinterpret_cast<VShort>(half));
+    const VShorts both = rows[group / 16 * 8 + group % 8];
+#if PYMPA_INTRINSICS >= 2
+    const __m512i bits = reinterpret_cast<__m512i>(both);
+    const VShort half = reinterpret_cast<VShort>(group / 8 % 2 ? _mm512_extracti64x4_epi64(bits, 1)
+                                                               : _mm512_castsi512_si256(bits));
+#else
+    VShort half;
+    for (int lane = 0; lane < W; ++lane) half[lane] = both[lane + group / 8 % 2 * W];
+#endif
+    return widen_as<T>(half);
   }
 };
 #endif

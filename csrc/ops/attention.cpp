@@ -107,7 +107,7 @@ std::int64_t attention_workspace_bytes(std::int64_t head_dim, std::int64_t v_hea
   const char* op = "attention_workspace_bytes";
   check_at_least(op, "head_dim", head_dim, 0);
   check_at_least(op, "v_head_dim", v_head_dim, 0);
-  return PYMPA_SELECT_KERNELS(isa_for(dtype, on.isa), attention_kernels)
+  return PYMPA_SELECT_KERNELS(attention_isa(dtype, on.isa), attention_kernels)
       .workspace_bytes(head_dim, v_head_dim, dtype, on);
 }
 
@@ -130,7 +130,7 @@ std::int64_t range_workspace_bytes(std::int64_t heads, std::int64_t kv_heads, st
                         .k_range_count = k_ranges.shape[0],
                         .decode = decode,
                         .on = on};
-  return PYMPA_SELECT_KERNELS(isa_for(dtype, on.isa), attention_kernels)
+  return PYMPA_SELECT_KERNELS(attention_isa(dtype, on.isa), attention_kernels)
       .range_workspace_bytes(args);
 }
 
@@ -182,7 +182,7 @@ void attend_block(const TensorView& q, const TensorView& k, const TensorView& v,
                         .decode = decode,
                         .workspace = workspace.data,
                         .on = on};
-  PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), attention_kernels).attend(args);
+  PYMPA_SELECT_KERNELS(attention_isa(args.dtype, on.isa), attention_kernels).attend(args);
 }
 
 void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_head_of_q,
@@ -217,7 +217,7 @@ void score_tile(const TensorView& q, const TensorView& k, const TensorView& kv_h
                         .kv_head_of_q = static_cast<const std::int32_t*>(kv_head_of_q.data),
                         .workspace = workspace.data,
                         .on = on};
-  PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), attention_kernels).attend(args);
+  PYMPA_SELECT_KERNELS(attention_isa(args.dtype, on.isa), attention_kernels).attend(args);
 }
 
 void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& kv_head_of_q,
@@ -258,7 +258,7 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
                         .rule = rule,
                         .workspace = workspace.data,
                         .on = on};
-  PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), attention_kernels).attend(args);
+  PYMPA_SELECT_KERNELS(attention_isa(args.dtype, on.isa), attention_kernels).attend(args);
 }
 
 }  // namespace pympa

@@ -112,6 +112,12 @@ struct AttentionStateKernels {
   void (*finish)(const FinishArgs& args);
 };
 
+// Whose kernels attend: float32 is not split into bfloat16 here, since softmax makes values that
+// are too small for it.
+constexpr Isa attention_isa(DType dtype, Isa isa) {
+  return isa == Isa::kAmxBf16 && dtype == DType::kFloat32 ? Isa::kAvx512 : isa_for(dtype, isa);
+}
+
 PYMPA_DECLARE_KERNELS(AttentionKernels, attention_kernels)
 PYMPA_DECLARE_FLOAT_KERNELS(AttentionStateKernels, attention_state_kernels)
 

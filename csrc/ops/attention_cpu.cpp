@@ -11,9 +11,16 @@ namespace {
 constexpr int64_t kLeastChunk = 512;  // query rows of an item: they repay packing K and V
 constexpr int64_t kItemsPerThread = 4;
 
+// See `attention_isa`.
+template <class Body>
+void with_attended_type(DType dtype, Body&& body) {
+  constexpr bool kAsFloat = PYMPA_ISA_LEVEL != 4 || PYMPA_EMULATED;
+  with_type<kAsFloat>(dtype, body);
+}
+
 int64_t workspace_bytes(int64_t head_dim, int64_t v_head_dim, DType dtype, const Execution& on) {
   int64_t bytes = 0;
-  with_type(dtype, [&]<class T>() { bytes = Layout<T>(head_dim, v_head_dim).bytes(); });
+  with_attended_type(dtype, [&]<class T>() { bytes = Layout<T>(head_dim, v_head_dim).bytes(); });
   return on.threads * bytes + kAlignment;
 }
 
@@ -119,7 +126,7 @@ void attend_few(const AttendArgs& args, int64_t few) {
 }
 
 void attend_cpu(const AttendArgs& args) {
-  with_type(args.dtype, [&]<class T>() {
+  with_attended_type(args.dtype, [&]<class T>() {
     const int64_t few = few_rows<T>(args);
     const Items items(args, few);
     for_each_item(args.on.threads, args.kv_heads * items.count,

@@ -17,36 +17,10 @@
 
 namespace pympa::PYMPA_ISA {
 
-constexpr int64_t kRows = 96;  // rows x heads of a block: S stays in L2 beside K and V
-constexpr int64_t kStrips = kRows / kStrip;
+constexpr int64_t kRows = 96;     // rows x heads of a block: S stays in L2 beside K and V
 constexpr int64_t kPadding = 16;  // keeps rows off a power-of-two stride (L1 associativity)
 constexpr int64_t kScoreStride = kKeyTile + kPadding;
 constexpr int64_t kAlignment = 64;
-
-template <class Math>
-int64_t groups_of(int64_t length) {
-  return (length + Math::kDepth - 1) / Math::kDepth;
-}
-
-// Sizes of one thread's scratch, in 4-byte elements.
-template <class T>
-struct Layout {
-  using Math = typename MathOf<T>::Attention;
-  int64_t query_stride, key_panel, value_panel, queries, keys, values;
-
-  Layout(int64_t head_dim, int64_t v_head_dim)
-      : query_stride(round_up(groups_of<Math>(head_dim), W) + kPadding),
-        key_panel(groups_of<Math>(head_dim) * kPanel),
-        value_panel(kKeyTile / Math::kDepth * kPanel),
-        queries(kRows * query_stride),
-        keys(kKeyTile / kPanel * key_panel),
-        values((v_head_dim + kPanel - 1) / kPanel * value_panel) {}
-
-  int64_t bytes() const {
-    const int64_t elements = kRows * kScoreStride + queries + keys + values;
-    return round_up(elements * static_cast<int64_t>(sizeof(float)), kAlignment);
-  }
-};
 
 // Keys [first, last) of one tile; `base` is the global position of offset 0. Its rows of `k` and
 // `v` are consecutive from `row` on, that of offset 0, which may lie before the array where a range
@@ -157,22 +131,28 @@ inline int64_t gathered_bytes(const AttendArgs& args, int64_t element_bytes) {
   return round_up(kKeyTile * row, kAlignment);
 }
 
+// Whether tiles multiply what is stored as T.
+template <class T>
+constexpr bool kTiled = PYMPA_ISA_LEVEL == 4 && !__is_same(T, float);
+
+// How products of T read what they multiply, and where a thread's scratch has it.
+template <class T, bool kByTiles = kTiled<T>>
+struct Layout;
+template <class T, bool kByTiles = kTiled<T>>
+struct PackedProducts;
+template <class T, bool kByTiles = kTiled<T>>
+struct StreamedProducts;
+
 // One thread's scratch, and the rows in hand by flat number. Each step is a function of its own in
 // the binary too, so that its loops get all registers and a profile tells the steps apart.
 template <class T>
 struct Rows {
-  using Math = typename MathOf<T>::Attention;
-  using Group = typename Math::Group;
-  using Stored = typename Math::Stored;
-
   const AttendArgs& args;
   const Layout<T> layout;
-  float* scores;
-  Group* queries;
-  Stored* keys;
-  Stored* values;
+  float* scores;  // [kRows, kScoreStride]
 
   int64_t flat_rows = 0;
+  const T* queries_of[kRows];
   float* shared[kRows];  // the caller's scores, at row 0 of the keys
   float* out[kRows];
   float* row_max[kRows];
@@ -187,10 +167,10 @@ struct Rows {
     scores = reinterpret_cast<float*>(base + thread * layout.bytes());
     gathered = reinterpret_cast<T*>(base + call.on.threads * layout.bytes() +
                                     thread * gathered_bytes(call, sizeof(T)));
-    keys = reinterpret_cast<Stored*>(scores + kRows * kScoreStride);
-    values = keys + layout.keys;
-    queries = reinterpret_cast<Group*>(values + layout.values);
   }
+
+  // What is behind the scores.
+  char* scratch() const { return reinterpret_cast<char*>(scores + kRows * kScoreStride); }
 
   static const T* rows_of(const HeadRows<const void>& array, int64_t row, int64_t head) {
     return static_cast<const T*>(array.data) + row * array.row + head * array.head;
@@ -208,10 +188,7 @@ struct Rows {
       row_sum[flat] = rows_of(args.row_sum, row, head);
       out[flat] = rows_of(args.out, row, head);
     }
-    if (args.makes_scores) {
-      pack_row<Math>(rows_of(args.q, row, head), args.head_dim,
-                     queries + flat * layout.query_stride);
-    }
+    if (args.makes_scores) queries_of[flat] = rows_of(args.q, row, head);
   }
 
   // Copies the rows of `from` that `tile` has, of K/V heads [first, last), to `to`, row by row from
@@ -245,9 +222,9 @@ struct Rows {
     return tile;
   }
 
-  // Visible scores, from the scratch to the caller's array or back.
-  PYMPA_NOINLINE void share_scores(const KeyTile& tile) {
-    for (int64_t row = 0; row < flat_rows; ++row) {
+  // Visible scores of rows [begin, end), from the scratch to the caller's array or back.
+  PYMPA_NOINLINE void share_scores(const KeyTile& tile, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
       const int64_t first = visible[row].first, count = visible[row].last - first;
       if (count <= 0) continue;
       float *ours = scores + row * kScoreStride + first, *theirs = shared[row] + tile.row + first;
@@ -259,18 +236,29 @@ struct Rows {
   // Makes the scores of rows [first, last) ready for `fold`; writes their maxima.
   void prepare(int64_t first, int64_t last, float* tile_max) {
     for (int64_t row = first; row < last; ++row) {
-      tile_max[row] = prepare_row<T>(scores + row * kScoreStride, visible[row], args.rule.scale,
-                                     args.rule.softcap);
+      tile_max[row - first] = prepare_row<T>(scores + row * kScoreStride, visible[row],
+                                             args.rule.scale, args.rule.softcap);
     }
   }
 
   // Prepared scores of a row become probabilities, zero where a product over `seen` reads what the
   // row does not see; its maximum and sum move on.
   PYMPA_INLINE void fold(int64_t row, float tile_max, float& largest, float& sum, Span seen) {
-    // The product reads whole groups, so a pair's other half must be zero.
-    const Span needed{seen.first / Math::kDepth * Math::kDepth, round_up(seen.last, Math::kDepth)};
+    // The product reads whole steps.
+    constexpr int64_t kStep = Layout<T>::kKeyStep;
+    const Span needed{seen.first / kStep * kStep, round_up(seen.last, kStep)};
     rescale[row] =
         fold_row<T>(scores + row * kScoreStride, visible[row], needed, tile_max, largest, sum);
+  }
+
+  // Both for the rows [first, last) of a strip, which together see `seen`. Maxima come first:
+  // exponentials then need not wait for their own row's.
+  PYMPA_NOINLINE void fold_strip(int64_t first, int64_t last, Span seen) {
+    float tile_max[kRows];
+    prepare(first, last, tile_max);
+    for (int64_t row = first; row < last; ++row) {
+      fold(row, tile_max[row - first], *row_max[row], *row_sum[row], seen);
+    }
   }
 
   // Whether some value is not finite among the keys of `read` that some row does not see; all see
@@ -286,24 +274,37 @@ struct Rows {
     }
     return special.found();
   }
+};
 
-  // A vector of one row's product over `read`, with zeros for the values that the row does not see.
-  V multiply_visible(const KeyTile& tile, int64_t kv_head, Span read, int64_t row,
-                     int64_t column) const {
-    constexpr int kDepth = Math::kDepth;
-    const T* values = rows_of(tile.v, tile.row, kv_head) + column;
-    const Group* p = reinterpret_cast<const Group*>(scores + row * kScoreStride);
-    const Span seen = visible[row];
-    V sum{};
-    for (int64_t key = read.first / kDepth * kDepth; key < read.last; key += kDepth) {
-      typename Math::Lanes lanes{};
-      if (key + kDepth > seen.first && key < seen.last) {
-        lanes = load_group<Math>(values, tile.v.row, key, seen.first, seen.last,
-                                 args.v_head_dim - column);
-      }
-      sum = Math::dot(sum, Math::broadcast(p + key / kDepth), lanes);
-    }
-    return sum;
+// Rows [row, row + rows) of those in hand share a K/V head; `column` is where products have them.
+struct SharedHead {
+  int64_t kv_head, row, rows, column;
+};
+
+// The K/V heads in hand where K and V are read from memory, and how far ahead to ask for them.
+struct SharedHeads {
+  SharedHead heads[kRows];
+  int64_t count = 0, keys_ahead = 0;
+
+  int64_t columns() const {
+    return count > 0 ? heads[count - 1].column + heads[count - 1].rows : 0;
+  }
+
+  const SharedHead* begin() const { return heads; }
+  const SharedHead* end() const { return heads + count; }
+
+  // A row of an array of keys or values.
+  struct Place {
+    const HeadRows<const void>& array;
+    int64_t row;
+  };
+
+  // What is read `keys_ahead` keys after row `row` of an array of which `left` keys are still to
+  // come: its own rows, or those of the array after it.
+  Place next_of(const HeadRows<const void>& array, int64_t row, int64_t left,
+                const HeadRows<const void>& then, int64_t then_row) const {
+    if (keys_ahead < left || !then.data) return {array, row + keys_ahead};
+    return {then, then_row + keys_ahead - left};
   }
 };
 

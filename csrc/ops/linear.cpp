@@ -18,13 +18,14 @@ void pack_weight(const TensorView& weight, const TensorView& packed, const Execu
   PYMPA_SELECT_KERNELS(isa_for(args.dtype, on.isa), linear_kernels).pack_weight(args);
 }
 
-std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k, DType,
+std::int64_t linear_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k, DType dtype,
                                     bool gated, const Execution& on) {
   const char* op = "linear_workspace_bytes";
   check_at_least(op, "m", m, 0);
   check_at_least(op, "n", n, 0);
   check_at_least(op, "k", k, 0);
-  return PYMPA_SELECT_KERNELS(on.isa, linear_kernels).workspace_bytes(m, n, gated, on);
+  return PYMPA_SELECT_KERNELS(isa_for(dtype, on.isa), linear_kernels)
+      .workspace_bytes(m, n, dtype, gated, on);
 }
 
 void linear(const TensorView& x, const TensorView& packed, const TensorView& out,

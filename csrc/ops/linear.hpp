@@ -51,14 +51,15 @@ struct PackWeightArgs {
 
 struct LinearKernels {
   std::int64_t (*packed_bytes)(std::int64_t n, std::int64_t k, DType dtype);
-  std::int64_t (*workspace_bytes)(std::int64_t m, std::int64_t n, bool gated, const Execution& on);
+  std::int64_t (*workspace_bytes)(std::int64_t m, std::int64_t n, DType dtype, bool gated,
+                                  const Execution& on);
   void (*pack_weight)(const PackWeightArgs& args);
   void (*linear)(const LinearArgs& args);
 };
 
 struct MlpKernels {
   std::int64_t (*workspace_bytes)(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
-                                  bool gated, const Execution& on);
+                                  DType dtype, bool gated, const Execution& on);
   void (*mlp)(const MlpArgs& args);
 };
 
@@ -87,7 +88,7 @@ void gated_linear(const TensorView& x, const TensorView& packed_gate, const Tens
                   const Execution& on);
 
 std::int64_t mlp_workspace_bytes(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
-                                 bool gated, const Execution& on);
+                                 DType dtype, bool gated, const Execution& on);
 
 // Packed weights and biases (null if none) of an MLP with `hidden` columns between.
 struct MlpWeights {

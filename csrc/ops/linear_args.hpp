@@ -34,8 +34,8 @@ inline LinearArgs common_args(const char* op, const TensorView& x, const TensorV
 
 inline void set_workspace(const char* op, LinearArgs& args, const TensorView& workspace,
                           bool gated) {
-  const LinearKernels& kernels = PYMPA_SELECT_KERNELS(args.on.isa, linear_kernels);
-  check_buffer(op, workspace, kernels.workspace_bytes(args.m, args.n, gated, args.on));
+  check_buffer(op, workspace,
+               linear_workspace_bytes(args.m, args.n, args.k, args.dtype, gated, args.on));
   args.workspace = workspace.data;
 }
 

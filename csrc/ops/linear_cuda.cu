@@ -34,7 +34,7 @@ std::int64_t sums_bytes(std::int64_t m, std::int64_t n) {
   return (m < kPassRows ? m : kPassRows) * padded(n, kFloat) * kFloat;
 }
 
-std::int64_t workspace_bytes(std::int64_t m, std::int64_t n, bool gated, const Execution&) {
+std::int64_t workspace_bytes(std::int64_t m, std::int64_t n, DType, bool gated, const Execution&) {
   return (gated ? 2 : 1) * sums_bytes(m, n) + kAlignment;
 }
 

@@ -16,46 +16,61 @@ namespace pympa::PYMPA_ISA {
 
 namespace {
 
-int64_t sums_stride(int64_t n) { return round_up(n, kPanel) + kPadding; }
+// The padding keeps rows off a power-of-two stride (L1 associativity).
+int64_t sums_stride(int64_t n) { return round_up(n, kPanel) + W; }
 
+template <class T>
 int64_t thread_bytes(int64_t item_rows, int64_t hidden, int64_t n, bool gated) {
-  const int64_t rows = min_of(kRowBlock, item_rows);
+  const int64_t rows = min_of(LinearProducts<T>::kRowBlock, item_rows);
   const int64_t block = (gated ? 2 : 1) * min_of(kColumnBlock, round_up(hidden, kPanel));
-  const int64_t floats = rows * (kAStride + block) + item_rows * sums_stride(n);
-  return round_up(floats * static_cast<int64_t>(sizeof(float)), kAlignment);
+  const int64_t sums = rows * block + item_rows * sums_stride(n);
+  return round_up(LinearProducts<T>::scratch_bytes(rows), kAlignment) +
+         round_up(sums * static_cast<int64_t>(sizeof(float)), kAlignment);
 }
 
-int64_t workspace_bytes(int64_t item_rows, int64_t hidden, int64_t n, bool gated,
+int64_t workspace_bytes(int64_t item_rows, int64_t hidden, int64_t n, DType dtype, bool gated,
                         const Execution& on) {
-  return on.threads * thread_bytes(item_rows, hidden, n, gated) + kAlignment;
+  int64_t bytes = 0;
+  with_type(dtype, [&]<class T>() { bytes = thread_bytes<T>(item_rows, hidden, n, gated); });
+  return on.threads * bytes + kAlignment;
 }
 
 template <class T>
 struct Worker {
-  using Math = typename MathOf<T>::Linear;
+  using Products = LinearProducts<T>;
 
   const MlpArgs& args;
-  LinearGroup<T>* a;
+  const int64_t row_block;
+  char* const scratch;
+  Products products;
   Sums c;
   float* c_up;
   Sums sums;
 
-  Worker(const MlpArgs& call, int thread) : args(call) {
+  Worker(const MlpArgs& call, int thread)
+      : args(call),
+        row_block(min_of(Products::kRowBlock, call.item_rows)),
+        scratch(scratch_of(call, thread)),
+        products(scratch, row_block) {
     const bool gated = args.up.packed[1] != nullptr;
-    const int64_t rows = min_of(kRowBlock, args.item_rows);
-    const int64_t bytes = thread_bytes(args.item_rows, args.up.n, args.down.n, gated);
-    const auto base = round_up(reinterpret_cast<int64_t>(args.up.workspace), kAlignment);
-    a = reinterpret_cast<LinearGroup<T>*>(base + thread * bytes);
-    c = {reinterpret_cast<float*>(a) + rows * kAStride,
+    c = {reinterpret_cast<float*>(scratch +
+                                  round_up(Products::scratch_bytes(row_block), kAlignment)),
          min_of(kColumnBlock, round_up(args.up.n, kPanel))};
-    c_up = gated ? c.at + rows * c.stride : nullptr;
-    sums = {c.at + (gated ? 2 : 1) * rows * c.stride, sums_stride(args.down.n)};
+    c_up = gated ? c.at + row_block * c.stride : nullptr;
+    sums = {c.at + (gated ? 2 : 1) * row_block * c.stride, sums_stride(args.down.n)};
+  }
+
+  static char* scratch_of(const MlpArgs& args, int thread) {
+    const auto base = round_up(reinterpret_cast<int64_t>(args.up.workspace), kAlignment);
+    const bool gated = args.up.packed[1] != nullptr;
+    return reinterpret_cast<char*>(
+        base + thread * thread_bytes<T>(args.item_rows, args.up.n, args.down.n, gated));
   }
 
   // A = the hidden state of one block, rounded to T.
   void make_hidden(const Block& block) {
-    product<T>(args.up, 0, block, a, c);
-    if (c_up) product<T>(args.up, 1, block, a, {c_up, c.stride});
+    product<T>(args.up, 0, block, products, c);
+    if (c_up) product<T>(args.up, 1, block, products, {c_up, c.stride});
     const T* bias = bias_of<T>(args.up, 0, block.group);
     const T* bias_up = bias_of<T>(args.up, 1, block.group);
     T hidden[kColumnBlock];
@@ -67,19 +82,19 @@ struct Worker {
                              block.column + i, count),
               count);
       }
-      pack_row<Math>(hidden, block.columns, a + r * kAStride);
+      products.pack_row(hidden, block.columns, r);
     }
   }
 
   void run(int64_t group, int64_t row, int64_t rows) {
     for (int64_t hidden = 0; hidden < max_of(args.up.n, 1); hidden += kKBlock) {
       const int64_t columns = min_of(kKBlock, args.up.n - hidden);
-      for (int64_t at = 0; at < rows; at += kRowBlock) {
-        const int64_t count = min_of(kRowBlock, rows - at);
+      for (int64_t at = 0; at < rows; at += row_block) {
+        const int64_t count = min_of(row_block, rows - at);
         make_hidden({group, row + at, count, hidden, columns});
         const Sums here{sums.at + at * sums.stride, sums.stride};
-        add_partial<T>(args.down, 0, {group, row + at, count, 0, args.down.n}, hidden, columns, a,
-                       here);
+        products.add_partial(args.down, 0, {group, row + at, count, 0, args.down.n}, hidden,
+                             columns, here);
       }
     }
     const Block whole{group, row, rows, 0, args.down.n};

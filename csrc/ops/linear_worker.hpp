@@ -5,30 +5,13 @@
 #pragma once
 
 #include "cpu/math.hpp"
-#include "cpu/pack.hpp"
-#include "cpu/stream.hpp"
-#include "ops/linear.hpp"
+#if PYMPA_ISA_LEVEL == 4
+#include "ops/linear_tiles.hpp"
+#else
+#include "ops/linear_vectors.hpp"
+#endif
 
 namespace pympa::PYMPA_ISA {
-
-constexpr int64_t kKBlock = 512;       // part of the contract on bits: never change it for speed
-constexpr int64_t kRowBlock = 96;      // A and C of a block stay in L2 beside one weight panel
-constexpr int64_t kColumnBlock = 512;  // x is repacked once for so many columns
-constexpr int64_t kPadding = 16;       // keeps A rows off a power-of-two stride (L1 associativity)
-constexpr int64_t kAStride = kKBlock + kPadding;
-constexpr int64_t kAlignment = 64;
-constexpr int64_t kMostStreamed = 16;  // rows; more gain little, and sums take scratch
-
-// Whether reading the weight is most of the work. One row reads it best as it comes.
-template <class Math>
-bool is_streamed(int64_t rows) {
-  return rows > 1 && rows <= (Math::kWidens ? kMostStreamed / 4 : kMostStreamed);
-}
-
-template <class Math>
-int64_t panel_size(int64_t k) {
-  return (k + Math::kDepth - 1) / Math::kDepth * kPanel;
-}
 
 PYMPA_INLINE V activate(V x, Activation activation) {
   switch (activation) {
@@ -44,85 +27,17 @@ PYMPA_INLINE V activate(V x, Activation activation) {
   return x;
 }
 
-// Rows and columns of one group's product.
-struct Block {
-  int64_t group, row, rows, column, columns;
-};
-
-// C [rows, columns] (row stride `stride`) of float32 sums.
-struct Sums {
-  float* at;
-  int64_t stride;
-};
-
+// C = x W^T for one block.
 template <class T>
-using LinearGroup = typename MathOf<T>::Linear::Group;
-
-// C [rows, kPanel] (+)= A x panel for few rows; `next` is the panel that is read after this one.
-template <class Math>
-void add_panel(int64_t rows, const typename Math::Group* a, const typename Math::Stored* panel,
-               const typename Math::Stored* next, int64_t groups, bool from_zero, Sums c) {
-  float sums[kMostStreamed * kPanel];
-  stream_panel<Math>(rows, a, kAStride, panel, next, groups, sums);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t i = 0; i < kPanel; i += W) {
-      float* at = c.at + row * c.stride + i;
-      const V sum = load(sums + row * kPanel + i);
-      store(at, from_zero ? sum : load(at) + sum);
-    }
-  }
-}
-
-// Adds the partial of one k-block: A [rows, length] times the columns' panels, from group k on.
-template <class T>
-void add_partial(const LinearArgs& args, int which, const Block& block, int64_t k, int64_t length,
-                 const LinearGroup<T>* a, Sums c) {
-  using Math = typename MathOf<T>::Linear;
-  const auto* weight =
-      static_cast<const char*>(args.packed[which]) + block.group * args.packed_bytes[which];
-  const auto* panels = reinterpret_cast<const typename Math::Stored*>(weight) +
-                       block.column / kPanel * panel_size<Math>(args.k);
-  const int64_t groups = (length + Math::kDepth - 1) / Math::kDepth;
-  for (int64_t column = 0; column < block.columns; column += kPanel) {
-    const auto* panel =
-        panels + column / kPanel * panel_size<Math>(args.k) + k / Math::kDepth * kPanel;
-    if (groups > 0 && is_streamed<Math>(block.rows)) {
-      const auto* next = panel + panel_size<Math>(args.k);  // the next block's after the last
-      if (column + kPanel >= block.columns && k + kKBlock < args.k) {
-        next = panels + (k + kKBlock) / Math::kDepth * kPanel;
-      } else if (column + kPanel >= block.columns) {
-        next -= k / Math::kDepth * kPanel;
-      }
-      add_panel<Math>(block.rows, a, panel, next, groups, k == 0, {c.at + column, c.stride});
-      continue;
-    }
-    const int vectors = static_cast<int>(min_of(kPanel, block.columns - column) + W - 1) / W;
-    for (int64_t row = 0; row < block.rows; row += kStrip) {
-      float* target = c.at + row * c.stride + column;
-      const int rows = static_cast<int>(min_of(kStrip, block.rows - row));
-      // The sums may have left the nearest cache; they are needed when the tile is done.
-      for (int r = 0; r < rows; ++r) {
-        for (int v = 0; v < vectors; ++v) __builtin_prefetch(target + r * c.stride + v * W, 1);
-      }
-      any_tile<Math>(rows, vectors, a + row * kAStride, kAStride, panel, groups,
-                     [&](int r, int v, V sums) {
-                       float* at = target + r * c.stride + v * W;
-                       store(at, k == 0 ? sums : load(at) + sums);
-                     });
-    }
-  }
-}
-
-// C = x W^T for one block; `a` is scratch for [rows, kAStride].
-template <class T>
-void product(const LinearArgs& args, int which, const Block& block, LinearGroup<T>* a, Sums c) {
+void product(const LinearArgs& args, int which, const Block& block, LinearProducts<T>& products,
+             Sums c) {
   const T* x = static_cast<const T*>(args.x) + block.row * args.x_stride;
   for (int64_t k = 0; k < max_of(args.k, 1); k += kKBlock) {
     const int64_t length = min_of(kKBlock, args.k - k);
     for (int64_t row = 0; row < block.rows; ++row) {
-      pack_row<typename MathOf<T>::Linear>(x + row * args.x_stride + k, length, a + row * kAStride);
+      products.pack_row(x + row * args.x_stride + k, length, row);
     }
-    add_partial<T>(args, which, block, k, length, a, c);
+    products.add_partial(args, which, block, k, length, c);
   }
 }
 

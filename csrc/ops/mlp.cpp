@@ -3,12 +3,13 @@
 namespace pympa {
 
 std::int64_t mlp_workspace_bytes(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
-                                 bool gated, const Execution& on) {
+                                 DType dtype, bool gated, const Execution& on) {
   const char* op = "mlp_workspace_bytes";
   check_at_least(op, "item_rows", item_rows, 1);
   check_at_least(op, "hidden", hidden, 0);
   check_at_least(op, "n", n, 0);
-  return PYMPA_SELECT_KERNELS(on.isa, mlp_kernels).workspace_bytes(item_rows, hidden, n, gated, on);
+  return PYMPA_SELECT_KERNELS(isa_for(dtype, on.isa), mlp_kernels)
+      .workspace_bytes(item_rows, hidden, n, dtype, gated, on);
 }
 
 void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
@@ -16,10 +17,10 @@ void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
          std::int64_t item_rows, const TensorView& workspace, const Execution& on) {
   const char* op = "mlp";
   const bool gated = weights.gate != nullptr, grouped = group_rows != nullptr;
-  check_buffer(op, workspace,
-               mlp_workspace_bytes(item_rows, weights.hidden, out.shape[1], gated, on));
   MlpArgs args{};
   args.down = common_args(op, x, out, Activation::kNone, group_rows, on);
+  check_buffer(op, workspace,
+               mlp_workspace_bytes(item_rows, weights.hidden, args.down.n, x.dtype, gated, on));
   args.up = args.down;
   args.up.n = args.down.k = weights.hidden;
   args.up.activation = weights.activation;

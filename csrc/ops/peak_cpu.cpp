@@ -1,5 +1,8 @@
 // Multiply-adds in registers: the rate that no product of this ISA can exceed.
 
+#if PYMPA_ISA_LEVEL == 4
+#include "cpu/amx_split.hpp"
+#endif
 #include "cpu/tile.hpp"
 #include "ops/peak.hpp"
 
@@ -15,6 +18,21 @@ namespace {
 
 // Independent sums of one tile: enough to hide the latency of every ISA here.
 constexpr int kSums = kStrip * kPanelVectors;
+
+#if PYMPA_ISA_LEVEL == 4
+template <class T>
+double rounds_of_tiles(int64_t rounds) {
+  TileScope tiles;
+  for (int64_t round = 0; round < rounds; ++round) {
+    multiply_tiles<0, kTileA, kTileB>();
+    multiply_tiles<1, kTileA, kTileB + 1>();
+    multiply_tiles<2, kTileA + 1, kTileB>();
+    multiply_tiles<3, kTileA + 1, kTileB + 1>();
+  }
+  constexpr double kFlops = 4 * 2.0 * kTileRows * kTileRows * kTileTerms;
+  return kFlops / Split<T>::kProducts * static_cast<double>(rounds);
+}
+#endif
 
 template <class Math>
 double rounds_of(int64_t rounds) {
@@ -38,7 +56,11 @@ double rounds_of(int64_t rounds) {
 
 double fma_rounds(DType dtype, int64_t rounds) {
   double flops = 0.0;
+#if PYMPA_ISA_LEVEL == 4
+  with_type(dtype, [&]<class T>() { flops = rounds_of_tiles<T>(rounds); });
+#else
   with_type(dtype, [&]<class T>() { flops = rounds_of<typename MathOf<T>::Attention>(rounds); });
+#endif
   return flops;
 }
 

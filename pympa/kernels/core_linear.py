@@ -126,7 +126,12 @@ class LinearKernels(ABC):
         with self._trace.span("compute", "mlp"), self._arena.scope():
             self._record_weights(x, min(BLOCK, up.n), (2 if gated else 1) * up.k + down.n)
             size = self._core.mlp_workspace_bytes(
-                item_rows=item_rows, hidden=up.n, n=down.n, gated=gated, **self._execution
+                item_rows=item_rows,
+                hidden=up.n,
+                n=down.n,
+                dtype=str(x.dtype),
+                gated=gated,
+                **self._execution,
             )
             self._core.mlp(
                 x=x,

@@ -127,7 +127,7 @@ def mlp_arguments():
         | {"packed_gate": None, "packed_up": arguments["packed"], "packed_down": packed}
         | {"bias_gate": None, "bias_up": None, "activation": "silu", "hidden": 6, "item_rows": 2}
         | {"out": np.zeros((3, 5), np.float32)}
-        | {"workspace": np.zeros(_core.mlp_workspace_bytes(2, 6, 5, False, ON), np.uint8)}
+        | {"workspace": np.zeros(_core.mlp_workspace_bytes(2, 6, 5, "float32", False, ON), np.uint8)}
     )
 
 

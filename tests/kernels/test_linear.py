@@ -70,7 +70,7 @@ def test_float32_output_is_not_rounded(kernels, dtype, rng):
     x, weight = normal(rng, (11, 700), dtype), normal(rng, (70, 700), dtype, 0.05)
     out = kernels.linear(x, weight, out_dtype=np.float32)
     want = reference.linear(wide(x), wide(weight))
-    assert_close(out, want, np.float32)
+    assert_close(out, want, kernels.accuracy(dtype))
     rounded = kernels.linear(x, weight)
     assert rounded.tobytes() == out.astype(dtype).tobytes()
 

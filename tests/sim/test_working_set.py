@@ -58,7 +58,12 @@ def test_by_hand(rows, monkeypatch):
     ]
     works.append(
         _core.mlp_workspace_bytes(
-            item_rows=at_once, hidden=1536, n=768, gated=False, on=_core.Execution(worlds.ISA)
+            item_rows=at_once,
+            hidden=1536,
+            n=768,
+            dtype="bfloat16",
+            gated=False,
+            on=_core.Execution(worlds.ISA),
         )
     )
     works.append(

@@ -66,6 +66,15 @@ class Rig(Calls):
         accelerator = Accelerator(self.device, self.core)
         return CudaKernels(accelerator=accelerator, arena=self.arena, trace=Trace())
 
+    def accuracy(self, dtype: Any) -> Any:
+        """Return the dtype whose tolerance sums of products of `dtype` keep before rounding.
+
+        Products are exact and sums are float32, except where a float16 is split into two bfloat16
+        and the product of the smaller halves is left out.
+        """
+        splits = self.isa.startswith("amx") and np.dtype(dtype) == np.float16
+        return dtype if splits else np.float32
+
     def most(self, on_gpu: int, emulated: int) -> int:
         """Return the largest size to try."""
         return emulated if self.emulated else on_gpu
