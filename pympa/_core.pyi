@@ -73,8 +73,12 @@ def mlp(
         on: the execution resource.
     """
 
-def fma_peak(dtype: str, isa: str, seconds: float) -> float:
-    """Measure the flop/s of one core on multiply-adds in registers, as in products of a dtype."""
+def product_peak(dtype: str, isa: str, seconds: float) -> float:
+    """Measure the flop/s of one core in registers, by the instruction that products of a dtype use.
+
+    For a dtype that is split into pieces, they are the flop/s of all the products of pieces
+    together.
+    """
 
 def read_bandwidth(bytes: int, seconds: float, tries: int) -> float:
     """Measure the bytes/s of one core over a buffer of `bytes` bytes: the best of some tries."""

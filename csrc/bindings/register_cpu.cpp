@@ -37,12 +37,12 @@ void bind_mlp(const Array& x, const Optional& packed_gate, const Array& packed_u
       item_rows, workspace_view, on);
 }
 
-double bind_fma_peak(const std::string& dtype, const std::string& isa, double seconds) {
-  const char* op = "fma_peak";
+double bind_product_peak(const std::string& dtype, const std::string& isa, double seconds) {
+  const char* op = "product_peak";
   const DType chosen_dtype = parse_float_dtype(op, dtype);
   const Isa chosen = parse_isa(op, isa);
   py::gil_scoped_release release;
-  return fma_peak(chosen_dtype, chosen, seconds);
+  return product_peak(chosen_dtype, chosen, seconds);
 }
 
 double bind_read_bandwidth(std::int64_t bytes, double seconds, std::int64_t tries) {
@@ -68,7 +68,7 @@ void register_cpu(py::module_& module) {
       py::arg("bias_up").none(true), py::arg("bias").none(true), py::arg("activation"),
       py::arg("hidden"), py::arg("residual").none(true), py::arg("branch").none(true),
       py::arg("group_rows").none(true), py::arg("item_rows"), py::arg("workspace"), py::arg("on"));
-  module.def("fma_peak", &bind_fma_peak, py::arg("dtype"), py::arg("isa"), py::arg("seconds"));
+  module.def("product_peak", &bind_product_peak, py::arg("dtype"), py::arg("isa"), py::arg("seconds"));
   module.def("read_bandwidth", &bind_read_bandwidth, py::arg("bytes"), py::arg("seconds"),
              py::arg("tries"));
 }

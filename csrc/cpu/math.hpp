@@ -17,10 +17,44 @@ PYMPA_INLINE V scaled(V x, V n) {
   return _mm512_scalef_ps(x, n);
 #else
   for (int lane = 0; lane < W; ++lane) {
-    x[lane] = n[lane] == n[lane] ? __builtin_ldexpf(x[lane], static_cast<int>(n[lane])) : n[lane];
+    const float power = n[lane] < -300.0f ? -300.0f : n[lane] > 300.0f ? 300.0f : n[lane];
+    x[lane] = power == power ? __builtin_ldexpf(x[lane], static_cast<int>(power)) : power;
   }
   return x;
 #endif
+}
+#endif
+
+#if PYMPA_ISA_LEVEL == 4
+// x less the nearest integer, ties to even; 0 for an infinity.
+PYMPA_INLINE V beyond_integer(V x) {
+#if PYMPA_INTRINSICS >= 2
+  return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  for (int lane = 0; lane < W; ++lane) {
+    x[lane] = x[lane] - x[lane] == 0.0f || x[lane] != x[lane]
+                  ? x[lane] - __builtin_nearbyintf(x[lane])
+                  : 0.0f;
+  }
+  return x;
+#endif
+}
+
+// exp(x) of relative error 3e-6, for what is then rounded to 16 bits: 9 instructions for 15. Tiles
+// leave little time for them; Zen 4, which has none, gained nothing.
+//
+// 2^n * 2^f with n = round(x / ln 2) and |f| <= 1/2. exp(0) is exactly 1, exp(-inf) is 0.
+template <int kCount>
+PYMPA_INLINE void exp_for_16_bits(V (&x)[kCount]) {
+  constexpr float kCoefficients[] = {0.0559064262f, 0.240240991f, 0.693124175f, 1.0f};
+  V f[kCount], p[kCount];
+  for (int i = 0; i < kCount; ++i) x[i] *= splat(1.44269504f);
+  for (int i = 0; i < kCount; ++i) f[i] = beyond_integer(x[i]);
+  for (int i = 0; i < kCount; ++i) p[i] = splat(0.00958285294f);
+  for (float coefficient : kCoefficients) {
+    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], f[i], splat(coefficient));
+  }
+  for (int i = 0; i < kCount; ++i) x[i] = scaled(p[i], x[i] - f[i]);
 }
 #endif
 

@@ -129,7 +129,11 @@ PYMPA_INLINE void exponentials(float* scores, int64_t at, V shift, V& sums) {
   constexpr int kVectors = Probabilities<T>::kVectors;
   V p[kCount * kVectors];
   for (int v = 0; v < kCount * kVectors; ++v) p[v] = load(scores + at + v * W) - shift;
+#if PYMPA_ISA_LEVEL == 4
+  sizeof(T) == 2 ? exp_for_16_bits(p) : exp(p);
+#else
   exp(p);
+#endif
   for (int v = 0; v < kCount * kVectors; v += kVectors) {
     Probabilities<T>::store_and_sum(scores, at + v * W, p + v, sums);
   }

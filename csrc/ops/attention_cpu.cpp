@@ -30,9 +30,8 @@ int64_t range_workspace_bytes(const AttendArgs& args) {
   return args.on.threads * gathered_bytes(args, element_bytes);
 }
 
-// Query rows up to which a range is streamed: all that share a K/V head count.
-template <class T>
-int64_t few_rows(const AttendArgs& args) {
+// The most heads that share a K/V head.
+int64_t most_sharing(const AttendArgs& args) {
   int64_t most = 1;
   for (int64_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
     int64_t count = 0;
@@ -41,7 +40,16 @@ int64_t few_rows(const AttendArgs& args) {
     }
     most = max_of(most, count);
   }
-  return StreamedAttention<T>::kFewRows / most;
+  return most;
+}
+
+// Query rows of a chunk whose queries and output stay in the cache over all tiles of keys, where
+// reading them again for each tile would take longer than packing keys again for each chunk.
+template <class T>
+int64_t most_rows(const AttendArgs& args) {
+  constexpr int64_t kBytes = PackedAttention<T>::kChunkBytes, kFloat = sizeof(float);
+  const int64_t row = args.head_dim * static_cast<int64_t>(sizeof(T)) + args.v_head_dim * kFloat;
+  return max_of(kBytes / (row * most_sharing(args)), kLeastChunk);
 }
 
 // Splits every longer query range into chunks of whole row blocks, as even as they come; an item is
@@ -49,12 +57,13 @@ int64_t few_rows(const AttendArgs& args) {
 struct Items {
   int64_t few, chunk, count;
 
-  Items(const AttendArgs& args, int64_t streamed_rows)
-      : few(streamed_rows), chunk(INT64_MAX), count(0) {
+  Items(const AttendArgs& args, int64_t streamed_rows, int64_t most)
+      : few(streamed_rows), chunk(most), count(0) {
     if (args.on.threads > 1) {
       int64_t rows = 0;
       for (int64_t i = 0; i < args.q_range_count; ++i) rows += args.q_ranges[i].length;
-      chunk = max_of(rows * args.kv_heads / (args.on.threads * kItemsPerThread), kLeastChunk);
+      const int64_t share = rows * args.kv_heads / (args.on.threads * kItemsPerThread);
+      chunk = min_of(chunk, max_of(share, kLeastChunk));
     }
     for (int64_t i = 0; i < args.q_range_count; ++i) count += chunks_of(args.q_ranges[i]);
   }
@@ -127,8 +136,9 @@ void attend_few(const AttendArgs& args, int64_t few) {
 
 void attend_cpu(const AttendArgs& args) {
   with_attended_type(args.dtype, [&]<class T>() {
-    const int64_t few = few_rows<T>(args);
-    const Items items(args, few);
+    // Query rows up to which a range is streamed: all that share a K/V head count.
+    const int64_t few = StreamedAttention<T>::kFewRows / most_sharing(args);
+    const Items items(args, few, most_rows<T>(args));
     for_each_item(args.on.threads, args.kv_heads * items.count,
                   [&](int64_t item, int thread) { attend_item<T>(args, items, item, thread); });
     attend_few<T>(args, few);

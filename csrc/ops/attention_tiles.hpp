@@ -196,6 +196,7 @@ struct PackedProducts<T, true> : TileRows<T> {
       TileRows<T>::spare, TileRows<T>::special, TileRows<T>::queries_of;
 
   static constexpr int64_t kStripRows = 2 * kTileRows;
+  static constexpr int64_t kChunkBytes = 1 << 20;  // half of L2
 
   Span strips[kRows / kStripRows];        // what each strip of rows sees
   ColumnMask unsplit[kKeyTile / kPanel];  // keys

@@ -81,6 +81,7 @@ struct PackedProducts<T, false> : VectorRows<T> {
       VectorRows<T>::flat_rows, VectorRows<T>::out, VectorRows<T>::rescale, VectorRows<T>::rows_of;
 
   static constexpr int64_t kStripRows = kStrip;
+  static constexpr int64_t kChunkBytes = INT64_MAX;  // arithmetic takes longer than reading
   static constexpr bool kNeedsFinite = false;  // values that are not finite need nothing special
 
   Span strips[kRows / kStripRows];  // what each strip of rows sees

@@ -12,7 +12,11 @@ Int32: TypeAlias = NDArray[np.int32]
 Int64: TypeAlias = NDArray[np.int64]
 
 def supported_isas() -> list[str]:
-    """Return what this machine runs, best first: avx512_bf16, avx512, avx2, portable; or cuda."""
+    """Return what this machine runs, best first; `["cuda"]` of the kernels for GPUs.
+
+    The order comes from a table of processors. `amx_emulated` is last: the kernels of `amx_bf16`
+    over a model of its instructions, for tests.
+    """
 
 class Execution:
     """The instruction set, threads or stream that kernels run on.

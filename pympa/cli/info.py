@@ -43,17 +43,31 @@ def main(arguments: Sequence[str]) -> int:
         return options
     from mpi4py import MPI
 
+    from pympa.kernels.cpu import supported_isas
+
     ranks = MPI.COMM_WORLD.gather((platform.node(), sorted(os.sched_getaffinity(0))))
-    return once(lambda: _print_facts(ranks or []))
+    offers = MPI.COMM_WORLD.gather(supported_isas())
+    return once(lambda: _print_facts(ranks or [], offers or []))
 
 
-def _print_facts(ranks: list[tuple[str, list[int]]]) -> int:
+def _print_facts(ranks: list[tuple[str, list[int]]], offers: list[list[str]]) -> int:
+    from pympa.session.instruction_set import agree_on_isa
     from pympa.text.table import Table, show
+
+    isa, note = agree_on_isa(offers, [node for node, _ in ranks], None)
+    chosen = [("used by default", note or isa)]
 
     table = Table()
     table.add_column("", text=True)
     table.add_column("", text=True)
-    for name, value in [*_software(), *_layout(ranks), *_hardware(), *_gpu(), *_optional_parts()]:
+    for name, value in [
+        *_software(),
+        *_layout(ranks),
+        *_hardware(),
+        *chosen,
+        *_gpu(),
+        *_optional_parts(),
+    ]:
         table.add_row(name, value)
     show(table)
     return 0

@@ -146,6 +146,11 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     device: Device
     links: tuple[Link, ...]
 
+    @property
+    def isa(self) -> str | None:
+        """The instruction set of the CPUs that were measured; None without measured curves."""
+        return None if self.measured is None else self.measured.isa
+
     def __post_init__(self) -> None:
         sizes = [link.ranks for link in self.links]
         if not sizes or sizes != sorted(sizes) or sizes[-1] < self.ranks:

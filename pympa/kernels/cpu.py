@@ -24,6 +24,18 @@ def supported_isas() -> list[str]:
     return _core.supported_isas()
 
 
+def isa_of_profile(isa: str | None) -> str:
+    """Return the instruction set whose workspaces a simulation counts, for one of another machine.
+
+    Args:
+        isa: the one of a measured profile; None means that of this machine. Where this machine
+            lacks it, sizes are those of the model of it, if there is one, or of the best one here.
+    """
+    here = supported_isas()
+    wanted = (isa, "amx_emulated") if isa == "amx_bf16" else (isa,)
+    return next((name for name in wanted if name in here), here[0])
+
+
 def cache_bytes(threads: int) -> int:
     """Return the cache bytes of the threads of a rank."""
     return cache_of_rank(threads) or threads * _CACHE_BYTES

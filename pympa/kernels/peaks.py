@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,36 @@ _DEVICE_COPY = (32768, 8192)  # float32: 1 GiB, many times the cache
 
 @dataclass(frozen=True)
 class Machine:
-    """Multiply-adds in registers, flop/s, and reads of a large buffer, bytes/s.
+    """Products in registers, flop/s, and reads of a large buffer, bytes/s.
 
     For a GPU: the flop/s of a large product, and the bytes/s read and written by a copy.
+
+    Attributes:
+        flops_per_second: the rate of the fastest instruction that the dtype may use.
+        bytes_per_second: the rate of reading.
+        instructions: the rates of all instructions of a CPU that the dtype may use, by the
+            instruction set that has them.
     """
 
     flops_per_second: float
     bytes_per_second: float
+    instructions: dict[str, float] = field(default_factory=dict)
+
+
+def peak_flops(dtype: str, isa: str) -> float:
+    """Measure the products of one core in registers: the best of many short tries, flop/s."""
+    return max(_core.product_peak(dtype, isa, _FMA_SECONDS) for _ in range(_FMA_TRIES))
 
 
 def measure_core(dtype: str, isa: str) -> Machine:
-    """Measure one core: the best of many short tries."""
-    flops = [_core.fma_peak(dtype, isa, _FMA_SECONDS) for _ in range(_FMA_TRIES)]
+    """Measure one core: the best of many short tries.
+
+    Beside matrix tiles (AMX) there are always the multiply-adds of AVX-512.
+    """
+    isas = ("amx_bf16", "avx512") if isa == "amx_bf16" else (isa,)
+    flops = {name: peak_flops(dtype, name) for name in isas}
     read = _core.read_bandwidth(_BANDWIDTH_BYTES, _BANDWIDTH_SECONDS, _BANDWIDTH_TRIES)
-    return Machine(max(flops), read)
+    return Machine(max(flops.values()), read, flops)
 
 
 def measure_device(accelerator: Accelerator, dtype: np.dtype[Any]) -> Machine:

@@ -15,6 +15,7 @@ from pympa.kernels.cpu import supported_isas
 from pympa.kernels.cuda import Accelerator, open_accelerator
 from pympa.plan.mesh import Plan, PlanError, parse_plan
 from pympa.session.agreement import check_all, check_same
+from pympa.session.instruction_set import agree_on_isa
 from pympa.session.team import Team
 from pympa.transport import world_transport
 from pympa.transport.choice import DEVICE_TRANSPORTS, DeviceTransport, connect_devices
@@ -100,10 +101,9 @@ def open_team(
     world = world_transport(endpoint)
     check_all(world, lambda: request.check_accelerator(given))
     offers = world.gather_objects(supported_isas() if request.backend == "cpu" else ["cuda"])
-    common = [isa for isa in offers[0] if all(isa in offer for offer in offers)]
-    if request.isa is not None and request.isa not in common:
-        raise RefusedError(f"isa: expected one of {', '.join(common)}; got {request.isa!r}")
-    team = Team(endpoint, placements, threads, request.isa or str(common[0]), mpi_library)
+    nodes = [placement.node for placement in placements]
+    isa, note = agree_on_isa(offers, nodes, request.isa)
+    team = Team(endpoint, placements, threads, isa, mpi_library, isa_note=note)
     return _with_gpus(team, endpoint, request, given) if request.backend == "cuda" else team
 
 

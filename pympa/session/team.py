@@ -38,6 +38,7 @@ class Team:
         accelerator: the GPU of this rank; None means the CPU.
         gpus: the node and GPU of each rank; None on CPUs.
         route: the route of arrays between GPUs, in words; None on CPUs.
+        isa_note: why hosts use another instruction set than their best one; None if they do not.
     """
 
     endpoint: MpiEndpoint | DeviceEndpoint
@@ -48,6 +49,7 @@ class Team:
     accelerator: Accelerator | None = None
     gpus: Sequence[Placement] | None = None
     route: str | None = None
+    isa_note: str | None = None
 
     @property
     def rank(self) -> int:

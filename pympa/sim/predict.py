@@ -11,7 +11,7 @@ import numpy as np
 
 from pympa.costs.cluster import Cluster
 from pympa.costs.device_costs import costs_of
-from pympa.kernels.cpu import supported_isas
+from pympa.kernels.cpu import isa_of_profile
 from pympa.model.model import Model
 from pympa.model.resources import RankStep
 from pympa.plan.mesh import Plan
@@ -152,7 +152,8 @@ def _simulate(
     extrapolation: Extrapolation,
 ) -> Prediction:
     ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
-    costs, isa = costs_of(cluster.device, dtype, plan.world), supported_isas()[0]
+    costs = costs_of(cluster.device, dtype, plan.world)
+    isa = isa_of_profile(cluster.isa)
 
     def body(endpoint: VirtualEndpoint) -> SimulatedStep:
         rank = virtual_resources(

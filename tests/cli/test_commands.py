@@ -61,6 +61,23 @@ def test_resume_measures_what_is_missing(tiny, tmp_path):
     assert len(RecordFile.load(str(output))) == 6
 
 
+def test_resume_refuses_another_instruction_set(tiny, tmp_path):
+    output = tmp_path / "r.jsonl"
+    options = (tiny, "--output", output, "--plan", "cp=2", "--cluster", "none")
+    first = bench(2, *options, "--isa", "portable")
+    assert first.status == 0, first.err
+    before = output.read_bytes()
+    resumed = bench(2, *options, "--isa", "amx_emulated", "--resume", timeout=60)
+    assert resumed.status == 2
+    message = "--resume: expected records of instruction set amx_emulated, which this job uses"
+    assert resumed.err.count(message) == 1
+    assert "got portable; continue with --isa portable" in resumed.err
+    assert output.read_bytes() == before
+    # Without --resume both are in one file, as records of different jobs.
+    assert bench(2, *options, "--isa", "amx_emulated").status == 0
+    assert len({record.job for record in RecordFile.load(str(output))}) == 2
+
+
 @pytest.mark.parametrize("text", ["a note\nwithout an end", "a note", '{"schema": 2}\n{"sch'])
 def test_resume_leaves_other_files_alone(text, tmp_path):
     path = tmp_path / "note.txt"

@@ -115,9 +115,7 @@ def test_products_follow_the_rule(tiles, rng, kind, terms):
 def calls(kernels, dtype, rng):
     """Return outputs of all that tiles multiply, by name."""
     x = normal(rng, (70, 600), dtype)
-    gate, up, down = (
-        normal(rng, shape, dtype, 0.05) for shape in ((90, 600), (90, 600), (45, 90))
-    )
+    gate, up, down = (normal(rng, shape, dtype, 0.05) for shape in ((90, 600), (90, 600), (45, 90)))
     q, k = normal(rng, (150, 4, 72), dtype), normal(rng, (700, 2, 72), dtype)
     v = normal(rng, (700, 2, 40), dtype)
     q_ranges = [(0, 550, 150)]

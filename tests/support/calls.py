@@ -104,7 +104,9 @@ class Calls:
             hidden=hidden,
             group_rows=_counts(group_rows),
             item_rows=item_rows,
-            workspace=rubbish(self.core.mlp_workspace_bytes(item_rows, hidden, n, str(x.dtype), gated, on)),
+            workspace=rubbish(
+                self.core.mlp_workspace_bytes(item_rows, hidden, n, x.dtype.name, gated, on)
+            ),
             on=on,
             **dict.fromkeys(names) | options,
         )

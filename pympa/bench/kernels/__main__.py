@@ -35,7 +35,7 @@ from pympa.command.line import (
 )
 from pympa.errors import RefusedError
 from pympa.kernels.cpu import supported_isas
-from pympa.kernels.peaks import Machine, measure_core
+from pympa.kernels.peaks import Machine, measure_core, peak_flops
 from pympa.spec import DTYPES
 from pympa.text.files import open_to_append
 from pympa.text.table import show
@@ -43,6 +43,8 @@ from pympa.verify.contract import TOLERANCE
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _INT_MAX = 2**31 - 1
+_WIDE = ("amx_bf16", "avx512_bf16", "avx512")
+_CLEARLY = 1.2  # times the rate
 
 
 class CheckError(Exception):
@@ -52,12 +54,38 @@ class CheckError(Exception):
 def measure_cores(dtype: str, isa: str, threads: int) -> Machine:
     """Measure the peak rates of one core and multiply them by `threads`."""
     core = measure_core(dtype, isa)
-    return Machine(threads * core.flops_per_second, threads * core.bytes_per_second)
+    instructions = {name: threads * flops for name, flops in core.instructions.items()}
+    return Machine(threads * core.flops_per_second, threads * core.bytes_per_second, instructions)
+
+
+def faster_instruction_set(dtype: str, isa: str) -> str | None:
+    """Return a note if another instruction set multiplies a dtype faster on this core.
+
+    The default comes from a table of processors, not from this measurement, which could change
+    from run to run, and bits of results with it.
+    """
+    mine = peak_flops(dtype, isa)
+    others = {name: peak_flops(dtype, name) for name in supported_isas() if name in _WIDE}
+    best = max(others, key=lambda name: others[name], default=isa)
+    if others.get(best, 0.0) < _CLEARLY * mine:
+        return None
+    return (
+        f"{dtype}: {best} is faster on this core than {isa} ({others[best] / 1e9:,.0f} and "
+        f"{mine / 1e9:,.0f} GFLOP/s in registers); choose it with --isa {best}"
+    )
 
 
 def least_seconds(case: Case, cores: Machine) -> tuple[float, float]:
     """Return the least seconds that a run takes for its flops, and for its bytes."""
     return case.flops / cores.flops_per_second, case.bytes / cores.bytes_per_second
+
+
+def _rates(cores: Machine) -> str:
+    rate = f"{cores.flops_per_second / 1e9:,.0f} GFLOP/s"
+    if len(cores.instructions) < 2:
+        return rate
+    parts = (f"{name} {flops / 1e9:,.0f}" for name, flops in cores.instructions.items())
+    return f"{rate} ({', '.join(parts)})"
 
 
 def _title(case: Case, dtype: str) -> str:
@@ -204,11 +232,12 @@ def run(options: argparse.Namespace, output: BinaryIO | None) -> None:
                 output.write(msgspec.json.encode(record) + b"\n")
                 output.flush()
         title = (
-            f"{dtype}, {options.isa}, threads: {options.threads}, roofline: "
-            f"{cores.flops_per_second / 1e9:,.0f} GFLOP/s, "
+            f"{dtype}, {options.isa}, threads: {options.threads}, roofline: {_rates(cores)}, "
             f"{cores.bytes_per_second / 1e9:,.1f} GB/s"
         )
         show(result_table(title, measured))
+        if dtype == "bfloat16" and (note := faster_instruction_set(dtype, options.isa)):
+            print(note, file=sys.stderr)
 
 
 def _open(path: str) -> BinaryIO:

@@ -171,7 +171,7 @@ def _record(
         least_seconds=roofline(job, team, machine),
         oversubscribed=team.oversubscribed,
         experiment=job.experiment,
-        job=job.digest(options.warmup, options.no_shared_memory),
+        job=job.digest(options.warmup, options.no_shared_memory, team.isa),
         backend=team.backend,
         dtype=job.dtype.name,
         size=job.size_name,
@@ -194,5 +194,6 @@ def _record(
             mpi=team.mpi_library,
             device=None if team.accelerator is None else team.accelerator.device.name,
             route=team.route,
+            isa_note=team.isa_note,
         ),
     )

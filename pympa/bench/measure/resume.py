@@ -12,6 +12,7 @@ import msgspec
 
 from pympa.bench.measure.candidate import Candidate
 from pympa.bench.records.record import Record
+from pympa.errors import RefusedError
 from pympa.plan.mesh import Plan, parse_plan
 from pympa.session.team import Team
 
@@ -34,6 +35,21 @@ class StopSignal:
         self._seen = True
 
 
+def check_isa(earlier: Sequence[Record], team: Team) -> None:
+    """Refuse to continue a file of another instruction set of CPUs: its results have other bits.
+
+    Raises:
+        RefusedError: a record is of another one.
+    """
+    for record in earlier:
+        before = record.environment.isa
+        if record.clock == "measured" and team.isa != before and "cuda" not in (team.isa, before):
+            raise RefusedError(
+                f"--resume: expected records of instruction set {team.isa}, which this job uses; "
+                f"got {before}; continue with --isa {before}, or write another --output"
+            )
+
+
 def find_measured(
     earlier: Sequence[Record],
     candidates: Sequence[Candidate],
@@ -47,6 +63,7 @@ def find_measured(
     and version of pympa; and joules are recorded if --energy asks for them.
     """
     found: dict[tuple[int, int], Record] = {}
+    kinds = options.warmup, options.no_shared_memory, team.isa
     for record in earlier:
         same = (
             record.clock == "measured"
@@ -54,13 +71,12 @@ def find_measured(
             and (record.error is None) is options.no_verify
             and record.step_seconds.iterations == options.iterations
             and record.environment.threads == team.threads
-            and record.environment.isa == team.isa
             and _route_name(record.environment.route) == _route_name(team.route)
             and (record.joules_per_token is not None or not options.energy)
             and record.environment.pympa == version("pympa")
         )
         for index, candidate in enumerate(candidates):
-            same_job = record.job == candidate.job.digest(options.warmup, options.no_shared_memory)
+            same_job = record.job == candidate.job.digest(*kinds)
             if same and same_job and record.repeat <= options.repeat and _is_of(record, candidate):
                 found[record.repeat, index] = record
     return found

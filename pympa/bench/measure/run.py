@@ -22,7 +22,7 @@ from pympa.bench.measure.candidate import Candidate, agreed_cache, find_candidat
 from pympa.bench.measure.energy import open_counter
 from pympa.bench.measure.forecast import forecast_cluster, forecasts
 from pympa.bench.measure.plan import run_plan
-from pympa.bench.measure.resume import StopSignal, find_measured
+from pympa.bench.measure.resume import StopSignal, check_isa, find_measured
 from pympa.bench.measure.room import Room
 from pympa.bench.measure.timing import measure_machine, roofline
 from pympa.bench.measure.truth import Job, Truth
@@ -90,6 +90,7 @@ def run(team: Team, options: argparse.Namespace) -> int:
     output = team.check(lambda: RecordFile(options.output if team.rank == 0 else None))
     earlier = team.check(lambda: output.read() if options.resume else output.end_line())
     earlier = team.world.gather_objects(earlier or [])[0]
+    check_isa(earlier, team)
     timeline = team.check(
         lambda: TimelineFile(options.trace, rank=team.rank, beside=options.output)
     )

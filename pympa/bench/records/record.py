@@ -125,6 +125,7 @@ class Environment(msgspec.Struct, frozen=True):
         command: the command line.
         device: the name of the GPU; None on CPUs.
         route: the route of arrays between GPUs; None on CPUs.
+        isa_note: why hosts use another instruction set than their best one; None if they do not.
     """
 
     host: str
@@ -137,6 +138,7 @@ class Environment(msgspec.Struct, frozen=True):
     command: str
     device: str | None = None
     route: str | None = None
+    isa_note: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,6 +284,7 @@ def environment(
     mpi: str,
     device: str | None = None,
     route: str | None = None,
+    isa_note: str | None = None,
 ) -> Environment:
     """Describe this machine and this command."""
     return Environment(
@@ -295,4 +298,5 @@ def environment(
         command=" ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         device=device,
         route=route,
+        isa_note=isa_note,
     )

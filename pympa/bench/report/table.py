@@ -153,6 +153,8 @@ def _caption(results: Sequence[Result], scales: bool) -> list[str]:
             "ratios compare total work, not speed-up, and exposed waiting and overlap are n/a"
         )
     used = records[0].environment
+    if used.isa_note is not None:
+        lines.append(f"instruction set: {used.isa_note}")
     if used.device is not None:
         lines.append(f"computed on {used.device}; route between GPUs: {used.route}")
     clusters = {record.forecast.cluster for record in records if record.forecast}

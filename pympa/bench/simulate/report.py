@@ -11,7 +11,7 @@ from pympa.bench.records.record import Record, Simulation, environment, spread
 from pympa.bench.report.results import simulated_results
 from pympa.bench.report.table import plan_cell
 from pympa.costs.cluster import Cluster
-from pympa.kernels.cpu import supported_isas
+from pympa.kernels.cpu import isa_of_profile
 from pympa.plan.accounting import step_flops
 from pympa.plan.rules import idle_line
 from pympa.sim.predict import Prediction
@@ -64,7 +64,7 @@ def simulated_record(
             *found.layers,
             found.transport_calls,
         ),
-        environment=environment(cores=1, isa=supported_isas()[0], threads=1, mpi="none"),
+        environment=environment(cores=1, isa=isa_of_profile(cluster.isa), threads=1, mpi="none"),
     )
 
 

@@ -9,7 +9,7 @@ from pympa.bench.experiment.rows import Row, resolve_row
 from pympa.costs.cluster import Cluster
 from pympa.costs.device_costs import costs_of
 from pympa.footprint.rehearsal import Rehearsal
-from pympa.kernels.cpu import supported_isas
+from pympa.kernels.cpu import isa_of_profile
 from pympa.plan.mesh import Plan
 from pympa.plan.micro_batches import doublings, try_until_slower
 from pympa.sim.predict import Prediction
@@ -77,7 +77,8 @@ def fastest(
 
 def _fits(row: Row, plan: Plan, dtype: str, cluster: Cluster) -> bool:
     """Return whether the first ranks of the first and the last stage have enough memory."""
-    costs, isa = costs_of(cluster.device, dtype, plan.world), supported_isas()[0]
+    costs = costs_of(cluster.device, dtype, plan.world)
+    isa = isa_of_profile(cluster.isa)
     for rank in {0, plan.world - plan.stage_ranks}:
         rehearsal = Rehearsal(
             row.size.model,
