@@ -109,7 +109,12 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         metavar="BYTES",
         help="cut layers into stages so that no rank holds more bytes of weight matrices than this",
     )
-    add("--warmup", type=count(0), default=1, metavar="N", help="number of steps before timing (1)")
+    add(
+        "--warmup",
+        type=count(0),
+        metavar="N",
+        help="number of steps before timing (0: the step that is verified; 1 with --no-verify)",
+    )
     add("--iterations", type=count(1), default=3, metavar="N", help="number of timed steps (3)")
     add(
         "--repeat",

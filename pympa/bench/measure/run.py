@@ -24,7 +24,7 @@ from pympa.bench.measure.forecast import forecast_cluster, forecasts
 from pympa.bench.measure.plan import run_plan
 from pympa.bench.measure.resume import StopSignal, check_isa, find_measured
 from pympa.bench.measure.room import Room
-from pympa.bench.measure.timing import measure_machine, roofline
+from pympa.bench.measure.timing import Machines, roofline
 from pympa.bench.measure.truth import Job, Truth
 from pympa.bench.records.file import RecordFile
 from pympa.bench.records.record import Forecast, Record
@@ -99,10 +99,12 @@ def run(team: Team, options: argparse.Namespace) -> int:
         team.check(partial(open_counter, team.accelerator.device.bus_id))
     tasks = _with_forecasts(team, tasks, cluster, options.dtype)
     failures: list[str] = []
-    stop = StopSignal(team)
+    stop, machines = StopSignal(team), Machines(team)
     for task in tasks:
         if not stop.agreed:
-            failures += _run_experiment(team, options, task, output, timeline, earlier, stop)
+            failures += _run_experiment(
+                team, options, task, machines, output, timeline, earlier, stop
+            )
     if team.rank == 0:
         if stop.agreed:
             print(
@@ -175,6 +177,7 @@ def _run_experiment(
     team: Team,
     options: argparse.Namespace,
     task: Task,
+    machines: Machines,
     output: RecordFile,
     timeline: TimelineFile,
     earlier: list[Record],
@@ -187,7 +190,7 @@ def _run_experiment(
         return []
     candidates, failures = _find_candidates(team, options, task)
     measured = find_measured(earlier, candidates, team, options)
-    failures += _measure(team, options, candidates, measured, output, timeline, stop)
+    failures += _measure(team, options, candidates, machines, measured, output, timeline, stop)
     if team.rank == 0 and measured:
         _print_result(team, options, task, measured)
     return failures
@@ -224,6 +227,7 @@ def _measure(
     team: Team,
     options: argparse.Namespace,
     candidates: Sequence[Candidate],
+    machines: Machines,
     measured: dict[tuple[int, int], Record],
     output: RecordFile,
     timeline: TimelineFile,
@@ -232,13 +236,12 @@ def _measure(
     """Add the missing records to `measured`, by (repeat, row); return the failures. Collective."""
     truths: dict[str, Truth] = {}
     wrong: dict[int, str] = {}
-    machine: Machine | None = None
     for repeat, index in itertools.product(range(1, options.repeat + 1), range(len(candidates))):
         if index in wrong or (repeat, index) in measured:
             continue
         candidate = candidates[index]
         job = candidate.job
-        machine = machine or measure_machine(team, job.dtype.name)
+        machine = machines.of(job.dtype.name)
         long = _too_long(team, candidate, machine, options)
         if long is not None:
             wrong[index] = f"{job.experiment}: {long}"
@@ -279,7 +282,8 @@ def _too_long(
     least = roofline(job, team, machine, plan.world)
     if options.allow_long or least <= TOO_LONG_STEP_SECONDS:
         return None
-    steps = (1 + options.warmup + options.iterations) * options.repeat  # 1 for verification
+    # The first one is verified, or warms up.
+    steps = (1 + (options.warmup or 0) + options.iterations) * options.repeat
     return (
         f"plan {plan} at size {job.size_name}: a step takes at least {least:,.0f} s here, and "
         f"{steps} steps take {steps * least:,.0f} s; start it with --allow-long, or use another "

@@ -33,6 +33,13 @@ class TimedSteps(RankStep):
     dropped: int
 
 
+def warmup_steps(options: argparse.Namespace) -> int:
+    """Return the number of steps before timing; a step that was verified is one itself."""
+    if options.warmup is None:
+        return 1 if options.no_verify else 0
+    return int(options.warmup)
+
+
 def time_steps(
     team: Team,
     resources: RankResources,
@@ -55,7 +62,7 @@ def time_steps(
         RuntimeError: a timed step allocated new memory.
     """
     resources.arena.restart_peak()  # verification keeps copies of the branches; a step does not
-    for _ in range(options.warmup):
+    for _ in range(warmup_steps(options)):
         model.forward(prepared)
     blocks, steps = resources.arena.blocks, []
     for _ in range(options.iterations):
@@ -64,7 +71,8 @@ def time_steps(
         resources.load.clear()
         model.forward(prepared)
         steps.append(resources.trace.last.times())
-    if options.warmup and resources.arena.blocks != blocks:
+    warm = warmup_steps(options) or not options.no_verify
+    if warm and resources.arena.blocks != blocks:
         raise RuntimeError("the arena grew inside a timed step")
     return TimedSteps(
         mean_times(steps),
@@ -76,15 +84,28 @@ def time_steps(
     )
 
 
-def measure_machine(team: Team, dtype: str) -> Machine:
-    """Measure one core, or GPU, on rank 0 while the other ranks wait. Collective."""
+class Machines:
+    """The rates of one core, or GPU, measured once for each dtype.
 
-    def measure(first: Team) -> Machine:
-        if first.accelerator is None:
-            return measure_core(dtype, first.isa)
-        return measure_device(first.accelerator, numpy_dtype(dtype))
+    Args:
+        team: all ranks.
+    """
 
-    return team.on_first(1, measure)
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._found: dict[str, Machine] = {}
+
+    def of(self, dtype: str) -> Machine:
+        """Return the rates; rank 0 measures while the other ranks wait. Collective."""
+
+        def measure(first: Team) -> Machine:
+            if first.accelerator is None:
+                return measure_core(dtype, first.isa)
+            return measure_device(first.accelerator, numpy_dtype(dtype))
+
+        if dtype not in self._found:
+            self._found[dtype] = self._team.on_first(1, measure)
+        return self._found[dtype]
 
 
 def roofline(job: Job, team: Team, machine: Machine, ranks: int | None = None) -> float:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,10 +30,43 @@ Routing = Mapping[str, NDArray[Any]]
 """The expert ids by name, `layers.0.routing`: `[all tokens, top_k]`, sequence after sequence."""
 
 
-def row_blocks(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows of a width into blocks of at most `BLOCK_ELEMENTS` elements, or of one row."""
-    step = max(1, BLOCK_ELEMENTS // width)
+def row_blocks(rows: int, width: int, parts: int = 1) -> Iterator[slice]:
+    """Cut rows of a width into blocks of which `parts` have at most `BLOCK_ELEMENTS` elements.
+
+    There are at least `parts` of them, if there are as many rows.
+    """
+    step = max(1, min(BLOCK_ELEMENTS // (width * parts), -(-rows // parts)))
     return (slice(at, min(at + step, rows)) for at in range(0, rows, step))
+
+
+def for_row_blocks(
+    rows: int, width: int, rounding: Rounding, work: Callable[[slice], None]
+) -> None:
+    """Call `work` for each block of rows; on all cores of this process, if nothing is rounded.
+
+    Draws of a rounding come in order, so with one there is one thread.
+    """
+    cores = len(os.sched_getaffinity(0)) if rounding is exactly else 1
+    if cores == 1:
+        for block in row_blocks(rows, width):
+            work(block)
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in pool.map(work, row_blocks(rows, width, cores)):
+            pass
+
+
+def once(weight: Weight) -> Weight:
+    """Return a function that calls `weight` once for each name, whichever thread asks first."""
+    lock, found = threading.Lock(), dict[str, F64]()
+
+    def get(name: str) -> F64:
+        with lock:
+            if name not in found:
+                found[name] = weight(name)
+            return found[name]
+
+    return get
 
 
 def widest(layer: LayerSpec, d_model: int) -> int:
@@ -62,7 +98,7 @@ def attention_branch(
     Returns:
         The branch `[len(query_rows), d_model]`.
     """
-    weight, width = functools.cache(weight), widest(layer, spec.d_model)
+    weight, width = once(weight), widest(layer, spec.d_model)
     k = np.empty((len(x), layer.n_kv_heads, layer.head_dim))
     v = np.empty((len(x), layer.n_kv_heads, layer.value_dim))
     for here in row_blocks(len(x), width):
@@ -127,10 +163,13 @@ def block_norm(layer: LayerSpec, x: F64, weight: Weight, name: str) -> F64:
 
 def mlp_branch(layer: LayerSpec, x: F64, weight: Weight, rounding: Rounding = exactly) -> F64:
     """Return the MLP branch before the residual, `[rows, d_model]`."""
-    weight, out = functools.cache(weight), np.empty_like(x)
-    for here in row_blocks(len(x), widest(layer, x.shape[1])):
+    weight, out = once(weight), np.empty_like(x)
+
+    def work(here: slice) -> None:
         normed = rounding(block_norm(layer, x[here], weight, "mlp_norm"))
         out[here] = _named_mlp(layer, normed, weight, "mlp", rounding)
+
+    for_row_blocks(len(x), widest(layer, x.shape[1]), rounding, work)
     return out
 
 
@@ -167,7 +206,7 @@ def gate_logits(
         The logits `[rows, experts]`, and `[rows]` the deviation of a logit if the whole input had
         an error of its own size in a random direction, |input| |router row| / sqrt(d_model).
     """
-    weight, router = functools.cache(weight), weight("router")
+    weight, router = once(weight), weight("router")
     bias = weight("router_bias") if layer.router_skew else None
     logits, sensitivity = np.empty((len(x), layer.experts)), np.empty(len(x))
     for here in row_blocks(len(x), widest(layer, x.shape[1])):
@@ -233,10 +272,13 @@ def moe_branch(
     out = np.zeros_like(x)
 
     def add(name: str, rows: NDArray[Any], share: F64) -> None:
-        once = functools.cache(weight)
-        for here in row_blocks(len(rows), widest(layer, x.shape[1])):
-            normed = rounding(block_norm(layer, x[rows[here]], once, "mlp_norm"))
-            out[rows[here]] += share[here, None] * _named_mlp(layer, normed, once, name, rounding)
+        own = once(weight)
+
+        def work(here: slice) -> None:
+            normed = rounding(block_norm(layer, x[rows[here]], own, "mlp_norm"))
+            out[rows[here]] += share[here, None] * _named_mlp(layer, normed, own, name, rounding)
+
+        for_row_blocks(len(rows), widest(layer, x.shape[1]), rounding, work)
 
     for expert in np.unique(chosen[keep]):
         rows, k = np.nonzero((chosen == expert) & keep)
