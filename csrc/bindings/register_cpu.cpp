@@ -68,7 +68,8 @@ void register_cpu(py::module_& module) {
       py::arg("bias_up").none(true), py::arg("bias").none(true), py::arg("activation"),
       py::arg("hidden"), py::arg("residual").none(true), py::arg("branch").none(true),
       py::arg("group_rows").none(true), py::arg("item_rows"), py::arg("workspace"), py::arg("on"));
-  module.def("product_peak", &bind_product_peak, py::arg("dtype"), py::arg("isa"), py::arg("seconds"));
+  module.def("product_peak", &bind_product_peak, py::arg("dtype"), py::arg("isa"),
+             py::arg("seconds"));
   module.def("read_bandwidth", &bind_read_bandwidth, py::arg("bytes"), py::arg("seconds"),
              py::arg("tries"));
 }

@@ -1,5 +1,8 @@
 // The product of tiles: up to 2 x 2 of them, so that each operand that is loaded is used twice, and
 // four sums hide how long an instruction takes.
+//
+// One operand stays in L1 from one product to the next. The other one comes from L2, and is loaded
+// so that it does not push the first one out.
 #pragma once
 
 #include "cpu/amx_split.hpp"
@@ -12,18 +15,33 @@ struct ARows {
   int64_t row, next, step, piece;
 };
 
-template <class T, int kRowTiles, int kColumnTiles, int kIndex>
+enum class Streamed { kA, kB };
+
+template <int kTile, bool kStreamed>
+PYMPA_INLINE void load_operand(const char* at, int64_t stride) {
+  if constexpr (kStreamed) {
+    stream_tile<kTile>(at, stride);
+  } else {
+    load_tile<kTile>(at, stride);
+  }
+}
+
+template <class T, Streamed kWhich, int kRowTiles, int kColumnTiles, int kIndex>
 PYMPA_INLINE void add_products(const ARows& a, const char* a_step, const char* b) {
   constexpr PieceProduct kNow = Split<T>::kOrder[kIndex];
   constexpr PieceProduct kBefore = kIndex > 0 ? Split<T>::kOrder[kIndex - 1] : PieceProduct{-1, -1};
   if constexpr (kNow.a != kBefore.a) {
-    load_tile<kTileA>(a_step + kNow.a * a.piece, a.row);
-    if constexpr (kRowTiles == 2) load_tile<kTileA + 1>(a_step + kNow.a * a.piece + a.next, a.row);
+    constexpr bool kStreams = kWhich == Streamed::kA;
+    load_operand<kTileA, kStreams>(a_step + kNow.a * a.piece, a.row);
+    if constexpr (kRowTiles == 2) {
+      load_operand<kTileA + 1, kStreams>(a_step + kNow.a * a.piece + a.next, a.row);
+    }
   }
   if constexpr (kNow.b != kBefore.b) {
-    stream_tile<kTileB>(b + kNow.b * kPieceBytes, kPairedLine);
+    constexpr bool kStreams = kWhich == Streamed::kB;
+    load_operand<kTileB, kStreams>(b + kNow.b * kPieceBytes, kPairedLine);
     if constexpr (kColumnTiles == 2) {
-      stream_tile<kTileB + 1>(b + kNow.b * kPieceBytes + kTileLine, kPairedLine);
+      load_operand<kTileB + 1, kStreams>(b + kNow.b * kPieceBytes + kTileLine, kPairedLine);
     }
   }
   multiply_tiles<0, kTileA, kTileB>();
@@ -31,14 +49,14 @@ PYMPA_INLINE void add_products(const ARows& a, const char* a_step, const char* b
   if constexpr (kRowTiles == 2) multiply_tiles<2, kTileA + 1, kTileB>();
   if constexpr (kRowTiles == 2 && kColumnTiles == 2) multiply_tiles<3, kTileA + 1, kTileB + 1>();
   if constexpr (kIndex + 1 < Split<T>::kProducts) {
-    add_products<T, kRowTiles, kColumnTiles, kIndex + 1>(a, a_step, b);
+    add_products<T, kWhich, kRowTiles, kColumnTiles, kIndex + 1>(a, a_step, b);
   }
 }
 
 // C = A [rows, steps] x B [steps, columns] from zero, stored at `c` with rows `c_stride` floats
 // apart, in whole tiles. meanwhile() is called at each step: vector work that has nothing to do
 // with this product.
-template <class T, int kRowTiles, int kColumnTiles, class Meanwhile>
+template <class T, Streamed kWhich, int kRowTiles, int kColumnTiles, class Meanwhile>
 PYMPA_INLINE void product_of_tiles(const ARows& a, const char* b, int64_t steps, float* c,
                                    int64_t c_stride, Meanwhile&& meanwhile) {
   zero_tile<0>();
@@ -46,7 +64,8 @@ PYMPA_INLINE void product_of_tiles(const ARows& a, const char* b, int64_t steps,
   if constexpr (kRowTiles == 2) zero_tile<2>();
   if constexpr (kRowTiles == 2 && kColumnTiles == 2) zero_tile<3>();
   for (int64_t i = 0; i < steps; ++i) {
-    add_products<T, kRowTiles, kColumnTiles, 0>(a, a.at + i * a.step, b + i * kStepBytes<T>);
+    add_products<T, kWhich, kRowTiles, kColumnTiles, 0>(a, a.at + i * a.step,
+                                                        b + i * kStepBytes<T>);
     meanwhile();
   }
   const int64_t bytes = c_stride * static_cast<int64_t>(sizeof(float));
@@ -59,16 +78,16 @@ PYMPA_INLINE void product_of_tiles(const ARows& a, const char* b, int64_t steps,
 }
 
 // The same for as many tiles as `rows` and `columns`, at most 32 each, need.
-template <class T, class Meanwhile>
+template <class T, Streamed kWhich, class Meanwhile>
 PYMPA_INLINE void any_product_of_tiles(int64_t rows, int64_t columns, const ARows& a, const char* b,
                                        int64_t steps, float* c, int64_t c_stride,
                                        Meanwhile&& meanwhile) {
   if (rows > kTileRows) {
-    columns > kTileRows ? product_of_tiles<T, 2, 2>(a, b, steps, c, c_stride, meanwhile)
-                        : product_of_tiles<T, 2, 1>(a, b, steps, c, c_stride, meanwhile);
+    columns > kTileRows ? product_of_tiles<T, kWhich, 2, 2>(a, b, steps, c, c_stride, meanwhile)
+                        : product_of_tiles<T, kWhich, 2, 1>(a, b, steps, c, c_stride, meanwhile);
   } else {
-    columns > kTileRows ? product_of_tiles<T, 1, 2>(a, b, steps, c, c_stride, meanwhile)
-                        : product_of_tiles<T, 1, 1>(a, b, steps, c, c_stride, meanwhile);
+    columns > kTileRows ? product_of_tiles<T, kWhich, 1, 2>(a, b, steps, c, c_stride, meanwhile)
+                        : product_of_tiles<T, kWhich, 1, 1>(a, b, steps, c, c_stride, meanwhile);
   }
 }
 

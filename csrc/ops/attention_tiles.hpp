@@ -125,8 +125,9 @@ struct TileRows : Rows<T> {
       if (!is_empty(seen)) {
         const ColumnMask unsplit = pack_panel(tile, kv_head, column, seen, spare);
         const int64_t step = seen.first / kTileTerms, steps = steps_of(seen.last) - step;
-        product_of_tiles<T, 1, 2>(probabilities(row / kTileRows * kTileRows, step),
-                                  spare + step * kStepBytes<T>, steps, sums, kPanel, [] {});
+        product_of_tiles<T, Streamed::kB, 1, 2>(probabilities(row / kTileRows * kTileRows, step),
+                                                spare + step * kStepBytes<T>, steps, sums, kPanel,
+                                                [] {});
         const float* own = sums + row % kTileRows * kPanel;
         for (int i = 0; i < 2; ++i) found[i] = load(own + i * W);
         if (kPieces<T> > 1 && unsplit.any())
@@ -250,8 +251,9 @@ struct PackedProducts<T, true> : TileRows<T> {
     const ARows a{queries + row / kTileRows * lines_of_group(), kTileLine, lines_of_group(),
                   kPieces<T> * Tiles::kTileBytes, Tiles::kTileBytes};
     for (int64_t at = strip.first / kPanel * kPanel; at < strip.last; at += kPanel) {
-      any_product_of_tiles<T>(rows, kPanel, a, keys + at / kPanel * layout.key_panel, layout.steps,
-                              scores + row * kScoreStride + at, kScoreStride, [] {});
+      any_product_of_tiles<T, Streamed::kB>(rows, kPanel, a, keys + at / kPanel * layout.key_panel,
+                                            layout.steps, scores + row * kScoreStride + at,
+                                            kScoreStride, [] {});
       if constexpr (kPieces<T> > 1) {
         this->mend_scores(tile, kv_head, row, row + rows, at, kPanel, unsplit[at / kPanel]);
       }
@@ -269,8 +271,8 @@ struct PackedProducts<T, true> : TileRows<T> {
       const int64_t columns = min_of(kPanel, args.v_head_dim - column);
       const char* panel = values + column / kPanel * layout.value_panel + step * kStepBytes<T>;
       float* target = sums + (turn ^= 1) * Tiles::kSums;
-      any_product_of_tiles<T>(rows, columns, p, panel, steps, target, kPanel,
-                              [&] { pending.add_some(); });
+      any_product_of_tiles<T, Streamed::kB>(rows, columns, p, panel, steps, target, kPanel,
+                                            [&] { pending.add_some(); });
       pending.add_all();
       pending = {target, out + row, rescale + row, column, columns, rows};
     }
@@ -447,7 +449,7 @@ struct StreamedProducts<T, true> : TileRows<T> {
       if constexpr (kColumnTiles == 2) load_tile<1>(partial + kTileRows, bytes);
     }
     const ARows p = this->probabilities(head.row, step);
-    PYMPA_ISA::add_products<T, 1, kColumnTiles, 0>(p, p.at, spare);
+    PYMPA_ISA::add_products<T, Streamed::kB, 1, kColumnTiles, 0>(p, p.at, spare);
     store_tile<0>(partial, bytes);
     if constexpr (kColumnTiles == 2) store_tile<1>(partial + kTileRows, bytes);
   }

@@ -1,6 +1,6 @@
 // Products of linear layers in tiles: A [rows, 512] times panels, 32 rows x 32 columns at a time.
 //
-// A panel meets all rows before the next one: it stays in L1, and A comes from L2 in the order in
+// A panel meets all rows before the next one. It stays in L1, and A comes from L2 in the order in
 // which it lies there, [16 rows][step][piece] tiles. A partial goes to scratch, and is added to C
 // while the tiles work on the next one.
 #pragma once
@@ -123,9 +123,16 @@ struct LinearProducts {
         const int64_t rows = min_of(2 * kTileRows, block.rows - row);
         const RowLines lines = lines_of(row);
         float* target = sums + (turn ^= 1) * kSums;
-        any_product_of_tiles<T>(rows, columns,
-                                {lines.at, kTileLine, kGroupBytes, lines.step, lines.piece},
-                                factors, steps, target, kPanel, [&] { pending.add_some(); });
+        const ARows of_strip{lines.at, kTileLine, kGroupBytes, lines.step, lines.piece};
+        const auto add = [&] { pending.add_some(); };
+        // Few rows stay in L1 while panels come from memory.
+        if (block.rows > 2 * kTileRows) {
+          any_product_of_tiles<T, Streamed::kA>(rows, columns, of_strip, factors, steps, target,
+                                                kPanel, add);
+        } else {
+          any_product_of_tiles<T, Streamed::kB>(rows, columns, of_strip, factors, steps, target,
+                                                kPanel, add);
+        }
         pending.add_all();
         if constexpr (kPieces<T> > 1) mend(row, rows, unsplit, panel, length, target);
         pending = {target, c.at + row * c.stride + column, c.stride, rows, columns > W ? 2 : 1,

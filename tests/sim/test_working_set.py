@@ -34,7 +34,7 @@ def measure(spec, plan, rank=0, **options):
 
 
 def test_the_tile_is_what_the_kernel_reads():
-    source = (ROOT / "csrc" / "ops" / "linear_worker.hpp").read_text()
+    source = (ROOT / "csrc" / "ops" / "linear_block.hpp").read_text()
     (columns,) = re.findall(r"kColumnBlock = (\d+)", source)
     assert int(columns) == BLOCK
 

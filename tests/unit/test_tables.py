@@ -55,6 +55,15 @@ def measured():
     return result_table("ring-dense (paper: 128 × 100,000 tokens, bfloat16)", rows, ["a note of 7"])
 
 
+def test_the_table_says_why_hosts_do_not_use_their_best():
+    record = big_record(role="baseline")
+    note = "avx512 on all hosts: a would use amx_bf16, which b lacks"
+    noted = msgspec.structs.replace(record.environment, isa="avx512", isa_note=note)
+    mixed = msgspec.structs.replace(record, environment=noted)
+    assert f"instruction set: {note}" in result_table("", [[mixed]]).caption
+    assert "all hosts" not in result_table("", [[record]]).caption
+
+
 def footprint(which):
     working_set = WorkingSet(123_456_789_012, 234_567_890_123, 345_678_901_234, 456_789_012_345)
     uses = {"weights": 81_234_567_890, "activations": 12_345_678_901, "messages": 7_654_321_098}
