@@ -20,6 +20,7 @@ Execution make_execution(const std::string& isa, int threads, std::uintptr_t str
 
 void register_execution(py::module_& module) {
   module.def("supported_isas", &supported_isas);
+  module.def("why_no_tiles", &why_no_tiles);
   // Each module has its own class, because a process may load several modules.
   py::class_<Execution>(module, "Execution", py::module_local())
       .def(py::init(&make_execution), py::arg("isa"), py::kw_only(), py::arg("threads") = 1,

@@ -1,5 +1,7 @@
 #include "core/dispatch.hpp"
 
+#include <cstring>
+
 #include "core/check.hpp"
 #if defined(__x86_64__) && !defined(PYMPA_CUDA_KERNELS)
 #include "core/processor.hpp"
@@ -58,6 +60,14 @@ std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (Isa isa : isas_here()) names.emplace_back(name_of(isa));
   return names;
+}
+
+std::string why_no_tiles() {
+#if defined(__x86_64__) && !defined(PYMPA_CUDA_KERNELS)
+  const int refused = this_processor().tiles_refused;
+  if (refused != 0) return std::string("the kernel refuses them: ") + std::strerror(refused);
+#endif
+  return {};
 }
 
 Isa parse_isa(const char* op, const std::string& name) {

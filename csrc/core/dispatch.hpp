@@ -23,6 +23,9 @@ struct Execution {
 // Names of the instruction sets that this machine runs, best first.
 std::vector<std::string> supported_isas();
 
+// Why this processor's matrix tiles are not among them; empty if it has none, or they are.
+std::string why_no_tiles();
+
 // Throws std::invalid_argument naming the supported ones if `name` is unknown or not supported.
 Isa parse_isa(const char* op, const std::string& name);
 

@@ -4,6 +4,8 @@
 
 #include <cpuid.h>
 
+#include <cerrno>
+
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,12 +39,14 @@ bool has_tiles() {
   return (edx & kAmxBf16) && (edx & kAmxTile);
 }
 
-bool may_use_tiles() {
+// Asks for the state of tiles; returns 0 or errno. ENOSPC: a thread has an alternate stack for
+// signals that is too small for it.
+int request_tiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
 #else
-  return false;
+  return ENOSYS;
 #endif
 }
 
@@ -56,7 +60,10 @@ Processor find_processor() {
                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                  __builtin_cpu_supports("avx512vl");
   found.avx512_bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16");
-  found.amx_bf16 = found.avx512_bf16 && has_tiles() && may_use_tiles();
+  if (found.avx512_bf16 && has_tiles()) {
+    found.tiles_refused = request_tiles();
+    found.amx_bf16 = found.tiles_refused == 0;
+  }
   found.fast_vdpbf16ps = has_fast_vdpbf16ps();
   return found;
 }

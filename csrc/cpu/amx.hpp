@@ -5,7 +5,7 @@
 // For an element and one instruction, by fused steps that round to nearest: e and o, from zero, add
 // up a b of the even and of the odd terms, ascending; then C + (e + o). Subnormal factors count as
 // zero and subnormal results become zero, whatever MXCSR says. A product never depends on other
-// rows or columns, nor on which of the two factors is A.
+// rows or columns, nor on which of the two factors is A, except that which NaN it is may.
 //
 // amx_emulated is the same over a plain model of the instructions, with the same bits.
 //
@@ -37,10 +37,22 @@ struct TileConfig {
 #if PYMPA_EMULATED
 
 struct TileRegisters {
-  TileConfig config;
+  TileConfig config{.palette = 0};
   VBits line[8][kTileRows];
 };
 inline thread_local TileRegisters tile_registers;
+
+// What the processor would refuse: #UD or #GP.
+inline void require(bool allowed) {
+  if (!allowed) __builtin_trap();
+}
+
+template <int kTile>
+void require_configured() {
+  const TileConfig& config = tile_registers.config;
+  require(config.palette == 1 && config.rows[kTile] > 0 && config.rows[kTile] <= kTileRows &&
+          config.bytes[kTile] > 0 && config.bytes[kTile] <= kTileLine);
+}
 
 inline void configure_tiles(const TileConfig& config) {
   tile_registers = {};
@@ -51,6 +63,7 @@ inline void release_tiles() { tile_registers = {}; }
 
 template <int kTile>
 void zero_tile() {
+  require_configured<kTile>();
   for (VBits& line : tile_registers.line[kTile]) line = VBits{};
 }
 
@@ -70,6 +83,7 @@ void stream_tile(const void* at, int64_t stride) {
 
 template <int kTile>
 void store_tile(void* at, int64_t stride) {
+  require_configured<kTile>();
   for (int row = 0; row < tile_registers.config.rows[kTile]; ++row) {
     __builtin_memcpy(static_cast<char*>(at) + row * stride, &tile_registers.line[kTile][row],
                      tile_registers.config.bytes[kTile]);
@@ -83,9 +97,24 @@ inline float flushed(uint32_t bits) {
 
 inline float flushed(float x) { return flushed(__builtin_bit_cast(uint32_t, x)); }
 
+// a b + c. What is below the smallest normal number if its exponent had no bounds is flushed, and
+// that is less than what rounds to a smaller one: `exact` is exact there.
+inline float fused(float a, float b, float c) {
+  constexpr float kLeast = 0x1p-126f;
+  const float rounded = flushed(__builtin_fmaf(a, b, c));
+  if (__builtin_fabsf(rounded) != kLeast) return rounded;
+  const double exact = static_cast<double>(a) * b + c;
+  return __builtin_fabs(exact) < 0x1p-126 - 0x1p-151 ? __builtin_copysignf(0.0f, rounded) : rounded;
+}
+
 template <int kC, int kA, int kB>
 PYMPA_NOINLINE void multiply_tiles() {
   constexpr int kPairs = kTileTerms / 2, kColumns = kTileRows;
+  static_assert(kC != kA && kC != kB && kA != kB);
+  require_configured<kC>();
+  const TileConfig& config = tile_registers.config;
+  require(config.rows[kA] == config.rows[kC] && config.rows[kB] * 4 == config.bytes[kA] &&
+          config.bytes[kB] == config.bytes[kC] && config.rows[kB] == kPairs);
   float b[kTileTerms][kColumns];
   for (int pair = 0; pair < kPairs; ++pair) {
     for (int i = 0; i < kColumns; ++i) {
@@ -100,7 +129,14 @@ PYMPA_NOINLINE void multiply_tiles() {
       const uint32_t both = tile_registers.line[kA][row][term / 2];
       const float a = flushed(term % 2 ? both & 0xffff0000u : both << 16);
       float* sum = sums[term % 2];
-      for (int i = 0; i < kColumns; ++i) sum[i] = flushed(__builtin_fmaf(a, b[term][i], sum[i]));
+      float next[kColumns];
+      bool edge = false;
+      for (int i = 0; i < kColumns; ++i) {
+        next[i] = flushed(__builtin_fmaf(a, b[term][i], sum[i]));
+        edge |= __builtin_fabsf(next[i]) == 0x1p-126f;
+      }
+      for (int i = 0; edge && i < kColumns; ++i) next[i] = fused(a, b[term][i], sum[i]);
+      __builtin_memcpy(sum, next, sizeof next);
     }
     uint32_t c[kColumns];
     __builtin_memcpy(c, &tile_registers.line[kC][row], sizeof c);

@@ -4,6 +4,10 @@
 //
 //   x = x_0 + x_1 (+ x_2), each piece the nearest bfloat16 to what is left: exact
 //
+// A product of pieces below 2^-126 becomes zero, as in any product of tiles. So a sum has an
+// absolute error of some 2^-126 for each of its float32 products, which shows where all of them are
+// below 2^-102.
+//
 // A float16 that is not finite, and a float32 that is large, not finite, or so small that a piece
 // would be subnormal, cannot be split. Where a row of A or a column of B has one, its sums come
 // from float32 multiply-adds in ascending order; the other rows and columns keep their bits.
@@ -67,10 +71,10 @@ PYMPA_INLINE VBits unsplittable(V x) {
   if constexpr (__is_same(T, Half)) {
     return reinterpret_cast<VBits>(magnitude >= 0x7f800000u);
   } else {
-    // 2^-102, so that the last piece is at least 2^-126; 2^63, so that no product overflows.
+    // 2^-102, so that the last piece is at least 2^-126; 2^59, so that 512 products never overflow.
     const VBits zero = reinterpret_cast<VBits>(magnitude == 0u);
     const VBits inside =
-        reinterpret_cast<VBits>(magnitude - 0x0c800000u < 0x5f000000u - 0x0c800000u);
+        reinterpret_cast<VBits>(magnitude - 0x0c800000u < 0x5d000000u - 0x0c800000u);
     return ~(zero | inside);
   }
 }

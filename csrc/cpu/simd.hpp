@@ -24,22 +24,10 @@
 
 #include "core/dtype.hpp"
 
-#ifdef PYMPA_PLAIN_INLINE
-#define PYMPA_INLINE inline
-#else
-#ifdef PYMPA_PLAIN_INLINE
-#define PYMPA_INLINE inline
-#else
-#ifdef PYMPA_PLAIN_INLINE
-#define PYMPA_INLINE inline
-#else
 #if PYMPA_EMULATED
 #define PYMPA_INLINE inline  // a model need not be fast, and compiles ten times as fast so
 #else
 #define PYMPA_INLINE inline __attribute__((always_inline))
-#endif
-#endif
-#endif
 #endif
 #define PYMPA_NOINLINE __attribute__((noinline))
 

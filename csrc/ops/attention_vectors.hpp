@@ -6,6 +6,10 @@
 
 namespace pympa::PYMPA_ISA {
 
+// Values of whole panels of avx512: amx_bf16 has its kernels for float32, and amx_emulated its
+// sizes.
+constexpr int64_t kWidestPanel = PYMPA_ISA_LEVEL == 4 ? 4 * W : kPanel;
+
 // Sizes of one thread's scratch, in 4-byte elements.
 template <class T>
 struct Layout<T, false> {
@@ -20,7 +24,7 @@ struct Layout<T, false> {
         value_panel(kKeyTile / Math::kDepth * kPanel),
         queries(kRows * query_stride),
         keys(kKeyTile / kPanel * key_panel),
-        values((v_head_dim + kPanel - 1) / kPanel * value_panel) {}
+        values(round_up(v_head_dim, kWidestPanel) / kPanel * value_panel) {}
 
   int64_t bytes() const {
     const int64_t elements = kRows * kScoreStride + queries + keys + values;

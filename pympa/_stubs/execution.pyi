@@ -18,6 +18,9 @@ def supported_isas() -> list[str]:
     over a model of its instructions, for tests.
     """
 
+def why_no_tiles() -> str:
+    """Return why the matrix tiles (AMX) of this processor are not used; empty if it has none."""
+
 class Execution:
     """The instruction set, threads or stream that kernels run on.
 

@@ -107,11 +107,13 @@ def _hardware() -> list[tuple[str, str]]:
     from pympa.hardware.caches import read_caches
     from pympa.hardware.cores import processor_name
     from pympa.hardware.memory import available_bytes
-    from pympa.kernels.cpu import supported_isas
+    from pympa.kernels.cpu import supported_isas, why_no_tiles
 
+    refused = why_no_tiles()
     return [
         ("processor", processor_name()),
         ("instruction sets", ", ".join(supported_isas())),
+        *([("matrix tiles (AMX)", f"not used: {refused}")] if refused else []),
         ("caches", ", ".join(map(str, read_caches())) or "unknown"),
         ("memory available", f"{available_bytes() / 2**30:.1f} GiB"),
     ]

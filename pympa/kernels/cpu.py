@@ -24,6 +24,11 @@ def supported_isas() -> list[str]:
     return _core.supported_isas()
 
 
+def why_no_tiles() -> str:
+    """Return why the matrix tiles (AMX) of this processor are not used; empty if it has none."""
+    return _core.why_no_tiles()
+
+
 def isa_of_profile(isa: str | None) -> str:
     """Return the instruction set whose workspaces a simulation counts, for one of another machine.
 

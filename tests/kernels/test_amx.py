@@ -52,7 +52,8 @@ def rounded(exact: Fraction, sign_of_zero: float = 1.0) -> np.float32:
         above = np.nextafter(below, np.inf)
         nearest = below if np.float64(below).view(np.int64) & 1 else above
     result = F32(nearest)
-    if exact == 0 or abs(result) < TINY:
+    # What is flushed is what an exponent without bounds would make smaller.
+    if exact == 0 or abs(exact) < Fraction(2) ** -126 - Fraction(2) ** -151:
         return F32(np.copysign(0.0, sign_of_zero if exact == 0 else float(exact)))
     return result
 
@@ -112,6 +113,17 @@ def test_products_follow_the_rule(tiles, rng, kind, terms):
     assert_same_bits(np.where(np.isnan(want), 0, out), np.where(np.isnan(want), 0, want))
 
 
+@pytest.mark.parametrize("isa", ["amx_emulated", "amx_bf16"])
+def test_the_edge_of_the_normal_range(isa):
+    """2^-126 - 2^-150 would round to 2^-126 as a subnormal number, and is flushed."""
+    if isa not in ISAS:
+        pytest.skip(f"this CPU has no {isa}")
+    x = np.array([[2.0**-63, 0, 2.0**-75], [2.0**-63, 0, 2.0**-76]], F32).astype(DTYPES["bfloat16"])
+    weight = np.array([[2.0**-63, 0, -(2.0**-75)]], F32).astype(DTYPES["bfloat16"])
+    out = cpu_rig(isa).linear(x, weight, out_dtype=F32)
+    assert out.ravel().tolist() == [0.0, 2.0**-126]
+
+
 def calls(kernels, dtype, rng):
     """Return outputs of all that tiles multiply, by name."""
     x = normal(rng, (70, 600), dtype)
@@ -142,7 +154,7 @@ def test_hardware_has_the_bits_of_the_model(hardware, tiles, dtype):
 
 def unsplittable(dtype: str) -> list[float]:
     """Return values that two or three bfloat16 cannot hold, or whose products would overflow."""
-    return [np.inf, -np.inf, np.nan] + ([] if dtype == "float16" else [2.0**-103, 1e-42, 2.0**63])
+    return [np.inf, -np.inf, np.nan] + ([] if dtype == "float16" else [2.0**-103, 1e-42, 2.0**59])
 
 
 @pytest.mark.parametrize("dtype", SPLIT)
@@ -188,6 +200,34 @@ def test_float32_keeps_its_tolerance_over_all_magnitudes(tiles, rng):
     out = tiles.linear(x, weight)
     want = x.astype(np.float64) @ weight.astype(np.float64).T
     assert_close(out / scales, want / scales, F32)
+
+
+def test_float32_sums_of_large_products_do_not_overflow(tiles):
+    """Even terms alone reach 256 times a product before odd ones take it away."""
+    x = np.full((3, 512), 1.9 * 2.0**58, F32)
+    weight = np.where(np.arange(512) % 2, -x[:2], x[:2])
+    assert (tiles.linear(x, weight) == 0).all()
+
+
+@pytest.mark.parametrize(("exponent", "error"), [(-40, 2e-6), (-50, 2e-6), (-60, 2.0**-126)])
+def test_float32_products_near_the_smallest_number(tiles, rng, exponent, error):
+    """Below 2^-102 what is flushed shows: an absolute error for each product."""
+    x, weight = (rng.uniform(1, 2, (n, 64)).astype(F32) * F32(2.0**exponent) for n in (9, 7))
+    out = tiles.linear(x, weight)
+    want = x.astype(np.float64) @ weight.astype(np.float64).T
+    allowed = error * want if exponent > -60 else 64 * 5 * error
+    assert (np.abs(out - want) <= allowed).all()
+
+
+def test_workspaces_of_float32_attention_are_those_of_avx512():
+    if not {"amx_emulated", "avx512"} <= set(ISAS):
+        pytest.skip("this CPU has no AVX-512")
+    for dims in ((32, 32), (96, 96), (128, 16), (64, 64), (576, 512)):
+        sizes = {
+            _core.attention_workspace_bytes(*dims, "float32", _core.Execution(isa))
+            for isa in ("amx_emulated", "avx512")
+        }
+        assert len(sizes) == 1, dims
 
 
 @pytest.mark.parametrize("rows", [1, 20, 40])

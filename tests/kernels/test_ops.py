@@ -9,7 +9,7 @@ from pympa.kernels.rig import Rig
 from pympa.spec import DTYPES
 from support.rig import BEST_ISA
 
-NO_KERNELS = {"Execution", "supported_isas", "product_peak", "read_bandwidth"}
+NO_KERNELS = {"Execution", "supported_isas", "why_no_tiles", "product_peak", "read_bandwidth"}
 WORKLOADS = [(op.name, workload) for op in OPS for workload in op.workloads]
 
 
@@ -42,5 +42,6 @@ def test_extents_count_rows_and_their_bytes():
 
 def test_peaks_are_plausible(kernels):
     for dtype in ("float32", "float16", "bfloat16"):
-        assert 1e8 < _core.product_peak(dtype, kernels.isa, 0.01) < 1e14
+        least = 1e6 if kernels.isa == "amx_emulated" else 1e8  # a model of instructions is slow
+        assert least < _core.product_peak(dtype, kernels.isa, 0.01) < 1e14
     assert 1e7 < _core.read_bandwidth(1 << 20, 0.01, 2) < 1e13
