@@ -130,10 +130,12 @@ PYMPA_NOINLINE void multiply_tiles() {
       const float a = flushed(term % 2 ? both & 0xffff0000u : both << 16);
       float* sum = sums[term % 2];
       float next[kColumns];
-      bool edge = false;
       for (int i = 0; i < kColumns; ++i) {
         next[i] = flushed(__builtin_fmaf(a, b[term][i], sum[i]));
-        edge |= __builtin_fabsf(next[i]) == 0x1p-126f;
+      }
+      uint32_t edge = 0;
+      for (int i = 0; i < kColumns; ++i) {
+        edge |= (__builtin_bit_cast(uint32_t, next[i]) & 0x7fffffffu) == 0x00800000u;
       }
       for (int i = 0; edge && i < kColumns; ++i) next[i] = fused(a, b[term][i], sum[i]);
       __builtin_memcpy(sum, next, sizeof next);
