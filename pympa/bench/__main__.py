@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,9 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job on this rank and return its exit status."""
+    # The oracle shares out its rows itself, beside which threads of BLAS would only spin. NumPy
+    # reads this when it is imported, which is not yet so.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from pympa.bench.options import refuse_overwriting, refuse_unused
 
     options = start(build_parser(), arguments)

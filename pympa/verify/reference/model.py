@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from pympa.spec import LayerSpec, ModelSpec
 from pympa.verify.reference.formulas import F64, Rounding, exactly, linear, mlp, norm, rope
-from pympa.verify.reference.softmax_attention import attention
+from pympa.verify.reference.softmax_attention import MOST_SCORES, attention
 
 BLOCK_ELEMENTS = 1 << 20  # the most elements of the widest array of a block of rows
+_FEW_ROWS = 128  # smaller blocks are slow in Python
 
 Weight = Callable[[str], F64]
 
@@ -101,14 +102,18 @@ def attention_branch(
     weight, width = once(weight), widest(layer, spec.d_model)
     k = np.empty((len(x), layer.n_kv_heads, layer.head_dim))
     v = np.empty((len(x), layer.n_kv_heads, layer.value_dim))
-    for here in row_blocks(len(x), width):
+
+    def make_keys(here: slice) -> None:
         normed = rounding(block_norm(layer, x[here], weight, "attention_norm"))
         positions = np.arange(here.start, here.stop)
         k[here] = _rotated(layer, normed, weight, "k", positions, rounding)
         v[here] = rounding(_projected(layer, normed, weight, "v", rounding))
+
+    for_row_blocks(len(x), width, rounding, make_keys)
     out = np.empty((len(query_rows), spec.d_model))
     bias = weight("attention.out_bias") if layer.attention_bias else None
-    for here in row_blocks(len(query_rows), width):
+
+    def attend(here: slice) -> None:
         rows = query_rows[here]
         normed = rounding(block_norm(layer, x[rows], weight, "attention_norm"))
         o, _ = attention(
@@ -126,6 +131,10 @@ def attention_branch(
         )
         o = rounding(o.reshape(len(rows), -1))
         out[here] = rounding(linear(o, weight("attention.out"), bias, rounding))
+
+    seen = len(x) if layer.window is None else min(len(x), 2 * layer.window + _FEW_ROWS)
+    of_scores = seen * BLOCK_ELEMENTS // MOST_SCORES  # the scores of all threads are bounded, too
+    for_row_blocks(len(query_rows), max(width, of_scores), rounding, attend)
     return out
 
 
