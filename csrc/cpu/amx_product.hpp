@@ -15,6 +15,21 @@ struct ARows {
   int64_t row, next, step, piece;
 };
 
+// Rows of a product in scratch that are still to be added to where they belong: Own::add_row takes
+// the next one. Two a step are 32 in a block of 512 terms, while tiles work on another product.
+template <class Own>
+struct PendingRows {
+  int64_t rows = 0;
+
+  PYMPA_INLINE void add_some() {
+    for (int i = 0; i < 2 && rows > 0; ++i) static_cast<Own*>(this)->add_row();
+  }
+
+  PYMPA_INLINE void add_all() {
+    while (rows > 0) static_cast<Own*>(this)->add_row();
+  }
+};
+
 enum class Streamed { kA, kB };
 
 template <int kTile, bool kStreamed>

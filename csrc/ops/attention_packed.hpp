@@ -7,7 +7,7 @@
 #pragma once
 
 #if PYMPA_ISA_LEVEL == 4
-#include "ops/attention_tiles.hpp"
+#include "ops/attention_tiles_packed.hpp"
 #endif
 #include "ops/attention_vectors.hpp"
 

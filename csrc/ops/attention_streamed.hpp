@@ -15,7 +15,7 @@
 
 #include "cpu/parallel.hpp"
 #if PYMPA_ISA_LEVEL == 4
-#include "ops/attention_tiles.hpp"
+#include "ops/attention_tiles_streamed.hpp"
 #endif
 #include "ops/attention_vectors.hpp"
 

@@ -10,11 +10,11 @@
 
 namespace pympa::PYMPA_ISA {
 
-// A partial in scratch that is still to be added to C.
-struct PendingSums {
+// A partial that is still to be added to C.
+struct PendingSums : PendingRows<PendingSums> {
   const float* from = nullptr;
   float* to = nullptr;
-  int64_t stride = 0, rows = 0, vectors = 0;
+  int64_t stride = 0, vectors = 0;
   bool from_zero = false;
 
   PYMPA_INLINE void add_row() {
@@ -24,16 +24,6 @@ struct PendingSums {
     from += kPanel;
     to += stride;
     --rows;
-  }
-
-  // Two rows a step are 32 of them in a k-block.
-  PYMPA_INLINE void add_some() {
-    if (rows > 0) add_row();
-    if (rows > 0) add_row();
-  }
-
-  PYMPA_INLINE void add_all() {
-    while (rows > 0) add_row();
   }
 };
 
@@ -135,7 +125,7 @@ struct LinearProducts {
         }
         pending.add_all();
         if constexpr (kPieces<T> > 1) mend(row, rows, unsplit, panel, length, target);
-        pending = {target, c.at + row * c.stride + column, c.stride, rows, columns > W ? 2 : 1,
+        pending = {{rows}, target, c.at + row * c.stride + column, c.stride, columns > W ? 2 : 1,
                    k == 0};
       }
       panel += panel_size<T>(args.k);
