@@ -113,7 +113,7 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         "--warmup",
         type=count(0),
         metavar="N",
-        help="number of steps before timing (0: the step that is verified; 1 with --no-verify)",
+        help="number of steps before timing (0 after a step that is verified, else 1)",
     )
     add("--iterations", type=count(1), default=3, metavar="N", help="number of timed steps (3)")
     add(
