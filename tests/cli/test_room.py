@@ -206,7 +206,7 @@ def test_a_step_of_nine_days_needs_a_word(tmp_path):
     only = run_job(2, *command, "--plan", "tp=2", timeout=60)
     assert only.status == 1
     assert "plan tp=2 at size local: a step takes at least 811,505 s here, and 4 steps" in only.err
-    assert "4,057,525 s; start it with --allow-long" in only.err
+    assert "3,246,020 s; start it with --allow-long" in only.err
     assert "oracle" not in only.err
     both = run_job(2, *command, "--plan", "tp=2", "--plan", "cp=2", timeout=60)
     assert both.status == 1
