@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pympa.errors import RefusedError
 
-# Without amx_emulated, which is a model for tests: only for those who ask for it.
-_LOW_TO_HIGH = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+# Without amx_emulated, a model for tests: only for those who ask for it. GPUs have one kind.
+_LOW_TO_HIGH = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16", "cuda")
 
 
 def agree_on_isa(

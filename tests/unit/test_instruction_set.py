@@ -27,6 +27,7 @@ ARM = ["portable"]
         ([ZEN_4, HASWELL], "avx2"),
         ([SAPPHIRE_RAPIDS, HASWELL, ZEN_4], "avx2"),
         ([HASWELL, ARM], "portable"),
+        ([["cuda"]], "cuda"),
     ],
 )
 def test_what_all_hosts_have(hosts, chosen):
