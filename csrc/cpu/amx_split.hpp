@@ -1,6 +1,6 @@
-// Operands of tiles, which hold bfloat16 alone: a float16 is the sum of two of them, a float32 of
-// three. A product is then three, or six, of the products of pieces; what is left out is at most
-// 2^-18, or 2^-25, of it.
+// Operands of tiles. Tiles multiply bfloat16 only, so a float16 is written as the sum of two
+// bfloat16 pieces, a float32 as the sum of three. Of the products of pieces the three, or six,
+// largest are computed; the others are at most 2^-18, or 2^-25, of the whole product.
 //
 //   x = x_0 + x_1 (+ x_2), each piece the nearest bfloat16 to what is left: exact
 //
@@ -192,15 +192,23 @@ PYMPA_NOINLINE ColumnMask split_panel(const T* from, int64_t stride, int64_t fir
   return special;
 }
 
-// Sums of one row and 32 columns by multiply-adds; B [terms, 32] with rows `stride` elements apart.
+// Sums of terms [first, last) of one row and `columns` <= 32 columns by multiply-adds; rows of B
+// lie `stride` elements apart.
 template <class T>
 PYMPA_NOINLINE void multiply_row(const RowLines& row, bool special, const T* b, int64_t stride,
-                                 int64_t terms, V (&sums)[2]) {
+                                 int64_t first, int64_t last, int64_t columns, V (&sums)[2]) {
   sums[0] = sums[1] = V{};
-  for (int64_t k = 0; k < terms; ++k) {
+  for (int64_t k = first; k < last; ++k) {
     const V x = splat(term_of<T>(row, special, k));
-    for (int i = 0; i < 2; ++i) sums[i] = fma(x, load(b + k * stride + i * W), sums[i]);
+    for (int i = 0; i < 2 && i * W < columns; ++i) {
+      sums[i] = fma(x, load(b + k * stride + i * W, columns - i * W), sums[i]);
+    }
   }
+}
+
+// Lanes of `a` where `mask` is all ones, else those of `b`.
+PYMPA_INLINE V chosen(VBits mask, V a, V b) {
+  return from_bits((bits_of(a) & mask) | (bits_of(b) & ~mask));
 }
 
 }  // namespace pympa::PYMPA_ISA

@@ -141,19 +141,12 @@ struct TileRows : Rows<T> {
                    const ColumnMask& unsplit, V (&found)[2]) const {
     char* lines = reinterpret_cast<char*>(scores + row * kScoreStride);
     const RowLines p{lines, kProbabilities, kTileLine};
-    V exact[2] = {};
-    for (int64_t key = visible[row].first; key < visible[row].last; ++key) {
-      const V factor = splat(term_of<T>(p, false, key));
-      const T* at = rows_of(tile.v, tile.row + key, kv_head) + column;
-      for (int i = 0; i < 2; ++i) {
-        const int64_t count = args.v_head_dim - column - i * W;
-        if (count > 0) exact[i] = fma(factor, load(at + i * W, count), exact[i]);
-      }
-    }
-    for (int i = 0; i < 2; ++i) {
-      const VBits chosen = unsplit.lanes[i];
-      found[i] = from_bits((bits_of(exact[i]) & chosen) | (bits_of(found[i]) & ~chosen));
-    }
+    const T* values_here = rows_of(tile.v, tile.row, kv_head) + column;
+    const Span seen = visible[row];
+    V exact[2];
+    multiply_row<T>(p, false, values_here, tile.v.row, seen.first, seen.last,
+                    args.v_head_dim - column, exact);
+    for (int i = 0; i < 2; ++i) found[i] = chosen(unsplit.lanes[i], exact[i], found[i]);
   }
 };
 

@@ -83,11 +83,11 @@ struct LinearProducts {
     for (int64_t r = 0; r < rows; ++r) {
       if (!any && !special[row + r]) continue;
       V exact[2];
-      multiply_row<T>(lines_of(row + r), special[row + r], panel, kPanel, length, exact);
+      multiply_row<T>(lines_of(row + r), special[row + r], panel, kPanel, 0, length, kPanel, exact);
       for (int i = 0; i < 2; ++i) {
         float* at = c + r * kPanel + i * W;
-        const VBits chosen = special[row + r] ? ~VBits{} : columns.lanes[i];
-        store(at, from_bits((bits_of(exact[i]) & chosen) | (bits_of(load(at)) & ~chosen)));
+        const VBits mask = special[row + r] ? ~VBits{} : columns.lanes[i];
+        store(at, chosen(mask, exact[i], load(at)));
       }
     }
   }

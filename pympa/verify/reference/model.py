@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from pympa.spec import LayerSpec, ModelSpec
 from pympa.verify.reference.formulas import F64, Rounding, exactly, linear, mlp, norm, rope
-from pympa.verify.reference.softmax_attention import MOST_SCORES, attention
+from pympa.verify.reference.softmax_attention import FEW_ROWS, MOST_SCORES, attention
 
 BLOCK_ELEMENTS = 1 << 20  # the most elements of the widest array of a block of rows
-_FEW_ROWS = 128  # smaller blocks are slow in Python
 
 Weight = Callable[[str], F64]
 
@@ -132,7 +131,7 @@ def attention_branch(
         o = rounding(o.reshape(len(rows), -1))
         out[here] = rounding(linear(o, weight("attention.out"), bias, rounding))
 
-    seen = len(x) if layer.window is None else min(len(x), 2 * layer.window + _FEW_ROWS)
+    seen = len(x) if layer.window is None else min(len(x), 2 * layer.window + FEW_ROWS)
     of_scores = seen * BLOCK_ELEMENTS // MOST_SCORES  # the scores of all threads are bounded, too
     for_row_blocks(len(query_rows), max(width, of_scores), rounding, attend)
     return out

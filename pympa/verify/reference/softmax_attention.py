@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pympa.verify.reference.formulas import F64, Rounding, exactly
 
 MOST_SCORES = 1 << 21  # of a block of queries and keys, unless one query sees more keys
-_FEW_ROWS, _MOST_ROWS = 128, 4096  # rows of a block; smaller blocks are slow in Python
+FEW_ROWS, _MOST_ROWS = 128, 4096  # rows of a block; smaller blocks are slow in Python
 
 
 def attention(
@@ -120,7 +120,7 @@ def visible_blocks(
             last = int(np.searchsorted(k_positions, high, "right"))
         return first, max(first, last)
 
-    most = _MOST_ROWS if window is None else max(window, _FEW_ROWS)
+    most = _MOST_ROWS if window is None else max(window, FEW_ROWS)
     start = 0
     while start < len(q_positions):
         left = q_positions[start : start + min(most, MOST_SCORES)]
