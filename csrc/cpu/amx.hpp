@@ -97,8 +97,9 @@ inline float flushed(uint32_t bits) {
 
 inline float flushed(float x) { return flushed(__builtin_bit_cast(uint32_t, x)); }
 
-// a b + c. What is below the smallest normal number if its exponent had no bounds is flushed, and
-// that is less than what rounds to a smaller one: `exact` is exact there.
+// a b + c. The processor rounds as if exponents had no bounds, and flushes what is then below the
+// smallest normal number. A sum just below it rounds to it as a subnormal number, but is flushed.
+// There `exact` has no rounding error.
 inline float fused(float a, float b, float c) {
   constexpr float kLeast = 0x1p-126f;
   const float rounded = flushed(__builtin_fmaf(a, b, c));
@@ -186,8 +187,8 @@ PYMPA_INLINE void multiply_tiles() {
 
 #endif
 
-// The tiles of this thread, from here to the end of the scope: whoever had them before has lost
-// them, and nothing of them is left for who comes next.
+// Configures the tiles of this thread, and releases them at the end of the scope. What other code
+// had in them before is lost.
 class TileScope {
  public:
   TileScope() { configure(kTileRows); }

@@ -199,7 +199,7 @@ class SpecialValues {
 };
 
 // Calls body.template operator()<T>() with the storage type of a float dtype; one for which this
-// ISA has kernels of its own (`isa_for`). `kAsFloat`: float32 may be among them.
+// ISA has kernels of its own (`isa_for`). `kAsFloat` is false where float32 has none.
 template <bool kAsFloat = true, class Body>
 PYMPA_INLINE void with_type([[maybe_unused]] DType dtype, Body&& body) {
 #if PYMPA_ISA_LEVEL != 3

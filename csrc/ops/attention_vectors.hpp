@@ -186,8 +186,8 @@ struct StreamedProducts<T, false> : VectorRows<T> {
   // fast, so packing pays for them earlier.
   static constexpr int64_t kFewRows = Math::kDepth == 2 ? 8 : 32;
   static constexpr bool kNeedsFinite = false;  // values that are not finite need nothing special
-  // Groups of values that meet a row's partial sum while it is in registers. One row leaves time
-  // for little else than reading, and fewer streams of 16-bit values are read faster.
+  // The number of groups of values that are added while a row's partial sum is in registers. With
+  // one row reading is most of the work, and fewer streams of 16-bit values are read faster.
   static constexpr int kGroups = 8 / Math::kDepth;
   static constexpr int kGroupsOfOneRow = sizeof(T) == 4 ? kGroups : 2 / Math::kDepth;
 

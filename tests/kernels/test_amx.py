@@ -167,7 +167,7 @@ def with_unsplittable(array: np.ndarray, dtype: str) -> tuple[np.ndarray, np.nda
 
 @pytest.mark.parametrize("dtype", SPLIT)
 def test_rows_that_cannot_be_split(tiles, multiply_adds, rng, dtype):
-    """They come out as multiply-adds have them, and change no other row."""
+    """Their sums are those of multiply-adds, and the other rows keep their bits."""
     x, weight = normal(rng, (40, 1030), dtype), normal(rng, (37, 1030), dtype, 0.05)
     broken, rows, others = with_unsplittable(x, dtype)
     found = tiles.linear(broken, weight, out_dtype=F32)
