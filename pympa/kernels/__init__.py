@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pympa.plan.layout import Layout
 from pympa.runtime.arena import Array
-from pympa.spec import LEAST_FACTOR, MOST_FACTOR, SpecError, check_softcap
+from pympa.spec import LEAST_FACTOR, MOST_FACTOR, Routing, SpecError, check_softcap
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class PackedWeight:
 class MlpWeights:
     """An MLP without the bias of its last product: down(act(up(x))), or down(act(gate(x)) * up(x)).
 
-    up, gate `[hidden, d]`, down `[d_out, hidden]`, biases `[hidden]`; or groups of these.
+    up, gate `[hidden, d]`, down `[d_out, hidden]`, biases `[hidden]`; or groups of these. limit and
+    alpha are those of "swiglu_clamped", see `LayerSpec`.
     """
 
     up: PackedWeight
@@ -45,6 +46,8 @@ class MlpWeights:
     up_bias: Array | None = None
     gate: PackedWeight | None = None
     gate_bias: Array | None = None
+    limit: float = 0.0
+    alpha: float = 0.0
 
 
 class State(NamedTuple):
@@ -190,8 +193,11 @@ class Kernels(Protocol):
         `residual` or x. group_rows: see `linear`.
         """
 
-    def start_state(self, state: State) -> None:
-        """Initialise a state without keys."""
+    def start_state(self, state: State, sinks: Array | None = None) -> None:
+        """Initialise a state without keys, or with one key that has a score and no value.
+
+        sinks `[heads]`: these scores, of any dtype: row_max = sink, row_sum = 1, out = 0.
+        """
 
     def attend_block(
         self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec
@@ -230,13 +236,44 @@ class Kernels(Protocol):
     def finish(self, state: State, o: Array, lse: Array) -> None:
         """Normalise: o `[rows, heads, v_head_dim]` and lse float32 `[rows, heads]`."""
 
-    def rope(self, x: Array, cos: Array, sin: Array, index: NDArray[np.int32]) -> None:
-        """Rotate x `[rows, heads, head_dim]` in place by rows `index` of cos, sin `[n, half]`."""
+    def rope(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        index: NDArray[np.int32],
+        *,
+        interleaved: bool = False,
+    ) -> None:
+        """Rotate x `[rows, heads, dim]` in place by rows `index` of cos, sin `[n, half]`.
+
+        The first 2·half dimensions rotate, in pairs (i, i + half) or, interleaved, (2i, 2i + 1).
+        """
 
     def norm(
-        self, x: Array, weight: Array, bias: Array | None, out: Array, *, eps: float, kind: str
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        out: Array,
+        *,
+        eps: float,
+        kind: str,
+        offset: float = 0.0,
+        squares: Array | None = None,
+        width: int = 0,
     ) -> None:
-        """Normalise rows `[rows, d]`: RMSNorm ("rms") or LayerNorm ("layer")."""
+        """Normalise rows `[rows, d]`: RMSNorm ("rms") or LayerNorm ("layer").
+
+        Gains are weight + offset, added in float32. With `squares`, float32 `[rows, 1]`, rows are
+        parts of rows of `width` values, whose sums of squares are these ("rms" only).
+        """
+
+    def sum_squares(self, x: Array, out: Array) -> None:
+        """Sum the squares of rows x `[rows, d]`: out float32 `[rows, 1]`."""
+
+    def softcap(self, x: Array, cap: float) -> None:
+        """Set x float32 `[rows, n]` to cap * tanh(x / cap), in place."""
 
     def gather_rows(
         self, source: Array, index: Array | NDArray[np.int32], out: Array, *, first_row: int = 0
@@ -247,13 +284,21 @@ class Kernels(Protocol):
         """
 
     def select_experts(
-        self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
+        self,
+        logits: Array,
+        experts: Array,
+        weights: Array,
+        *,
+        renormalize: bool,
+        routing: Routing = Routing(),
+        choice_bias: Array | None = None,
     ) -> int:
-        """Choose experts of each row: softmax of the logits, top-k; ties go to the lower id.
+        """Choose experts of each row as `Routing` says; ties go to the lower id, or lower group.
 
-        logits float32 `[rows, n]`; experts int32 and weights float32 `[rows, k]` are filled by
-        ascending id. `renormalize` makes a row's weights add up to 1. Returns the first row whose
-        logits are not finite, or -1.
+        logits float32 `[rows, n]`, choice_bias float32 `[n]` if the routing has one; experts int32
+        and weights float32 `[rows, k]` are filled by ascending id. `renormalize` makes a row's
+        weights add up to 1 before they are scaled. Returns the first row whose logits are not
+        finite, or -1.
         """
 
     def sort_rows(
@@ -285,11 +330,19 @@ class Kernels(Protocol):
         """
 
     def combine_rows(
-        self, rows: Array, inverse: Array, weights: Array, base: Array | None, out: Array
+        self,
+        rows: Array,
+        inverse: Array,
+        weights: Array,
+        base: Array | None,
+        out: Array,
+        *,
+        base_gate: Array | None = None,
     ) -> None:
         """Sum weights `[n, k]` times rows `[m, d]` at indices `inverse` `[n, k]`, by k; add base.
 
-        An index of -1 adds nothing. out and base `[n, d]`, out may be base; rounded once.
+        An index of -1 adds nothing. out and base `[n, d]`, out may be base; rounded once. With
+        `base_gate`, float32 `[n, 1]`, a row of base is multiplied by the sigmoid of its gate.
         """
 
     def copy(self, source: Array, out: Array) -> None:

@@ -20,10 +20,16 @@ class WeightSpec:
     Attributes:
         name: the global name, as in `layers.0.attention.q`.
         shape: the global shape, `[n]` or `[outputs, inputs]`.
+        float32: whether it is float32 whatever the dtype of the others.
     """
 
     name: str
     shape: tuple[int, ...]
+    float32: bool = False
+
+    def dtype(self, others: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the dtype of this tensor in a model with the dtype `others`."""
+        return np.dtype(np.float32) if self.float32 else others
 
 
 class WeightSource(Protocol):
@@ -57,8 +63,8 @@ class WeightSource(Protocol):
 def full_weight(
     source: WeightSource, spec: WeightSpec, dtype: np.dtype[Any]
 ) -> NDArray[np.float64]:
-    """Return a whole tensor, rounded to `dtype`, as float64, for the oracle."""
-    out = np.empty(spec.shape, dtype)
+    """Return a whole tensor, rounded to its dtype in a model of `dtype`, as float64."""
+    out = np.empty(spec.shape, spec.dtype(dtype))
     source.fill(spec, out)
     return out.astype(np.float64)
 
@@ -66,49 +72,87 @@ def full_weight(
 def model_weights(spec: ModelSpec) -> dict[str, WeightSpec]:
     """Return every tensor of a model by name; a linear weight is `[outputs, inputs]`."""
     found: dict[str, WeightSpec] = {}
-    d_model = spec.d_model
-
-    def add(name: str, *shape: int) -> None:
-        found[name] = WeightSpec(name, shape)
-
-    def matrix(name: str, outputs: int, inputs: int, bias: bool = False) -> None:
-        add(name, outputs, inputs)
-        if bias:
-            add(name + "_bias", outputs)
-
-    def norm(name: str, kind: NormKind) -> None:
-        add(name + ".weight", d_model)
-        if kind == "layer":
-            add(name + ".bias", d_model)
-
-    def mlp(at: str, layer: LayerSpec, hidden: int) -> None:
-        for name in ("gate", "up") if layer.gated else ("up",):
-            matrix(at + name, hidden, d_model, layer.mlp_bias)
-        matrix(at + "down", d_model, hidden, layer.mlp_bias)
-
-    add("embedding", spec.vocabulary, d_model)
+    add = _Adder(found, "", spec.d_model)
+    add.tensor("embedding", spec.vocabulary, spec.d_model)
     for index, layer in enumerate(spec.blocks):
-        at, bias = f"layers.{index}.", layer.attention_bias
-        norm(at + "attention_norm", layer.norm)
-        matrix(at + "attention.q", layer.heads * layer.head_dim, d_model, bias)
-        matrix(at + "attention.k", layer.n_kv_heads * layer.head_dim, d_model, bias)
-        matrix(at + "attention.v", layer.n_kv_heads * layer.value_dim, d_model, bias)
-        matrix(at + "attention.out", d_model, layer.heads * layer.value_dim, bias)
-        if layer.qk_norm:
-            add(at + "attention.q_norm", layer.head_dim)
-            add(at + "attention.k_norm", layer.head_dim)
-        norm(at + "mlp_norm", layer.norm)
-        if not layer.experts:
-            mlp(at + "mlp.", layer, layer.mlp_hidden)
-            continue
-        matrix(at + "router", layer.experts, d_model)
-        if layer.router_skew:
-            add(at + "router_bias", layer.experts)
-        for expert in range(layer.experts):
-            mlp(f"{at}experts.{expert}.", layer, layer.mlp_hidden)
-        if layer.shared_experts:
-            mlp(at + "shared.", layer, layer.shared_experts * layer.mlp_hidden)
-    norm("final_norm", spec.blocks[-1].norm)
+        of_layer = _Adder(found, f"layers.{index}.", spec.d_model)
+        for name in layer.norms:
+            of_layer.norm(name, layer.norm)
+        _add_attention(of_layer, layer)
+        if layer.experts:
+            _add_experts(of_layer, layer)
+        else:
+            of_layer.mlp("mlp.", layer)
+    add.norm("final_norm", spec.blocks[-1].norm)
     if not spec.tied_head:
-        matrix("head", spec.vocabulary, d_model)
+        add.matrix("head", spec.vocabulary)
     return found
+
+
+@dataclass(frozen=True)
+class _Adder:
+    """Adds tensors with a prefix to those found."""
+
+    found: dict[str, WeightSpec]
+    prefix: str
+    d_model: int
+
+    def tensor(self, name: str, *shape: int, float32: bool = False) -> None:
+        """Add a tensor."""
+        self.found[self.prefix + name] = WeightSpec(self.prefix + name, shape, float32)
+
+    def matrix(
+        self, name: str, outputs: int, inputs: int | None = None, bias: bool = False
+    ) -> None:
+        """Add a linear weight; its inputs are d_model by default."""
+        self.tensor(name, outputs, inputs or self.d_model)
+        if bias:
+            self.tensor(name + "_bias", outputs)
+
+    def norm(self, name: str, kind: NormKind) -> None:
+        """Add a norm of d_model values."""
+        self.tensor(name + ".weight", self.d_model)
+        if kind == "layer":
+            self.tensor(name + ".bias", self.d_model)
+
+    def mlp(self, at: str, layer: LayerSpec, hidden: int | None = None) -> None:
+        """Add an MLP; its hidden width is that of the layer's by default."""
+        hidden = hidden or layer.mlp_hidden
+        for name in ("gate", "up") if layer.gated else ("up",):
+            self.matrix(at + name, hidden, bias=layer.mlp_bias)
+        self.matrix(at + "down", self.d_model, hidden, bias=layer.mlp_bias)
+
+
+def _add_attention(add: _Adder, layer: LayerSpec) -> None:
+    bias, latent = layer.attention_bias, layer.latent
+    k_dim, inputs, q_inputs = layer.head_dim, None, None
+    if latent is not None:
+        q_inputs, inputs = latent.q_rank, latent.kv_rank
+        k_dim = layer.head_dim - layer.rotated_dim
+        for name, rank in (("q_latent", latent.q_rank), ("kv_latent", latent.kv_rank)):
+            if rank is not None:
+                add.matrix(f"attention.{name}", rank)
+                add.tensor(f"attention.{name}_norm", rank)
+        add.matrix("attention.k_rotated", layer.rotated_dim)
+    add.matrix("attention.q", layer.heads * layer.head_dim, q_inputs, bias)
+    add.matrix("attention.k", layer.n_kv_heads * k_dim, inputs, bias)
+    add.matrix("attention.v", layer.n_kv_heads * layer.value_dim, inputs, bias)
+    add.matrix("attention.out", add.d_model, layer.heads * layer.value_dim, bias=layer.has_out_bias)
+    if layer.qk_norm != "none":
+        q_heads, k_heads = (layer.heads, layer.n_kv_heads) if layer.qk_norm == "all" else (1, 1)
+        add.tensor("attention.q_norm", q_heads * layer.head_dim)
+        add.tensor("attention.k_norm", k_heads * layer.head_dim)
+    if layer.sinks:
+        add.tensor("attention.sinks", layer.heads)
+
+
+def _add_experts(add: _Adder, layer: LayerSpec) -> None:
+    add.matrix("router", layer.experts, bias=layer.has_router_bias)
+    if layer.routing.choice_bias:
+        add.tensor("choice_bias", layer.experts, float32=True)
+    for expert in range(layer.experts):
+        add.mlp(f"experts.{expert}.", layer)
+    if layer.shared_experts:
+        add.mlp("shared.", layer, layer.shared_width)
+    if layer.shared_gate:
+        add.matrix("shared_gate", 1)
