@@ -66,7 +66,7 @@ MODELS: dict[str, ModelSpec] = {
     "tiny": _model(96, 3, 6, 16, 384),
     "small": _model(320, 4, 5, 64, 1280),
     "wide": _model(1152, 2, 9, 128, 3456, kv_heads=3, gated=True, activation="silu"),
-    "grouped": _model(640, 3, 10, 96, 1600, kv_heads=2, v_head_dim=48, qk_norm=True),
+    "grouped": _model(640, 3, 10, 96, 1600, kv_heads=2, v_head_dim=48, qk_norm="head"),
     "window": _model(448, 3, 2, 256, 1800, window=300, norm="layer", attention_bias=True),
     "experts": _model(384, 2, 6, 64, 768, experts=6, top_k=2),
 }

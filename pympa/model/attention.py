@@ -1,5 +1,6 @@
 """The attention branch: x + out(attention(q, k, v)).
 
+`pympa.model.projections` makes q, k and v of this rank's rows and slices of heads.
 Heads are split over `tp`, their slices over `dim`, tokens over `cp`. A rank projects slices, which
 become whole heads, then heads of all tokens of an exchanging group; then they attend to the keys of
 the ring. A plan that does not split an axis skips its exchange, and uses the same arrays.
@@ -19,6 +20,7 @@ from pympa.kernels import AttentionSpec, KvBlock, State
 from pympa.model.batch import MicroBatch
 from pympa.model.kv_cache import KvCache, VisibleKeys
 from pympa.model.layer import Layer, Probe
+from pympa.model.projections import Projections, RopeTable
 from pympa.parallel.grid import attend_by_scores, exchange_queries, gather_heads, return_outputs
 from pympa.parallel.ring import (
     BlockSource,
@@ -34,9 +36,6 @@ from pympa.parallel.tensor import add_branch
 from pympa.parallel.ulysses import heads_for_tokens, tokens_for_heads
 from pympa.plan.layout import Bounds, Layout, split
 from pympa.runtime.arena import Array
-
-RopeTable = tuple[Array, Array]
-"""The tables of cos and sin, float32 `[positions, half]`."""
 
 
 class Attention:
@@ -54,6 +53,7 @@ class Attention:
         self._ulysses, self._ring = transports["ulysses"], transports["ring"]
         self._heads = layer.weights.heads[layer.index]
         self._slices = layer.weights.slices[layer.index]
+        self._projections = Projections(layer)
         self._dim_algo = plan.dim_algo if plan.dim > 1 else None
         self._in_place = self._ring.shares_memory and plan.cp_scheme != "allgather"
         self._source: BlockSource = read_in_place if self._in_place else sent_round_the_ring
@@ -69,10 +69,12 @@ class Attention:
         first, last = self._q_parts[self._ulysses.index]
         kv_first, kv_last = self._kv_parts[self._ulysses.index]
         self._ring_heads, self._ring_kv_heads = last - first, kv_last - kv_first
-        whole_dim = self._qk_dim if self._dim_algo == "independent" else spec.head_dim
+        alone = self._dim_algo == "independent" and spec.attention_scale is None
+        sinks = layer.vector("attention.sinks")
+        self._sinks = None if sinks is None else sinks[first:last]
         self._spec = AttentionSpec(
             kv_head_of_q=kv_of_q[first:last] - np.int32(kv_first),
-            scale=1.0 / math.sqrt(whole_dim),
+            scale=1.0 / math.sqrt(self._qk_dim) if alone else spec.scale,
             causal=layer.model.causal,
             window=spec.window,
             softcap=spec.softcap,
@@ -133,7 +135,7 @@ class Attention:
             else:
                 fold_in_pieces(kernels, self._ring, q, q_layout, kv, self._spec, state)
 
-        attend(kernels, blocks, self._source, fold, state)
+        attend(kernels, blocks, self._source, fold, state, self._sinks)
         self._add_output(x, state, part, probe)
 
     def _make_qkv(
@@ -153,13 +155,11 @@ class Attention:
             if self._becomes_whole(name):
                 width = self._slices.v_width if name == "v" else self._slices.qk_width
                 sliced[name] = self._dim.empty((len(x), heads[name], width), layer.dtype)
-        for here in layer.chunks(len(x)):
-            with layer.arena.scope():
-                self._project(x[here], {name: sliced[name][here] for name in sliced})
+        self._projections(x, part, rope, sliced)
         for name in out:
             with layer.arena.scope():
                 self._make_whole(name, sliced[name], whole[name], part)
-            if name != "v":
+            if name in self._projections.rotated_later:
                 rotated = part.query_parts if name == "q" and part.query_parts else part
                 self._norm_and_rotate(name, whole[name], rope, rotated.position_rows)
             if self._ulysses.size > 1:
@@ -177,15 +177,6 @@ class Attention:
     def _becomes_whole(self, name: str) -> bool:
         """Return whether slices of q, k or v become whole heads."""
         return self._dim_algo is not None and (self._whole_v if name == "v" else self._whole_qk)
-
-    def _project(self, x: Array, out: dict[str, Array]) -> None:
-        """Fill slices of q, k and v from some rows of the residual stream: norm, then linears."""
-        layer = self._layer
-        normed = layer.normed("attention_norm", x)
-        for name, rows in out.items():
-            flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
-            bias = layer.vector(f"attention.{name}_bias")
-            layer.kernels.linear(normed, layer.matrix(f"attention.{name}"), flat, bias=bias)
 
     def _make_whole(self, name: str, sliced: Array, whole: Array, part: MicroBatch) -> None:
         """Make whole heads from slices of q, k or v, if the plan requires it."""
@@ -205,16 +196,12 @@ class Attention:
     ) -> None:
         """Apply q/k-norm and RoPE to x [rows, heads, dim], given each row's row of the tables."""
         layer = self._layer
-        gain = layer.vector(f"attention.{name}_norm")
+        gain = layer.vector(f"attention.{name}_norm") if layer.spec.qk_norm == "head" else None
         if gain is not None:
             flat = x.reshape(len(x) * x.shape[1], x.shape[2])
-            layer.kernels.norm(flat, gain, None, flat, eps=layer.spec.norm_eps, kind="rms")
-        if rope is not None:
-            first, last = 0, rope[0].shape[1]
-            if not self._whole_qk:
-                first, last = split(last, self._dim.size)[self._dim.index]
-            cos, sin = (table[:, first:last] for table in rope)
-            layer.kernels.rope(x, cos, sin, positions)
+            offset, eps = float(layer.spec.norm_offset), layer.spec.norm_eps
+            layer.kernels.norm(flat, gain, None, flat, eps=eps, kind="rms", offset=offset)
+        self._projections.rotate(x, rope, positions, whole=self._whole_qk)
 
     def _sum_scores(self, q: Array, q_layout: Layout, kv: KvBlock, state: State) -> None:
         """Fold one block of keys into the state, one sequence after the other. Collective."""
@@ -237,6 +224,7 @@ class Attention:
         """Normalise the state, return outputs to their ranks, project, add to x [rows, d]."""
         layer, kernels = self._layer, self._layer.kernels
         moves = self._ulysses.size > 1 or self._dim_algo == "exchange"
+        after = partial(layer.after, "attention") if layer.has_post_norm("attention") else None
         with layer.arena.scope():
             outputs = self._returned_outputs(state, part, len(x)) if moves else None
             for here in layer.chunks(len(x)):
@@ -254,6 +242,7 @@ class Attention:
                         layer.vector("attention.out_bias"),
                         x[here],
                         layer.probed(probe, "attention", part.layout, here),
+                        after,
                     )
 
     def _returned_outputs(self, state: State, part: MicroBatch, rows: int) -> Array:

@@ -14,6 +14,7 @@ from pympa.plan.layout import (
     Bounds,
     Layout,
     Piece,
+    Range,
     sequence_starts,
     split_batch,
     split_micro_batches,
@@ -56,7 +57,7 @@ class MicroBatch:
         ids: the token id of each of this rank's rows, int32.
         position_rows: the index of each row's position in `Batch.positions`, int32.
         last_rows: the rows with the last token of their sequence, int32.
-        last_sequences: the sequences of these rows.
+        last_layout: the positions of these tokens.
         lengths: the number of tokens of each sequence of the whole batch.
         most_rows: the largest number of rows of any rank in this micro-batch.
         queries: the layout of the queries with which each `cp` rank attends: all its rows, or its
@@ -72,7 +73,7 @@ class MicroBatch:
     ids: NDArray[np.int32]
     position_rows: NDArray[np.int32]
     last_rows: NDArray[np.int32]
-    last_sequences: tuple[int, ...]
+    last_layout: Layout
     lengths: tuple[int, ...]
     most_rows: int
     queries: tuple[Layout, ...]
@@ -189,7 +190,7 @@ def lay_out_batch(
             tokens(layout),
             position_rows(layout),
             np.array([row for _, row in ends], np.int32),
-            tuple(sequence for sequence, _ in ends),
+            Layout(tuple(Range(sequence, lengths[sequence] - 1, 1) for sequence, _ in ends)),
             lengths,
             most_rows,
             queries,

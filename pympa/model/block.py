@@ -82,12 +82,16 @@ class Block:
             kept: the data from `start_step`.
             probe: a function that gets every branch, or None.
         """
-        arena = self._layer.arena
-        with arena.part(self._layer.name):
-            with arena.scope():
+        layer = self._layer
+        with layer.arena.part(layer.name), layer.arena.scope():
+            read = x
+            if layer.spec.parallel:
+                read = layer.arena.empty(x.shape, x.dtype)
+                layer.kernels.copy(x, read)
+            with layer.arena.scope():
                 cache = kept.cache or self._attention.cache([part], VisibleKeys(part))
                 self._attention(x, part, rope, cache, probe)
             if self._moe is not None and kept.capacity is not None:
-                self._moe(x, part, kept.capacity, probe)
+                self._moe(x, read, part, kept.capacity, probe)
             if self._mlp is not None:
-                self._mlp(x, part, probe)
+                self._mlp(x, read, part, probe)

@@ -51,8 +51,24 @@ class Layer:
         self.arena = resources.arena
         self.dtype = dtype
 
-    def normed(self, name: str, rows: Array) -> Array:
-        """Return rows `[rows, d_model]` after one of the layer's norms."""
+    def before(self, branch: str, rows: Array) -> Array:
+        """Return the input of a branch, "attention" or "mlp": rows after its norm, if it has one.
+
+        Without a norm before the branch these are the given rows `[rows, d_model]` themselves.
+        """
+        return self._normed(f"{branch}_norm", rows)
+
+    def after(self, branch: str, rows: Array) -> Array:
+        """Return the output of a branch `[rows, d_model]` as it is added to the stream."""
+        return self._normed(f"{branch}_post_norm", rows)
+
+    def has_post_norm(self, branch: str) -> bool:
+        """Return whether the output of a branch has a norm."""
+        return f"{branch}_post_norm" in self.spec.norms
+
+    def _normed(self, name: str, rows: Array) -> Array:
+        if name not in self.spec.norms:
+            return rows
         return normed(self.resources, self.weights, f"{self.name}.{name}", self.spec, rows)
 
     def matrix(self, name: str) -> PackedWeight:
@@ -72,6 +88,8 @@ class Layer:
             up_bias=self.vector(f"{prefix}.up_bias"),
             gate=self.matrix(f"{prefix}.gate") if self.spec.gated else None,
             gate_bias=self.vector(f"{prefix}.gate_bias"),
+            limit=self.spec.swiglu_limit,
+            alpha=self.spec.swiglu_alpha,
         )
 
     def chunks(self, rows: int) -> Iterator[slice]:
@@ -114,5 +132,7 @@ def normed(
     """
     out = resources.arena.empty(rows.shape, rows.dtype)
     weight, bias = weights.vectors[f"{name}.weight"], weights.vectors.get(f"{name}.bias")
-    resources.kernels.norm(rows, weight, bias, out, eps=spec.norm_eps, kind=spec.norm)
+    offset = float(spec.norm_offset)
+    kernels = resources.kernels
+    kernels.norm(rows, weight, bias, out, eps=spec.norm_eps, kind=spec.norm, offset=offset)
     return out

@@ -1,4 +1,7 @@
-"""The MLP branch: x + down(act(up(norm(x)))), columns split over `tp`."""
+"""The MLP branch: x + down(act(up(norm(x)))), columns split over `tp`.
+
+Norms may also follow the branch, see `LayerSpec.norm_order`.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ class Mlp:
         self._layer = layer
         self._tp = layer.resources.transports["tp"]
 
-    def __call__(self, x: Array, part: MicroBatch, probe: Probe | None) -> None:
-        """Add the MLP: x [rows, d] -> columns of this rank, chunk by chunk -> [rows, d].
+    def __call__(self, x: Array, read: Array, part: MicroBatch, probe: Probe | None) -> None:
+        """Add the MLP: read [rows, d] -> columns of this rank, chunk by chunk -> x [rows, d].
 
         Collective.
 
         Args:
             x: the residual stream.
+            read: the rows that the branch reads: x, or the stream before the block.
             part: the micro-batch of the rows.
             probe: a function that gets the branch, or None.
         """
@@ -35,7 +39,7 @@ class Mlp:
         weights = layer.mlp("mlp")
         for here in layer.chunks(len(x)):
             with layer.arena.scope():
-                normed = layer.normed("mlp_norm", x[here])
+                normed = layer.before("mlp", read[here])
                 self._tp.poll()
                 add_branch(
                     kernels,
@@ -45,4 +49,5 @@ class Mlp:
                     layer.vector("mlp.down_bias"),
                     x[here],
                     layer.probed(probe, "mlp", part.layout, here),
+                    partial(layer.after, "mlp") if layer.has_post_norm("mlp") else None,
                 )

@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.model.attention import RopeTable
 from pympa.model.batch import Batch, MicroBatch, lay_out_batch
 from pympa.model.block import Block, BlockStep
 from pympa.model.kv_cache import VisibleKeys
 from pympa.model.layer import Layer, Probe, normed
+from pympa.model.projections import RopeTable
 from pympa.model.random_weights import random_weights
 from pympa.model.resources import RankResources
+from pympa.model.rope import fill_table
 from pympa.model.shards import Shards
 from pympa.model.weights import WeightSource
 from pympa.parallel.stages import stream_micro_batches
 from pympa.parallel.tensor import reduce_partials
+from pympa.plan.layout import Layout
 from pympa.plan.partition import Stages
 from pympa.runtime.arena import Array
 from pympa.spec import LayerSpec, ModelSpec, Rope
-
-_ANGLES = 4096  # the number of positions whose sines are computed at once
 
 RopeKind = tuple[Rope | None, int]
 """A rotary embedding and the number of dimensions that it rotates."""
@@ -37,15 +37,17 @@ RopeKind = tuple[Rope | None, int]
 
 @dataclass(frozen=True)
 class Logits:
-    """The scores of the next token, for the sequences that end on this rank.
+    """The scores of the next token, after the last tokens of sequences or after all tokens.
 
     Attributes:
-        sequences: the indices of these sequences in the batch.
+        rows: the rows of the micro-batch, int32; None means all.
+        layout: the positions of these tokens.
         vocabulary: the bounds (start, stop) of the rank's share of the vocabulary.
-        values: the scores, float32 `[sequences, share]`.
+        values: the scores, float32 `[rows, share]`.
     """
 
-    sequences: tuple[int, ...]
+    rows: NDArray[np.int32] | None
+    layout: Layout
     vocabulary: tuple[int, int]
     values: Array
 
@@ -115,13 +117,18 @@ class Model:
         return self._weights.elements
 
     def prepare(
-        self, ids: Sequence[NDArray[np.int32]], micro_batches: int | None = None
+        self,
+        ids: Sequence[NDArray[np.int32]],
+        micro_batches: int | None = None,
+        *,
+        all_logits: bool = False,
     ) -> Prepared:
         """Split a batch of sequences of token ids over the mesh, for this rank.
 
         Args:
             ids: the token ids of every sequence, int32.
             micro_batches: the number of micro-batches; None means the plan's.
+            all_logits: whether logits of all tokens are computed, instead of the last ones.
         """
         batch = lay_out_batch(
             self.mesh,
@@ -134,16 +141,18 @@ class Model:
             kind = _rope_kind(layer)
             if layer.rope is not None and kind not in tables:
                 tables[kind] = self._rope_table(layer.rope, layer.rotated_dim, batch.positions)
+        logits: tuple[Logits, ...] = ()
+        if self._is_last:
+            parts = batch.micro_batches
+            logits = tuple(self._empty_logits(part, all_logits=all_logits) for part in parts)
+        return Prepared(batch, tables, logits)
+
+    def _empty_logits(self, part: MicroBatch, *, all_logits: bool) -> Logits:
+        """Return the arrays for the logits of a micro-batch."""
         share = self._weights.vocabulary
-        logits = tuple(
-            Logits(
-                part.last_sequences,
-                share,
-                self._arena.empty((len(part.last_rows), share[1] - share[0]), np.float32),
-            )
-            for part in batch.micro_batches
-        )
-        return Prepared(batch, tables, logits if self._is_last else ())
+        rows, layout = (None, part.layout) if all_logits else (part.last_rows, part.last_layout)
+        values = self._arena.empty((layout.rows, share[1] - share[0]), np.float32)
+        return Logits(rows, layout, share, values)
 
     def forward(self, prepared: Prepared, probe: Probe | None = None) -> tuple[Logits, ...]:
         """Run one step. Collective.
@@ -198,7 +207,7 @@ class Model:
         if self._is_last:
             if probe is not None:
                 probe("output", x, part.layout)
-            self._head(x, part, prepared.logits[number].values)
+            self._head(x, prepared.logits[number])
 
     def _embed(self, part: MicroBatch, x: Array) -> None:
         table = self._weights.vectors["embedding"]
@@ -211,29 +220,34 @@ class Model:
             self._kernels.gather_rows(table, part.ids, partial, first_row=first_row)
             reduce_partials(self._kernels, self._tp, partial, None, x)
 
-    def _head(self, x: Array, part: MicroBatch, out: Array) -> None:
-        """Compute the logits of the rows that end a sequence."""
-        with self._arena.scope():
-            rows = self._arena.empty((len(part.last_rows), self.spec.d_model), self.dtype)
-            self._kernels.gather_rows(x, part.last_rows, rows)
-            final = normed(self._resources, self._weights, "final_norm", self.spec.blocks[-1], rows)
-            self._kernels.linear(final, self._weights.matrices["head"], out)
+    def _head(self, x: Array, logits: Logits) -> None:
+        """Compute the logits of rows of the stream x [rows, d], some rows at a time."""
+        kernels, step = self._kernels, self._kernels.row_chunk
+        last, cap = self.spec.blocks[-1], self.spec.logit_softcap
+        for at in range(0, logits.layout.rows, step):
+            out = logits.values[at : at + step]
+            with self._arena.scope():
+                rows = x[at : at + step]
+                if logits.rows is not None:
+                    rows = self._arena.empty((len(out), self.spec.d_model), self.dtype)
+                    kernels.gather_rows(x, logits.rows[at : at + step], rows)
+                final = normed(self._resources, self._weights, "final_norm", last, rows)
+                kernels.linear(final, self._weights.matrices["head"], out)
+                if cap is not None:
+                    kernels.softcap(out, cap)
 
     def _rope_table(self, rope: Rope, width: int, positions: NDArray[np.int64]) -> RopeTable:
         """Return cos and sin of a rotary embedding of `width` dimensions."""
-        half = width // 2
-        cos = self._arena.empty((len(positions), half), np.float32)
-        sin = self._arena.empty((len(positions), half), np.float32)
-        frequency = rope.theta ** (-np.arange(half) / half)
-
-        def write(out: Array, function: np.ufunc) -> None:
-            for at in range(0, len(positions), _ANGLES):  # in float64, for any batch
-                here = slice(at, at + _ANGLES)
-                scaled = positions[here] / rope.scaling_factor
-                out[here] = function(scaled[:, None] * frequency)
-
-        self._kernels.fill(cos, partial(write, function=np.cos))
-        self._kernels.fill(sin, partial(write, function=np.sin))
+        cos, sin = (self._arena.empty((len(positions), width // 2), np.float32) for _ in range(2))
+        for table, function in ((cos, np.cos), (sin, np.sin)):
+            write = partial(
+                fill_table,
+                function=function,
+                positions=positions,
+                rope=rope,
+                context=self.spec.context,
+            )
+            self._kernels.fill(table, write)
         return cos, sin
 
 

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from pympa.model.batch import MicroBatch
 from pympa.model.layer import Layer, Probe
 from pympa.parallel.capacity import Capacity
-from pympa.parallel.experts import Dispatch, ExpertGroup, Routes, dispatch_chunks, run_experts
+from pympa.parallel.experts import (
+    Base,
+    Dispatch,
+    ExpertGroup,
+    Routes,
+    dispatch_chunks,
+    run_experts,
+)
 from pympa.parallel.tensor import scatter_partials
 from pympa.plan.layout import Layout, split
 from pympa.runtime.arena import Array
@@ -33,11 +40,19 @@ class Moe:
         self._ep, self._etp = transports["ep"], transports["etp"]
         self._group = ExpertGroup(layer.kernels, self._ep, layer.arena, layer.spec.experts)
 
-    def __call__(self, x: Array, part: MicroBatch, capacity: Capacity, probe: Probe | None) -> None:
-        """Add the experts: x [rows, d] -> rows by expert -> hidden -> [rows, d]. Collective.
+    def __call__(
+        self,
+        x: Array,
+        read: Array,
+        part: MicroBatch,
+        capacity: Capacity,
+        probe: Probe | None,
+    ) -> None:
+        """Add the experts: read [rows, d] -> rows by expert -> hidden -> x [rows, d]. Collective.
 
         Args:
             x: the residual stream.
+            read: the rows that the branch reads: x, or the stream before the block.
             part: the micro-batch of the rows.
             capacity: the used capacity of the layer's experts in this step.
             probe: a function that gets the chosen experts and the branch, or None.
@@ -46,7 +61,7 @@ class Moe:
         plan = layer.resources.mesh.plan
         routed_rows, summed_rows = self._split_rows(len(x))
         with layer.arena.scope():
-            normed, routes = self._route(x, routed_rows, part, capacity, probe)
+            normed, routes = self._route(read, routed_rows, part, capacity, probe)
             branch = self._tp.empty(x.shape, layer.dtype)
             whole = self._etp.size == 1
             partial = branch[routed_rows] if whole else self._etp.empty(normed.shape, layer.dtype)
@@ -61,6 +76,7 @@ class Moe:
                 own_sum = branch[summed_rows[self._tp.index]]
                 scatter_partials(kernels, self._etp, partial, None, own_sum)
             self._tp.all_gather([branch[rows] for rows in summed_rows])
+            branch = layer.after("mlp", branch)
             on_branch = layer.probed(probe, "mlp", part.layout)
             if on_branch is not None:
                 on_branch(branch)
@@ -92,7 +108,7 @@ class Moe:
         limited = layer.spec.capacity_factor is not None
         routed = slice(0, len(x)) if limited else own_rows
         layout = part.layout.slice(routed.start, routed.stop)
-        normed = layer.normed("mlp_norm", x[routed])
+        normed = layer.before("mlp", x[routed])
         routes = self._select(normed, layout)
         on_routing = layer.probed(probe, "routing", part.layout, own_rows)
         if on_routing is not None and self._etp.index == 0:
@@ -125,7 +141,13 @@ class Moe:
             logits = arena.empty((rows, layer.spec.experts), np.float32)
             router, bias = layer.matrix("router"), layer.vector("router_bias")
             kernels.linear(normed, router, logits, bias=bias)
-            wrong = kernels.select_experts(logits, *routes, renormalize=layer.spec.renormalize)
+            wrong = kernels.select_experts(
+                logits,
+                *routes,
+                renormalize=layer.spec.renormalize,
+                routing=layer.spec.routing,
+                choice_bias=layer.vector("choice_bias"),
+            )
         if wrong >= 0:
             where = layout.slice(wrong, wrong + 1).ranges[0]
             raise ValueError(
@@ -134,17 +156,20 @@ class Moe:
             )
         return routes
 
-    def _shared_experts(self, normed: Array) -> Array | None:
+    def _shared_experts(self, normed: Array) -> Base | None:
         """Return the shared experts' partial result from this rank's columns, or None."""
-        layer = self._layer
+        layer, gate = self._layer, None
         if not layer.spec.shared_experts:
             return None
         out = layer.arena.empty(normed.shape, layer.dtype)
+        if layer.spec.shared_gate:
+            gate = layer.arena.empty((len(normed), 1), np.float32)
+            layer.kernels.linear(normed, layer.matrix("shared_gate"), gate)
         weights = layer.mlp("shared")
         bias = layer.vector("shared.down_bias") if self._etp.index == 0 else None
         for here in layer.chunks(len(normed)):
             layer.kernels.mlp(normed[here], weights, out[here], bias=bias)
-        return out
+        return Base(out, gate)
 
     def _compute(self, rows: Array, group_rows: NDArray[np.int64]) -> None:
         """Replace rows `[rows, d]`, sorted by expert, by the experts' outputs."""

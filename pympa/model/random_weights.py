@@ -51,20 +51,27 @@ def distribution(model: ModelSpec, weight: WeightSpec) -> Uniform:
 
     Deviations keep activations near 1; q and k are larger, so that scores have `SCORE_STD`.
     """
-    gain, (prefix, _, kind) = math.sqrt(SCORE_STD), weight.name.rpartition(".")
+    prefix, _, kind = weight.name.rpartition(".")
+    if weight.name == "embedding":
+        return Uniform(uniform_bound(1.0 / model.embedding_scale))
+    layer = model.blocks[_layer_index(weight) if prefix.startswith("layers.") else -1]
+    offset = float(layer.norm_offset)
+    gain = math.sqrt(SCORE_STD / (abs(layer.scale) * math.sqrt(layer.head_dim)))
     if kind == "weight":  # a norm's gain
-        return Uniform(0.25, 1.0)
+        return Uniform(0.25, 1.0 - offset)
     if kind in ("q_norm", "k_norm"):
-        return Uniform(0.25 * gain, gain)
+        return Uniform(0.25 * gain, gain - offset)
+    if kind in ("q_latent_norm", "kv_latent_norm"):
+        return Uniform(0.25, 1.0)
     if kind == "router_bias":
-        skew = model.blocks[_layer_index(weight)].router_skew
-        return Uniform(0.0, slope=-skew / (weight.shape[0] - 1))
+        bound = 0.5 if layer.routing.bias else 0.0
+        return Uniform(bound, slope=-layer.router_skew / max(weight.shape[0] - 1, 1))
+    if kind == "sinks":
+        return Uniform(1.0, SCORE_STD)  # a score that matters beside those of a few keys
     if len(weight.shape) == 1:  # a bias
         return Uniform(0.1)
-    if weight.name == "embedding":
-        return Uniform(uniform_bound(1.0))
-    scores = prefix.endswith(".attention") and kind in ("q", "k")
-    scaled = scores and not model.blocks[_layer_index(weight)].qk_norm
+    scores = prefix.endswith(".attention") and kind in ("q", "k", "k_rotated")
+    scaled = scores and layer.qk_norm == "none"
     return Uniform(uniform_bound((gain if scaled else 1.0) / math.sqrt(weight.shape[1])))
 
 

@@ -29,6 +29,7 @@ from pympa.runtime.arena import Array
 from pympa.spec import LayerSpec, ModelSpec
 
 Part = list[Bounds] | None
+_SCALED_ROWS = 64  # rows that are float64 at once
 
 
 class Shards:
@@ -71,7 +72,7 @@ class Shards:
         self.vectors: dict[str, Array] = {}
         self.matrices: dict[str, PackedWeight] = {}
         if stage == 0:
-            self._keep("embedding", [self.vocabulary])
+            self._keep("embedding", [self.vocabulary], scale=spec.embedding_scale)
         names: defaultdict[str, list[str]] = defaultdict(list)
         for name in self._specs:
             names[".".join(name.split(".")[:2])].append(name)
@@ -111,8 +112,7 @@ class Shards:
         if kind == "mlp":
             return mlp_shard(name, self._columns(layer.mlp_hidden, "columns"))
         if kind == "shared":
-            width = layer.shared_experts * layer.mlp_hidden
-            return mlp_shard(name, self._columns(width, "etp"))
+            return mlp_shard(name, self._columns(layer.shared_width, "etp"))
         return None, None
 
     def _columns(self, width: int, axis: str) -> tuple[int, int]:
@@ -148,11 +148,17 @@ class Shards:
                 self._resources.kernels.fill(biases[number], partial(fill, number))
             self.vectors[prefix + kind] = biases
 
-    def _keep(self, name: str, rows: Part) -> None:
+    def _keep(self, name: str, rows: Part, scale: float = 1.0) -> None:
         spec = self._specs[name]
-        shape = _shape(spec.shape, rows, None)
-        out = self._resources.arena.empty(shape, self._dtype, "weights")
-        self._resources.kernels.fill(out, lambda host: self._source.fill(spec, host, rows))
+        shape, dtype = _shape(spec.shape, rows, None), spec.dtype(self._dtype)
+        out = self._resources.arena.empty(shape, dtype, "weights")
+
+        def fill(host: Array) -> None:
+            self._source.fill(spec, host, rows)
+            if scale != 1.0:
+                _multiply(host, float(np.asarray(scale).astype(dtype)))
+
+        self._resources.kernels.fill(out, fill)
         self.vectors[name] = out
 
     def _pack(self, name: str, rows: Part, cols: Part) -> PackedWeight:
@@ -161,6 +167,13 @@ class Shards:
         return self._resources.kernels.pack(
             (n, k), self._dtype, lambda out: self._source.fill(spec, out, rows, cols)
         )
+
+
+def _multiply(rows: Array, scale: float) -> None:
+    """Multiply rows in place, each element rounded once."""
+    for at in range(0, len(rows), _SCALED_ROWS):
+        part = rows[at : at + _SCALED_ROWS]
+        part[:] = part.astype(np.float64) * scale
 
 
 def _shape(whole: tuple[int, ...], rows: Part, cols: Part) -> tuple[int, ...]:

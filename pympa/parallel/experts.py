@@ -49,6 +49,18 @@ class Routes(NamedTuple):
         return Routes(self.experts[here], self.weights[here])
 
 
+class Base(NamedTuple):
+    """The rows that are added to experts' outputs, such as those of shared experts.
+
+    Attributes:
+        rows: the rows `[rows, d_model]`.
+        gate: the logits whose sigmoids multiply them, float32 `[rows, 1]`; None means by 1.
+    """
+
+    rows: Array
+    gate: Array | None
+
+
 @dataclass(frozen=True)
 class ExpertGroup:
     """The ranks that share the experts of a layer, and this rank's resources to reach them.
@@ -150,15 +162,17 @@ class Dispatch:
         if pending is not None:
             self._group.transport.wait(pending)
 
-    def combine(self, chunk: _Chunk, base: Array | None, out: Array) -> None:
+    def combine(self, chunk: _Chunk, base: Base | None, out: Array) -> None:
         """Set out = base + weighted sum of the outputs, in the rows of a chunk."""
         here = chunk.here
+        gate = None if base is None or base.gate is None else base.gate[here]
         self._group.kernels.combine_rows(
             chunk.sent,
             chunk.inverse,
             self._routes.weights[here],
-            None if base is None else base[here],
+            None if base is None else base.rows[here],
             out[here],
+            base_gate=gate,
         )
 
     def _start(self, sends: list[tuple[Array, int]], receives: list[tuple[Array, int]]) -> Any:
@@ -198,13 +212,13 @@ def dispatch_chunks(plan: Plan, most_rows: int, dispatch_rows: int) -> int:
     return max(1, -(-routed // dispatch_rows))
 
 
-def run_experts(dispatch: Dispatch, compute: Compute, base: Array | None, out: Array) -> None:
+def run_experts(dispatch: Dispatch, compute: Compute, base: Base | None, out: Array) -> None:
     """Set out = base + weighted sum of the outputs of each row's experts. Collective.
 
     Args:
         dispatch: the rows with their experts.
         compute: a function that runs this rank's experts.
-        base: the rows to add `[rows, d_model]`, or None.
+        base: the rows to add, or None.
         out: an output `[rows, d_model]`.
     """
     arriving = dispatch.send(0)
@@ -222,8 +236,6 @@ def run_experts(dispatch: Dispatch, compute: Compute, base: Array | None, out: A
         _finish(dispatch, *returning, base, out)
 
 
-def _finish(
-    dispatch: Dispatch, chunk: _Chunk, pending: Any, base: Array | None, out: Array
-) -> None:
+def _finish(dispatch: Dispatch, chunk: _Chunk, pending: Any, base: Base | None, out: Array) -> None:
     dispatch.wait(pending)
     dispatch.combine(chunk, base, out)

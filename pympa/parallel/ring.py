@@ -149,7 +149,12 @@ def ring_steps(
 
 
 def attend(
-    kernels: Kernels, ring: RingBlocks, source: BlockSource, fold: Fold, state: State
+    kernels: Kernels,
+    ring: RingBlocks,
+    source: BlockSource,
+    fold: Fold,
+    state: State,
+    sinks: Array | None = None,
 ) -> None:
     """Attend to the keys of all ranks of the ring. Collective.
 
@@ -159,11 +164,12 @@ def attend(
         source: the source of the other ranks' blocks.
         fold: a function that folds a block into the state, like `fold_in_pieces`.
         state: the state that gets the attention of this rank's queries to all keys, unfinished.
+        sinks: the score of one more key of each head, which has no value `[heads]`; or None.
     """
     with closing(source(ring)) as blocks:
         for step, block in enumerate(blocks):
             if step == 0:
-                kernels.start_state(state)  # while the first messages are in flight
+                kernels.start_state(state, sinks)  # while the first messages are in flight
             fold(block)
 
 

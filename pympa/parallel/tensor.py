@@ -54,6 +54,28 @@ def reduce_partials(
     transport.all_gather(shares)
 
 
+def sum_over_ranks(
+    kernels: Kernels, transport: Transport, write: Callable[[Array], None], out: Array
+) -> None:
+    """Set `out` on all ranks to the sum of small float32 arrays, in rank order. Collective.
+
+    Each rank sends its whole array to all others, in one round.
+
+    Args:
+        kernels: the rank's kernels.
+        transport: the ranks.
+        write: a function that fills in the array of this rank, of the shape of `out`.
+        out: an output `[rows, columns]` float32.
+    """
+    if transport.size == 1:
+        write(out)
+        return
+    parts = transport.empty((transport.size, *out.shape), out.dtype)
+    write(parts[transport.index])
+    transport.all_gather(list(parts))
+    kernels.sum_partials(parts, None, out)
+
+
 class Multiply(Protocol):
     """The last product of a branch: a kernel with given rows and weights."""
 
@@ -76,6 +98,7 @@ def add_branch(
     bias: Array | None,
     stream: Array,
     probe: Callable[[Array], None] | None,
+    after: Callable[[Array], Array] | None = None,
 ) -> None:
     """Add the result of `multiply`, summed over the ranks, plus bias to the residual stream.
 
@@ -89,16 +112,21 @@ def add_branch(
         bias: the bias `[d_model]`, or None.
         stream: the residual stream `[rows, d_model]`, updated in place.
         probe: a function to call with the branch before it is added, or None.
+        after: a function that returns the branch as it is added, such as a norm of it; or None.
     """
     with arena.scope():
-        if transport.size == 1:
+        if transport.size == 1 and after is None:
             branch = arena.empty(stream.shape, stream.dtype) if probe else None
             multiply(stream, bias=bias, residual=stream, branch=branch)
         else:
             branch = transport.empty(stream.shape, stream.dtype)
-            partial = transport.empty(stream.shape, stream.dtype)
-            multiply(partial)
-            reduce_partials(kernels, transport, partial, bias, branch)
+            if transport.size == 1:
+                multiply(branch, bias=bias)
+            else:
+                partial = transport.empty(stream.shape, stream.dtype)
+                multiply(partial)
+                reduce_partials(kernels, transport, partial, bias, branch)
+            branch = branch if after is None else after(branch)
             kernels.add(stream, branch, stream)
         if probe and branch is not None:
             probe(branch)

@@ -69,11 +69,33 @@ def active_parameters(spec: ModelSpec, layer: LayerSpec) -> int:
 
 
 def _parameters(spec: ModelSpec, layer: LayerSpec, experts: int) -> int:
-    kv = layer.n_kv_heads * (layer.head_dim + layer.value_dim)
-    attention = spec.d_model * (layer.heads * (layer.head_dim + layer.value_dim) + kv)
-    mlps = experts + layer.shared_experts if layer.experts else 1
-    router = layer.experts * spec.d_model
-    return attention + router + mlps * (3 if layer.gated else 2) * spec.d_model * layer.mlp_hidden
+    mlp = 3 if layer.gated else 2
+    found = attention_parameters(spec, layer)
+    if not layer.experts:
+        return found + mlp * spec.d_model * layer.mlp_hidden
+    hidden = experts * layer.mlp_hidden + layer.shared_width
+    gates = layer.experts + layer.shared_gate
+    return found + spec.d_model * (gates + mlp * hidden)
+
+
+def attention_parameters(spec: ModelSpec, layer: LayerSpec) -> int:
+    """Return the number of elements of the weight matrices of a block's attention."""
+    out = layer.heads * layer.value_dim * spec.d_model
+    if layer.latent is None:
+        kv = layer.n_kv_heads * (layer.head_dim + layer.value_dim)
+        return out + spec.d_model * (layer.heads * layer.head_dim + kv)
+    unrotated = layer.head_dim - layer.rotated_dim
+    kv_rank, q_rank = layer.latent.kv_rank, layer.latent.q_rank
+    q = layer.heads * layer.head_dim * (q_rank or spec.d_model)
+    kv = layer.n_kv_heads * (unrotated + layer.value_dim) * kv_rank
+    return out + q + kv + spec.d_model * latent_outputs(layer)
+
+
+def latent_outputs(layer: LayerSpec) -> int:
+    """Return the number of outputs of linears that are the same for all heads."""
+    if layer.latent is None:
+        return 0
+    return (layer.latent.q_rank or 0) + layer.latent.kv_rank + layer.rotated_dim
 
 
 def parameters(spec: ModelSpec) -> int:
@@ -103,8 +125,8 @@ def performed_flops(spec: ModelSpec, plan: Plan, lengths: Sequence[int]) -> int:
     """Return the flops of linears and attention that all ranks of a plan do in a step.
 
     These are more than `step_flops` if ranks repeat work: keys and values of kv heads that several
-    tp ranks need, scores with dim_algo=gather, and the gate on each rank of a group with the same
-    rows.
+    tp ranks need, latents, scores with dim_algo=gather, and gates on each rank of a group with the
+    same rows.
     """
     whole = Layout(split_batch(lengths, 1)[0].ranges)
     extra = 0
@@ -112,9 +134,12 @@ def performed_flops(spec: ModelSpec, plan: Plan, lengths: Sequence[int]) -> int:
         shares = split(layer.heads, plan.tp)
         kv_heads = sum(layer.kv_head_of(b - 1) + 1 - layer.kv_head_of(a) for a, b in shares)
         twice = (kv_heads - layer.n_kv_heads) * (layer.head_dim + layer.value_dim)
+        if layer.latent is not None:  # its heads are split evenly; ranks of dim share what rotates
+            twice = (plan.tp * plan.dim - 1) * (latent_outputs(layer) - layer.rotated_dim)
+            twice += (plan.tp - 1) * layer.rotated_dim
         gates = plan.degree("columns") if layer.capacity_group else plan.expert_columns
         if layer.experts:
-            twice += (gates - 1) * layer.experts
+            twice += (gates - 1) * layer.experts + (plan.expert_columns - 1) * layer.shared_gate
         extra += 2 * whole.rows * spec.d_model * twice
         if plan.dim > 1 and plan.dim_algo == "gather":
             pairs = visible_pairs(whole, whole, spec.causal, layer.window)

@@ -28,6 +28,7 @@ from pympa.spec import LayerSpec, ModelSpec
 
 _COUNT_BYTES = 8  # of one number of rows in a message
 _SCORE_BYTES = 4
+_SQUARE_BYTES = 4  # of the sum of squares of a row
 _KEY_TILE = 512  # keys whose scores are summed together, at multiples of 512
 _TILE_SCORES = 1 << 20  # the most scores of a tile, over all heads
 
@@ -60,7 +61,8 @@ def comm_volume(
     """Return the bytes that move between ranks in a step.
 
     tp: each of the 2·layers branches and the embedding is summed over tp·dim; an expert branch is
-    reduce-scattered over etp and all-gathered over tp·dim.
+    reduce-scattered over etp and all-gathered over tp·dim. With a norm of q and k over all heads,
+    each rank sends two sums of squares of each row to all others.
     pp: each boundary passes the residual stream once on every rank of tp·dim.
     cp: each K/V block is sent to the other p-1 ranks, or is read by them; kept K/V are sent again
     with every token chunk of their sequence. This holds without a sliding window, which ends the
@@ -88,6 +90,8 @@ def comm_volume(
     read: Counter[str] = Counter()
     sent["pp"] = (plan.pp - 1) * columns * stream
     sent["tp"] = (columns - 1) * stream * (2 * (2 * len(spec.blocks) + 1) - sparse)
+    normed = sum(layer.qk_norm == "all" for layer in spec.blocks)
+    sent["tp"] += columns * (columns - 1) * normed * 2 * sum(lengths) * _SQUARE_BYTES
     sent["etp"] = (etp - 1) * stream * sparse
     blocks = read if shares_memory and plan.cp_scheme != "allgather" else sent
     steps = list(_steps_in_time(plan, lengths))

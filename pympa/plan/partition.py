@@ -90,16 +90,23 @@ def rank_parameters(spec: ModelSpec, layer: LayerSpec, plan: Plan) -> int:
         layer.kv_head_of(last - 1) + 1 - layer.kv_head_of(first) for first, last in shares
     )
     pairs = layer.rotated_dim // 2  # RoPE rotates two dimensions together, so they stay together
-    qk_width = 2 * _share(pairs, plan.dim) + _share(layer.head_dim - 2 * pairs, plan.dim)
-    attention = (heads + kv_heads) * (qk_width + _share(layer.value_dim, plan.dim))
+    rotated, unrotated = 2 * _share(pairs, plan.dim), _share(layer.head_dim - 2 * pairs, plan.dim)
+    v_width, d_model = _share(layer.value_dim, plan.dim), spec.d_model
+    if layer.latent is None:
+        attention = d_model * (heads + kv_heads) * (rotated + unrotated + v_width)
+    else:
+        q_rank, kv_rank = layer.latent.q_rank, layer.latent.kv_rank
+        attention = d_model * ((q_rank or 0) + kv_rank + rotated + heads * v_width)
+        attention += heads * (rotated + unrotated) * (q_rank or d_model)
+        attention += kv_heads * (unrotated + v_width) * kv_rank
     columns, expert_columns = plan.tp * plan.dim, plan.expert_columns
     if layer.experts:
         experts = _share(layer.experts, plan.ep) * _share(layer.mlp_hidden, expert_columns)
-        shared = _share(layer.shared_experts * layer.mlp_hidden, expert_columns)
-        hidden, router = experts + shared, layer.experts
+        shared = _share(layer.shared_width, expert_columns)
+        hidden, gates = experts + shared, layer.experts + layer.shared_gate
     else:
-        hidden, router = _share(layer.mlp_hidden, columns), 0
-    return spec.d_model * (attention + router + (3 if layer.gated else 2) * hidden)
+        hidden, gates = _share(layer.mlp_hidden, columns), 0
+    return attention + d_model * (gates + (3 if layer.gated else 2) * hidden)
 
 
 def _held_bytes(spec: ModelSpec, plan: Plan, itemsize: int) -> _Cost:

@@ -56,7 +56,8 @@ def _broken_expert_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
     fewest = min(layer.experts for layer in sparse)
     if ep > fewest:
         return f"ep={ep}: expected at most {fewest}, the fewest experts of a layer"
-    narrowest = min(layer.mlp_hidden for layer in sparse)
+    widths = [layer.mlp_hidden for layer in sparse]
+    narrowest = min(widths + [layer.shared_width for layer in sparse if layer.shared_experts])
     if etp > narrowest:
         return f"etp={etp}: expected at most {narrowest}, the fewest columns of an expert"
     if (plan.tp * plan.dim) % etp:
@@ -83,7 +84,9 @@ def _broken_dim_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
             f"dim={plan.dim}: expected at most {fewest}, the most slices of the narrowest head, in "
             "which pairs that RoPE rotates stay together"
         )
-    if plan.dim_algo in ("reduce", "independent") and any(layer.qk_norm for layer in layers):
+    if plan.dim_algo in ("reduce", "independent") and any(
+        layer.qk_norm == "head" for layer in layers
+    ):
         return (
             f"dim_algo={plan.dim_algo}: expected exchange or gather, because q/k-norm needs whole "
             "heads"
@@ -93,7 +96,10 @@ def _broken_dim_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
 
 def head_pairs(layer: LayerSpec) -> int:
     """Return the number of parts of a q/k head that cannot be sliced further."""
-    return layer.rotated_dim // 2 or layer.head_dim
+    pairs, unrotated = layer.rotated_dim // 2, layer.head_dim - layer.rotated_dim
+    if layer.latent is not None:
+        return min(pairs, unrotated)  # each part has a weight of its own
+    return pairs or unrotated
 
 
 def _broken_cp_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:

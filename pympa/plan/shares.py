@@ -54,11 +54,15 @@ class HeadSlices:
     Attributes:
         qk: the dimensions of a query or key that each rank has.
         v: the dimensions of a value that each rank has.
+        rotated: the ones of `qk` that RoPE rotates, counted from the first rotated one.
+        others: the ones of `qk` that it does not rotate, counted from the first such one.
         index: the index of this rank.
     """
 
     qk: tuple[list[Bounds], ...]
     v: tuple[list[Bounds], ...]
+    rotated: tuple[list[Bounds], ...]
+    others: tuple[list[Bounds], ...]
     index: int
 
     @property
@@ -71,6 +75,11 @@ class HeadSlices:
         """The number of dimensions of this rank's slice of a value."""
         return width(self.v[self.index])
 
+    @property
+    def rotated_width(self) -> int:
+        """The number of dimensions of this rank's slice that RoPE rotates."""
+        return width(self.rotated[self.index])
+
 
 def slice_heads(layer: LayerSpec, parts: int, index: int) -> HeadSlices:
     """Return the slices of rank `index` of `parts`.
@@ -78,12 +87,24 @@ def slice_heads(layer: LayerSpec, parts: int, index: int) -> HeadSlices:
     A pair of dimensions that RoPE rotates together stays together, so a slice can be rotated alone.
     """
     rotated, half = layer.rotated_dim, layer.rotated_dim // 2
-    pairs, others = split(half, parts), split(layer.head_dim - rotated, parts)
-    qk = tuple(
-        joined([(a, b), (half + a, half + b), (rotated + c, rotated + d)])
-        for (a, b), (c, d) in zip(pairs, others, strict=True)
-    )
-    return HeadSlices(qk, tuple([bounds] for bounds in split(layer.value_dim, parts)), index)
+    interleaved = layer.rope is not None and layer.rope.interleaved
+    trailing = layer.rope is not None and layer.rope.trailing
+    turning = [
+        [(2 * a, 2 * b)] if interleaved else joined([(a, b), (half + a, half + b)])
+        for a, b in split(half, parts)
+    ]
+    others = [joined([bounds]) for bounds in split(layer.head_dim - rotated, parts)]
+    first_turning, first_other = (layer.head_dim - rotated, 0) if trailing else (0, rotated)
+    qk = []
+    for of_pairs, rest in zip(turning, others, strict=True):
+        spans = [_moved(rest, first_other), _moved(of_pairs, first_turning)]
+        qk.append(joined([span for part in (spans if trailing else spans[::-1]) for span in part]))
+    v = [[bounds] for bounds in split(layer.value_dim, parts)]
+    return HeadSlices(tuple(qk), tuple(v), tuple(turning), tuple(others), index)
+
+
+def _moved(parts: list[Bounds], by: int) -> list[Bounds]:
+    return [(first + by, last + by) for first, last in parts]
 
 
 def width(parts: list[Bounds]) -> int:
@@ -97,12 +118,18 @@ def attention_shard(name: str, layer: LayerSpec, local: LocalHeads, slices: Head
     def of_heads(heads: Bounds, dim: int, parts: list[Bounds]) -> list[Bounds]:
         return joined([(h * dim + a, h * dim + b) for h in range(*heads) for a, b in parts])
 
-    by_output = {
-        "attention.q": of_heads(local.q_bounds, layer.head_dim, slices.qk[slices.index]),
-        "attention.k": of_heads(local.kv_bounds, layer.head_dim, slices.qk[slices.index]),
-        "attention.v": of_heads(local.kv_bounds, layer.value_dim, slices.v[slices.index]),
-    }
-    by_input = {"attention.out": of_heads(local.q_bounds, layer.value_dim, slices.v[slices.index])}
+    here, name = slices.index, name.removeprefix("attention.")
+    q = of_heads(local.q_bounds, layer.head_dim, slices.qk[here])
+    k = of_heads(local.kv_bounds, layer.head_dim, slices.qk[here])
+    v = of_heads(local.kv_bounds, layer.value_dim, slices.v[here])
+    by_output = {"q": q, "k": k, "v": v, "sinks": [local.q_bounds]}
+    if layer.qk_norm == "all":
+        by_output |= {"q_norm": q, "k_norm": k}
+    if layer.latent is not None:
+        unrotated = layer.head_dim - layer.rotated_dim
+        by_output["k"] = of_heads(local.kv_bounds, unrotated, slices.others[here])
+        by_output["k_rotated"] = slices.rotated[here]
+    by_input = {"out": of_heads(local.q_bounds, layer.value_dim, slices.v[here])}
     return by_output.get(name.removesuffix("_bias")), by_input.get(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,13 @@ def assemble(
     table = np.full((len(lengths), spec.vocabulary), np.nan, np.float32)
     for part in logits:
         first, last = part.vocabulary
-        table[list(part.sequences), first:last] = part.values
+        table[[r.sequence for r in part.layout.ranges], first:last] = part.values
     outputs[LOGITS] = table[[i for i, length in enumerate(lengths) if length]]
     return outputs
 
 
 def _copied(model: Model, part: Logits) -> Logits:
-    return Logits(part.sequences, part.vocabulary, model.read(part.values))
+    return replace(part, values=model.read(part.values))
 
 
 def _rows_of(layout: Layout, only: int | None) -> list[tuple[int, int, Layout]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.model.weights import WeightSource
-from pympa.spec import ModelSpec
+from pympa.spec import LayerSpec, ModelSpec
 from pympa.verify import reference
 from pympa.verify.collect import LOGITS, ROUTING, Outputs
 from pympa.verify.contract import CHANCE, F64, TOLERANCE, ReferenceErrors, RowErrors, growth
@@ -50,7 +50,8 @@ def compare(
         tolerance = TOLERANCE[dtype.name] * growth(name, spec)
         rounding = ReferenceErrors.of_rounding(draws, spec, chance) if draws else None
         if not _is_float(name):
-            return routing_error(name, run[name], truth[name], tolerance, rounding)
+            layer = spec.blocks[int(name.split(".")[1])]
+            return routing_error(name, layer, run[name], truth[name], tolerance, rounding)
         alone = ReferenceErrors.of_one_rank(one_rank.rows[name], spec, chance) if one_rank else None
         return branch_error(name, rows[name], tolerance, alone, rounding)
 
@@ -90,7 +91,7 @@ def compare_sampled(
     weight = oracle_weights(spec, dtype, source)
     tolerance, chance = TOLERANCE[dtype.name], CHANCE / (3 * len(spec.blocks) + 2)
     errors: dict[str, BranchError] = {}
-    stream = weight("embedding")[ids].astype(dtype)
+    stream = reference.embed(spec, weight, ids, dtype).astype(dtype)
 
     def settle(
         name: str,
@@ -115,13 +116,16 @@ def compare_sampled(
         )
 
     def check_routing(
-        name: str, chosen: NDArray[Any], gates: Callable[[reference.Rounding], tuple[F64, F64]]
+        name: str,
+        layer: LayerSpec,
+        chosen: NDArray[Any],
+        gates: Callable[[reference.Rounding], tuple[F64, F64]],
     ) -> None:
-        logits, scale = gates(reference.exactly)
-        truth = logits / scale[:, None]
+        values, scale = gates(reference.exactly)
+        truth = values / scale[:, None]
         settle(
             name,
-            lambda alone: routing_error(name, chosen, truth, tolerance, alone),
+            lambda alone: routing_error(name, layer, chosen, truth, tolerance, alone),
             lambda rounding: RowErrors.of(gates(rounding)[0] / scale[:, None], truth),
         )
 
@@ -137,14 +141,15 @@ def compare_sampled(
             run[name][rows],
             functools.partial(reference.attention_branch, spec, layer, before, block, rows),
         )
+        read = stream if layer.parallel else add(run[name])
         stream = add(run[name])
         name = f"layers.{index}.mlp"
-        before = stream[rows].astype(np.float64)
+        before = read[rows].astype(np.float64)
         exact = functools.partial(reference.mlp_branch, layer, before, block)
         if layer.experts:
             chosen = run[f"layers.{index}.{ROUTING}"]
-            gates = functools.partial(reference.gate_logits, layer, before, block)
-            check_routing(f"layers.{index}.{ROUTING}", chosen[rows], gates)
+            gates = functools.partial(reference.gate_values, layer, before, block)
+            check_routing(f"layers.{index}.{ROUTING}", layer, chosen[rows], gates)
             valid = is_choice(chosen, layer.experts)
             chosen = chosen if valid else np.broadcast_to(np.arange(layer.top_k), chosen.shape)
             keep = reference.kept(layer, chosen)[rows]

@@ -193,7 +193,9 @@ def chance_factor(freedom: float, chance: float) -> float:
 
 def narrowest(spec: ModelSpec) -> int:
     """Return the narrowest width of a model that the errors of a row pass through."""
-    widths = (min(b.heads * b.value_dim, b.mlp_hidden) for b in spec.blocks)
+    widths = [min(b.heads * b.value_dim, b.mlp_hidden) for b in spec.blocks]
+    widths += [b.latent.kv_rank for b in spec.blocks if b.latent is not None]
+    widths += [b.latent.q_rank for b in spec.blocks if b.latent is not None and b.latent.q_rank]
     return min(spec.d_model, *widths)
 
 

@@ -47,7 +47,7 @@ def oracle(
     ):
         routing = None  # invalid choices cannot be used; `compare` reports them
     weights = oracle_weights(spec, dtype, source)
-    outputs, logits = reference.forward(spec, weights, ids, routing, rounding)
+    outputs, logits = reference.forward(spec, weights, ids, routing, rounding, dtype=dtype)
     return {**outputs, LOGITS: logits}
 
 

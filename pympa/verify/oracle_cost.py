@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pympa.model.weights import model_weights
 from pympa.plan.accounting import step_flops
 from pympa.spec import LayerSpec, ModelSpec
-from pympa.verify.reference.model import BLOCK_ELEMENTS, widest
+from pympa.verify.reference.rows import BLOCK_ELEMENTS, widest
 from pympa.verify.reference.softmax_attention import MOST_SCORES
 from pympa.verify.verdict import MOST_DRAWS
 
@@ -30,7 +30,7 @@ def whole_flops(spec: ModelSpec, lengths: Sequence[int]) -> float:
     tokens, more = sum(lengths), 0.0
     for layer in spec.blocks:
         pairs = sum(n * min(n, layer.window or n) for n in lengths)
-        hidden = layer.mlp_hidden * (layer.top_k + layer.shared_experts or 1)
+        hidden = layer.mlp_hidden * (layer.top_k or 1) + layer.shared_width
         more += _SCORE_FLOPS * layer.heads * pairs / (2 if spec.causal else 1)
         more += _ELEMENT_FLOPS * tokens * (hidden + layer.heads * layer.head_dim)
     return step_flops(spec, lengths) + more

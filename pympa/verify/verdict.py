@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.spec import LayerSpec
 from pympa.verify import reference
 from pympa.verify.contract import (
     MOST_FACTOR,
@@ -110,44 +111,75 @@ def branch_error(
 
 def routing_error(
     name: str,
+    layer: LayerSpec,
     chosen: NDArray[Any],
-    logits: NDArray[np.float64],
+    values: NDArray[np.float64],
     tolerance: float,
     rounding: ReferenceErrors | None = None,
 ) -> BranchError:
-    """Return the error of rows' chosen experts: how much smaller their logits are than the largest.
+    """Return the error of rows' chosen experts: how much smaller their values are than the largest.
 
     Args:
         name: the name of the output.
+        layer: the block.
         chosen: the expert ids `[rows, top_k]`.
-        logits: the oracle's logits, over their sensitivity `[rows, experts]`.
+        values: the oracle's values by which experts are chosen, over their sensitivity
+            `[rows, experts]`.
         tolerance: the allowed relative error of the gate's input.
-        rounding: the errors of `logits` in emulations of rounding, which are allowed as well.
+        rounding: the errors of `values` in emulations of rounding, which are allowed as well.
 
     Returns:
-        The shortfall of a chosen logit in the row that is closest to its limit, or exceeds it most,
+        The shortfall of a chosen value in the row that is closest to its limit, or exceeds it most,
         in the units of `tolerance`, as norm and worst row, and that limit; infinite if a row does
-        not have different experts in ascending order.
+        not have different experts in ascending order, or experts of too many groups.
     """
     worst, broken, source = 0.0, [], "the tolerance"
-    if not is_choice(chosen, logits.shape[1]):
+    if not is_choice(chosen, values.shape[1]):
         worst = math.inf
     elif len(chosen):
-        least = np.sort(logits, axis=1)[:, -chosen.shape[1]]
-        shortfall = least[:, None] - np.take_along_axis(logits, chosen, axis=1)
-        found = shortfall.max(axis=1) / ROUTING_DEVIATIONS
-        limits = np.full(len(found), tolerance)
+        limits = np.full(len(chosen), tolerance)
         if rounding is not None:
-            limits = np.maximum(limits, rounding.deviations(logits.shape[1]))
+            limits = np.maximum(limits, rounding.deviations(values.shape[1]))
+        found = _shortfall(layer, chosen, values, limits) / ROUTING_DEVIATIONS
         row = int(np.argmax(found / limits))
         if limits[row] > tolerance:
             source = "the error of rounding alone"
         worst, tolerance = max(float(found[row]), 0.0), float(limits[row])
     if not worst <= tolerance:
         broken.append(
-            f"error {worst:.2e} of the chosen experts' logits exceeds {tolerance:.2e} ({source})"
+            f"error {worst:.2e} of the chosen experts' values exceeds {tolerance:.2e} ({source})"
         )
     return BranchError(name, worst, worst, tolerance, tuple(broken))
+
+
+def _shortfall(
+    layer: LayerSpec, chosen: NDArray[Any], values: NDArray[np.float64], limits: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return how far the least value of a chosen expert, or group, is below what it must be.
+
+    A chosen expert must be among the `top_k` largest of the groups that the row may choose from.
+    These are the groups of its experts, and those so far above the others that no error of the
+    limit changes that. A group of a chosen expert must be among the `chosen_groups` largest.
+    """
+    routing, rows = layer.routing, np.arange(len(chosen))
+    shortfall = np.zeros(len(chosen))
+    if routing.chosen_groups < routing.groups:
+        size = layer.experts // routing.groups
+        used = np.zeros((len(chosen), routing.groups), bool)
+        used[rows[:, None], chosen // size] = True
+        of_groups = reference.group_values(layer, values)
+        descending = -np.sort(-of_groups, axis=1)
+        least, next_one = descending[:, routing.chosen_groups - 1 : routing.chosen_groups + 1].T
+        per_value = 2.0 if routing.group_score == "top2" else 1.0  # errors of a sum
+        shortfall = (least - np.where(used, of_groups, np.inf).min(axis=1)) / per_value
+        shortfall[used.sum(axis=1) > routing.chosen_groups] = np.inf
+        margin = per_value * ROUTING_DEVIATIONS * limits
+        allowed = used | (of_groups > (next_one + margin)[:, None])
+        values = np.where(np.repeat(allowed, size, axis=1), values, -np.inf)
+    least = np.sort(values, axis=1)[:, -chosen.shape[1]]
+    lowest = np.take_along_axis(values, chosen, axis=1).min(axis=1)
+    worst: NDArray[np.float64] = np.maximum(shortfall, least - lowest)
+    return worst
 
 
 Judge = Callable[[str, Sequence[RowErrors]], BranchError]

@@ -190,7 +190,7 @@ def run_plan(
 
     logits = model.forward(prepared, probe)
     seen = [(name, device.read(array), layout) for name, array, layout in kept]
-    values = [Logits(g.sequences, g.vocabulary, device.read(g.values)) for g in logits]
+    values = [replace(g, values=device.read(g.values)) for g in logits]
     parts = world.gather_objects((seen, values), root=0)
     if endpoint.rank != 0:
         return None, rank

@@ -76,7 +76,7 @@ def test_right_runs_of_few_rows_pass(width, layers, lengths, plan, dtype):
 ODDITIES = {
     "sums of float32": (
         64, (LayerSpec(repeat=2, heads=1, head_dim=66, v_head_dim=2, mlp_hidden=64, norm="layer",
-                       qk_norm=True, gated=True, activation="silu"),), (3,), "float32", "tp=1",
+                       qk_norm="head", gated=True, activation="silu"),), (3,), "float32", "tp=1",
     ),
     "routing": (
         6, (LayerSpec(repeat=5, heads=4, kv_heads=1, head_dim=32, v_head_dim=16, mlp_hidden=100,
@@ -86,15 +86,15 @@ ODDITIES = {
     ),
     "a norm of two numbers": (
         128, (
-            LayerSpec(heads=1, head_dim=10, mlp_hidden=100, qk_norm=True, norm="layer", experts=5,
+            LayerSpec(heads=1, head_dim=10, mlp_hidden=100, qk_norm="head", norm="layer", experts=5,
                       activation="gelu",
-                      rope=Rope(theta=100.0, scaling_factor=0.5), top_k=5, capacity_factor=2.0,
+                      rope=Rope(theta=100.0, scaling=LinearScaling(factor=0.5)), top_k=5, capacity_factor=2.0,
                       capacity_group=1, shared_experts=2, router_skew=1.0),
             LayerSpec(heads=2, kv_heads=1, head_dim=2, v_head_dim=1, mlp_hidden=100, norm="layer",
                       rope=Rope(theta=1e6), experts=4, top_k=4, capacity_factor=0.3,
                       capacity_group=2, shared_experts=2),
-            LayerSpec(repeat=5, heads=1, head_dim=2, mlp_hidden=8, qk_norm=True, experts=2, top_k=2,
-                      rope=Rope(theta=1e6, scaling_factor=4.0), attention_bias=True,
+            LayerSpec(repeat=5, heads=1, head_dim=2, mlp_hidden=8, qk_norm="head", experts=2, top_k=2,
+                      rope=Rope(theta=1e6, scaling=LinearScaling(factor=4.0)), attention_bias=True,
                       activation="silu", capacity_factor=1.25, capacity_group=16),
         ), (2, 64, 100, 8, 8), "float16", "tp=1",
     ),

@@ -9,6 +9,16 @@ Rows are computed in blocks, so only the outputs, the residual stream and one se
 values grow with the batch; `pympa.verify.oracle_cost` adds up the bytes.
 """
 
+from pympa.verify.reference.attention_branch import attention_branch
+from pympa.verify.reference.experts import (
+    choose,
+    gate_values,
+    group_values,
+    kept,
+    largest,
+    mlp_branch,
+    moe_branch,
+)
 from pympa.verify.reference.formulas import (
     F64,
     Rounding,
@@ -18,18 +28,9 @@ from pympa.verify.reference.formulas import (
     linear,
     mlp,
     norm,
-    rope,
 )
-from pympa.verify.reference.model import (
-    attention_branch,
-    forward,
-    gate_logits,
-    kept,
-    largest,
-    logits,
-    mlp_branch,
-    moe_branch,
-)
+from pympa.verify.reference.model import embed, forward, logits
+from pympa.verify.reference.rope import rope
 from pympa.verify.reference.softmax_attention import attention
 
 __all__ = [
@@ -39,9 +40,12 @@ __all__ = [
     "activate",
     "attention",
     "attention_branch",
+    "choose",
+    "embed",
     "exactly",
     "forward",
-    "gate_logits",
+    "gate_values",
+    "group_values",
     "kept",
     "largest",
     "linear",

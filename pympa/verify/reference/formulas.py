@@ -57,6 +57,12 @@ class RoundingTo(Rounding):
         return y.astype(np.float64)
 
 
+def sigmoid(x: F64) -> F64:
+    """Return 1 / (1 + exp(-x)) without overflow."""
+    y: F64 = 0.5 * (1.0 + np.tanh(0.5 * x))
+    return y
+
+
 def activate(x: F64, kind: str) -> F64:
     """Apply "none", "gelu" (erf), "gelu_tanh" or "silu" to `x` of any shape."""
     if kind == "none":
@@ -66,7 +72,7 @@ def activate(x: F64, kind: str) -> F64:
     if kind == "gelu_tanh":
         return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     if kind == "silu":
-        return x * 0.5 * (1.0 + np.tanh(0.5 * x))  # x * sigmoid(x) without overflow
+        return x * sigmoid(x)
     raise ValueError(f"activation: expected none, gelu, gelu_tanh or silu; got {kind!r}")
 
 
@@ -76,23 +82,19 @@ def linear(x: F64, weight: F64, bias: F64 | None = None, rounding: Rounding = ex
     return y if bias is None else y + bias
 
 
-def norm(x: F64, weight: F64, bias: F64 | None, eps: float, kind: str) -> F64:
-    """Normalise the last axis of `x`: "rms" or "layer"."""
+def norm(x: F64, weight: F64, bias: F64 | None, eps: float, kind: str, offset: float = 0.0) -> F64:
+    """Normalise the last axis of `x`, "rms" or "layer", with the gains weight + offset."""
     if kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
-    y: F64 = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    y: F64 = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * (weight + offset)
     return y if bias is None else y + bias
 
 
-def rope(x: F64, positions: NDArray[Any], theta: float, rotated: int, factor: float) -> F64:
-    """Rotate the first `rotated` dims of x `[rows, heads, head_dim]` by its rows' positions."""
-    half = rotated // 2
-    frequency = theta ** (-np.arange(half, dtype=np.float64) * 2.0 / rotated)
-    angle = (np.asarray(positions, np.float64) / factor)[:, None, None] * frequency
-    first, second, unrotated = x[..., :half], x[..., half:rotated], x[..., rotated:]
-    rotated_first = first * np.cos(angle) - second * np.sin(angle)
-    rotated_second = second * np.cos(angle) + first * np.sin(angle)
-    return np.concatenate([rotated_first, rotated_second, unrotated], axis=-1)
+def clamped_swiglu(gate: F64, up: F64, limit: float, alpha: float) -> F64:
+    """Return the hidden state of a clamped SwiGLU (gpt-oss) from its two products."""
+    gate = np.minimum(gate, limit)
+    y: F64 = gate * sigmoid(alpha * gate) * (np.clip(up, -limit, limit) + 1.0)
+    return y
 
 
 def mlp(
@@ -105,14 +107,20 @@ def mlp(
     gate_bias: F64 | None = None,
     down_bias: F64 | None = None,
     rounding: Rounding = exactly,
+    *,
+    limit: float = 0.0,
+    alpha: float = 0.0,
 ) -> F64:
     """Return the plain MLP act(x up) down, or the gated one (act(x gate) * (x up)) down.
 
-    Its hidden state is rounded; its output is not.
+    Its hidden state is rounded; its output is not. `limit` and `alpha` are those of
+    "swiglu_clamped".
     """
     hidden = linear(x, up, up_bias, rounding)
     if gate is None:
         hidden = activate(hidden, activation)
+    elif activation == "swiglu_clamped":
+        hidden = clamped_swiglu(linear(x, gate, gate_bias, rounding), hidden, limit, alpha)
     else:
         hidden *= activate(linear(x, gate, gate_bias, rounding), activation)
     return linear(rounding(hidden), down, down_bias, rounding)

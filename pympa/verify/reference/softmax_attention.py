@@ -27,6 +27,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: F64 | None = None,
     rounding: Rounding = exactly,
 ) -> tuple[F64, F64]:
     """Return softmax attention of one sequence, and its log-sum-exp.
@@ -42,14 +43,17 @@ def attention(
         causal: whether keys after the query are hidden.
         window: the distance, in positions, from which on keys are hidden; None for no window.
         softcap: the cap on scores; None means no cap.
+        sinks: the score of one more key for each head, which has no value `[heads]`; or None.
         rounding: the rounding of the weights, before they are summed, and of sums.
 
     Returns:
-        The output o `[rows, heads, dv]` and lse `[rows, heads]`; a row without visible keys gives 0
-        and -inf.
+        The output o `[rows, heads, dv]` and lse `[rows, heads]`; a row without visible keys gives
+        0, and -inf or its sink.
     """
     o = np.zeros((q.shape[0], q.shape[1], v.shape[2]))
     lse = np.full(q.shape[:2], -np.inf)
+    if sinks is not None:
+        lse[:] = sinks
     q_positions, k_positions = np.asarray(q_positions), np.asarray(k_positions)
     if (np.diff(k_positions) < 0).any():
         order = np.argsort(k_positions)
@@ -73,13 +77,17 @@ def attention(
                 scores *= softcap
             scores[hidden] = -np.inf
             top = scores.max(axis=1, keepdims=True)
+            if sinks is not None:
+                top = np.maximum(top, sinks[head])
             top[~sees] = 0.0
             scores -= top
             scores = rounding(np.exp(scores, out=scores))
             total = scores.sum(axis=1, keepdims=True)
+            if sinks is not None:
+                total += np.exp(sinks[head] - top)
             total[~sees] = 1.0
             o[rows, head] = _weighed(scores, v[keys, kv_head], hidden, rounding) / total
-            lse[rows, head] = np.where(sees, (top + np.log(total))[:, 0], -np.inf)
+            lse[rows, head] = np.where(sees, (top + np.log(total))[:, 0], lse[rows, head])
     return o, lse
 
 

@@ -55,7 +55,7 @@ def rope_case(bench: Workbench, rows: int, heads: int, head_dim: int) -> Case:
     index = np.arange(rows, dtype=np.int32)
 
     def error() -> float:
-        return relative_error(x[sample], reference.rope(before, sample, _THETA, head_dim, 1.0))
+        return relative_error(x[sample], reference.rope(before, sample, Rope(theta=_THETA)))
 
     def peer(torch: Any) -> Callable[[], Any]:
         # The usual eager formula, since torch has no single operation for it.
