@@ -1,0 +1,1 @@
+"""Model directories as people have them: configurations, weights, tokenizers."""
