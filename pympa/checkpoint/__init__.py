@@ -1,0 +1,1 @@
+"""Model directories: their tensors, their tokenizer, and the refusal of what is broken in them."""
