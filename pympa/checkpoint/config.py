@@ -14,100 +14,26 @@ from pympa.text.escape import shown
 
 T = TypeVar("T")
 _LONGEST = 60  # characters of a value in a message
-IGNORED = frozenset(
-    [
-        "_attn_implementation",
-        "add_cross_attention",
-        "architectures",
-        "attention_dropout",
-        "attn_implementation",
-        "auto_map",
-        "aux_loss_alpha",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "bos_token_id",
-        "boi_token_index",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "embd_pdrop",
-        "encoder_no_repeat_ngram_size",
-        "eoi_token_index",
-        "eos_token_id",
-        "ep_size",
-        "experts_implementation",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "gradient_checkpointing",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "id2label",
-        "image_token_index",
-        "initial_context_length",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "label2id",
-        "length_penalty",
-        "license",
-        "max_length",
-        "max_position_embeddings",
-        "max_window_layers",
-        "min_length",
-        "mm_tokens_per_image",
-        "model_max_length",
-        "model_type",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_mtp_layers",
-        "num_nextn_predict_layers",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "pruned_heads",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "resid_pdrop",
-        "return_dict",
-        "return_dict_in_generate",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "sep_token_id",
-        "seq_aux",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tie_encoder_decoder",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "typical_p",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_bfloat16",
-        "use_cache",
-        "vision_config",
-    ]
-)
+_IGNORED = """
+    _attn_implementation add_cross_attention architectures attention_dropout attn_implementation
+    auto_map aux_loss_alpha bad_words_ids begin_suppress_tokens boi_token_index bos_token_id
+    cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
+    encoder_no_repeat_ngram_size eoi_token_index eos_token_id ep_size experts_implementation
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label image_token_index
+    initial_context_length initializer_range is_decoder is_encoder_decoder label2id length_penalty
+    license max_length max_position_embeddings max_window_layers min_length mm_tokens_per_image
+    model_max_length model_type no_repeat_ngram_size num_beam_groups num_beams num_mtp_layers
+    num_nextn_predict_layers num_return_sequences output_attentions output_hidden_states
+    output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
+    router_aux_loss_coef router_jitter_noise sep_token_id seq_aux suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
+    torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_cache vision_config
+"""
+IGNORED = frozenset(_IGNORED.split())
 """Fields that change nothing in the logits of a text: training, generation, housekeeping."""
 _OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
 
