@@ -1,0 +1,134 @@
+"""Where each tensor of a model is in a checkpoint, checked before anything is loaded.
+
+Every tensor of the model must be there with its shape, and every stored tensor must be used:
+one that is not, such as a bias that the configuration does not know, would change the mathematics.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from pympa.checkpoint.names import Alternatives, Dialect, Part, prefixes
+from pympa.checkpoint.tensors import StoredTensor, Tensors, find_tensor
+from pympa.errors import RefusedError
+from pympa.model.weights import WeightSpec, model_weights
+from pympa.spec import ModelSpec
+from pympa.text.escape import shown
+
+Places = Mapping[str, Part]
+"""The place of each tensor of a model, by its name."""
+
+_UNUSED = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|masked_bias|attention\.bias"
+    r"|[kv]_scale|[kv]_zero_point|input_scale|input_activation_scale|output_scale)\Z"
+    r"|(?:.*\.)?(?:vision_tower|vision_model|multi_modal_projector|visual)\..*"
+)
+"""Stored tensors that change no logits of a text: tables, masks, the scales of other runtimes."""
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
+
+
+def find_places(spec: ModelSpec, family: str, tensors: Tensors) -> Places:
+    """Return where the tensors of a model are stored.
+
+    Args:
+        spec: the model.
+        family: the name of its family.
+        tensors: the stored tensors.
+
+    Raises:
+        RefusedError: a tensor is missing, has a wrong shape, or is stored and not used.
+    """
+    dialect = Dialect(family, _prefix(family, tensors))
+    known = dict(dialect.tensors(spec))
+    wanted = model_weights(spec)
+    places = {name: _first_stored(tensors, known[name]) for name in wanted}
+    _check_shapes(tensors, wanted, places)
+    _refuse_unused(spec, tensors, places, known)
+    return places
+
+
+def _prefix(family: str, tensors: Tensors) -> str:
+    """Return the prefix of names in a checkpoint, by the name of its embedding."""
+    embedding = "embed_in.weight" if family == "gpt_neox" else "embed_tokens.weight"
+    found = prefixes(family)
+    return next((p for p in found if p + embedding in tensors.stored), found[0])
+
+
+def _first_stored(tensors: Tensors, alternatives: Alternatives) -> Part:
+    """Return the first place whose tensor is stored.
+
+    Raises:
+        RefusedError: none is.
+    """
+    for part in alternatives:
+        if part.name in tensors.stored:
+            return part
+    find_tensor(tensors, alternatives[0].name)
+    raise RefusedError(f"{tensors.where}: expected a tensor {shown(alternatives[0].name)}")
+
+
+def _check_shapes(tensors: Tensors, wanted: Mapping[str, WeightSpec], places: Places) -> None:
+    """Refuse stored tensors whose shapes are not those of the model's tensors in them."""
+    parts_of: defaultdict[str, list[str]] = defaultdict(list)
+    for name, part in places.items():
+        parts_of[part.name].append(name)
+    for stored, names in parts_of.items():
+        shape = stored_shape([(wanted[name], places[name]) for name in names])
+        find_tensor(tensors, stored, shape)
+
+
+def stored_shape(parts: Iterable[tuple[WeightSpec, Part]]) -> tuple[int, ...]:
+    """Return the shape that a stored tensor has, which holds some tensors of a model."""
+    found = list(parts)
+    weight, part = found[0]
+    counts: defaultdict[int | None, int] = defaultdict(int)
+    for other, place in found:
+        counts[place.index] += other.shape[0]
+    matrix = (counts[part.index], *weight.shape[1:])
+    if part.transposed:
+        matrix = matrix[::-1]
+    return matrix if part.index is None else (len(counts), *matrix)
+
+
+def _refuse_unused(
+    spec: ModelSpec, tensors: Tensors, places: Places, known: Mapping[str, Alternatives]
+) -> None:
+    """Refuse a stored tensor that no tensor of the model is in, unless it changes no logits."""
+    used = {part.name for part in places.values()}
+    heads = {part.name for part in known["head"]} if spec.tied_head else set()
+    unused = [
+        tensor
+        for name, tensor in tensors.stored.items()
+        if name not in used | heads and not _changes_nothing(name, len(spec.blocks))
+    ]
+    if unused:
+        raise _unknown(tensors, unused)
+
+
+def _changes_nothing(name: str, layers: int) -> bool:
+    """Return whether a stored tensor belongs to another use of the model, by its name."""
+    of_layer = _LAYER.fullmatch(name)
+    predicts_more = of_layer is not None and int(of_layer[1]) >= layers  # multi-token prediction
+    return predicts_more or _UNUSED.fullmatch(name) is not None
+
+
+def _unknown(tensors: Tensors, unused: list[StoredTensor]) -> RefusedError:
+    names = ", ".join(shown(tensor.name) for tensor in unused[:3])
+    more = f" and {len(unused) - 3:,} more" if len(unused) > 3 else ""
+    return RefusedError(
+        f"{tensors.where}: expected only tensors of the model that config.json describes; got also "
+        f"{names}{more}; do config.json and the weights belong together?"
+    )
+
+
+def stored_bytes(tensors: Tensors, places: Places) -> int:
+    """Return the bytes in files of the tensors that a model uses."""
+    return sum(tensors.stored[name].nbytes for name in {part.name for part in places.values()})
+
+
+def elements(weights: Mapping[str, WeightSpec]) -> int:
+    """Return the number of elements of tensors."""
+    return sum(math.prod(weight.shape) for weight in weights.values())

@@ -1,0 +1,122 @@
+"""The weights of a checkpoint as a `WeightSource`: a rank reads only the rows and columns it keeps.
+
+Files are memory-mapped, so the ranks of a node share one copy of them in the page cache, and a part
+that lies together is converted from the map straight into the array of the kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.checkpoint.names import Part, Rows
+from pympa.checkpoint.places import Places
+from pympa.checkpoint.tensors import Spans, Tensors
+from pympa.model.weights import WeightSpec
+from pympa.plan.layout import Bounds
+
+_PIECE_ELEMENTS = 1 << 20  # elements that are converted at once: 4 MB of float32
+_SAMPLED_TENSORS = 256  # tensors whose first bytes are part of the identity
+
+
+class CheckpointSource:
+    """A `WeightSource` of stored tensors.
+
+    Args:
+        tensors: the stored tensors, all of plain numbers.
+        places: the place of each tensor of the model.
+    """
+
+    def __init__(self, tensors: Tensors, places: Places) -> None:
+        self._tensors, self._places = tensors, places
+        self._identity = _fingerprint(tensors, places)
+
+    @property
+    def identity(self) -> str:
+        """See `WeightSource.identity`."""
+        return self._identity
+
+    def fill(
+        self,
+        spec: WeightSpec,
+        out: NDArray[Any],
+        rows: Sequence[Bounds] | None = None,
+        cols: Sequence[Bounds] | None = None,
+    ) -> None:
+        """See `WeightSource.fill`."""
+        part, at = self._places[spec.name], 0
+        width = out.shape[1] if out.ndim == 2 else 1
+        if out.size == 0:
+            return
+        for first, last in rows or [(0, spec.shape[0])]:
+            for start, stop in _pieces(first, last, max(1, _PIECE_ELEMENTS // width), part.rows):
+                found = self._read(part, (start, stop), cols if out.ndim == 2 else None)
+                out[at : at + stop - start] = found
+                at += stop - start
+
+    def _read(self, part: Part, rows: Bounds, cols: Spans) -> NDArray[Any]:
+        """Return rows and columns of a tensor of the model, as they are stored."""
+        lying, skip = _lying_rows(part.rows, rows)
+        stored = self._tensors.stored[part.name]
+        matrix = len(stored.shape) - (part.index is not None)
+        spans: list[Spans] = [[lying], cols][:matrix]
+        if part.transposed:
+            spans.reverse()
+        if part.index is not None:
+            spans.insert(0, [(part.index, part.index + 1)])
+        found = self._tensors.read(part.name, *spans)
+        if part.index is not None:
+            found = found[0]
+        if part.transposed:
+            found = found.T
+        return found if skip is None else _picked(found, skip, rows)
+
+
+def _lying_rows(rows: Rows | None, wanted: Bounds) -> tuple[Bounds, Rows | None]:
+    """Return stored rows that contain the wanted ones, and their pattern if others lie between."""
+    first, last = wanted
+    if rows is None:
+        return wanted, None
+    block, stride, offset = rows
+    if stride == 0 or first // block == (last - 1) // block:
+        start = first // block * stride + first % block + offset
+        return (start, start + last - first), None
+    begin = first // block
+    blocks = (last - 1) // block + 1 - begin
+    start = begin * stride + offset
+    return (start, start + (blocks - 1) * stride + block), rows
+
+
+def _picked(found: NDArray[Any], rows: Rows, wanted: Bounds) -> NDArray[Any]:
+    """Return the wanted rows of stored ones, which begin at a block."""
+    numbers = np.arange(*wanted)
+    numbers -= wanted[0] // rows.block * rows.block
+    picked: NDArray[Any] = found[numbers // rows.block * rows.stride + numbers % rows.block]
+    return picked
+
+
+def _pieces(first: int, last: int, most: int, rows: Rows | None) -> Iterator[Bounds]:
+    """Cut rows into pieces of at most `most`, at the ends of blocks where there are any."""
+    block = 1 if rows is None or rows.stride == 0 else rows.block
+    step = max(most // block * block, min(block, most))
+    while first < last:
+        stop = min(last, (first // step + 1) * step if block > 1 else first + step)
+        yield first, stop
+        first = stop
+
+
+def _fingerprint(tensors: Tensors, places: Places) -> str:
+    """Return a digest of names, dtypes and shapes, and of the first elements of some tensors."""
+    names = sorted({part.name for part in places.values()})
+    digest = hashlib.sha256()
+    for name in names:
+        stored = tensors.stored[name]
+        digest.update(f"{name} {stored.dtype} {stored.shape} {stored.nbytes}\n".encode())
+    for name in names[:: -(-len(names) // _SAMPLED_TENSORS)]:
+        first = tensors.read(name, *([(0, 1)] for _ in tensors.stored[name].shape[:-1]))
+        digest.update(np.ascontiguousarray(first).tobytes())
+    return f"checkpoint {digest.hexdigest()[:16]}"
