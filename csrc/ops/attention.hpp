@@ -39,10 +39,6 @@ struct AttentionRule {
   float softcap;        // 0: none
 };
 
-// float32 holds a softcap in these bounds and its reciprocal; a larger one changes no score
-// below 40.
-constexpr double kLeastSoftcap = 0x1p-126, kMostSoftcap = 1e5;
-
 // Refuses what float32 does not hold.
 AttentionRule attention_rule(const char* op, double scale, bool causal, std::int64_t window,
                              double softcap);
