@@ -74,8 +74,10 @@ struct AttentionState {
 };
 
 struct StartArgs {
-  std::int64_t rows, v_head_dim;  // rows counts (row, head) pairs
+  std::int64_t rows, heads, v_head_dim;  // rows counts (row, head) pairs
   AttentionState state;
+  DType dtype;        // of sinks
+  const void* sinks;  // [heads], null if none
   Execution on;
 };
 
@@ -143,9 +145,10 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
                const TensorView& row_sum, const TensorView& out, const AttentionRule& rule,
                const TensorView& workspace, const Execution& on);
 
-// A state that has seen no key: row_max = -inf, the rest 0.
+// A state that has seen no key: row_max = -inf, the rest 0. With sinks [heads] it has seen a key of
+// that score without a value (Xiao et al., 2023): row_max = sink, row_sum = 1, out = 0.
 void start_state(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-                 const Execution& on);
+                 const TensorView* sinks, const Execution& on);
 
 // Folds `other` into the first state.
 void merge(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
