@@ -61,13 +61,14 @@ void bind_fold_tile(const Array& scores, const Array& v, const py::array& kv_hea
 }
 
 void bind_start_state(const Array& row_max, const Array& row_sum, const Array& out,
-                      const Execution& on) {
+                      const Optional& sinks, const Execution& on) {
   const char* op = "start_state";
   const TensorView row_max_view = output(op, "row_max", row_max);
   const TensorView row_sum_view = output(op, "row_sum", row_sum);
   const TensorView out_view = output(op, "out", out);
+  const OptionalView sinks_view(op, "sinks", sinks);
   py::gil_scoped_release release;
-  start_state(row_max_view, row_sum_view, out_view, on);
+  start_state(row_max_view, row_sum_view, out_view, sinks_view.get(), on);
 }
 
 void bind_merge(const Array& row_max, const Array& row_sum, const Array& out,
@@ -131,7 +132,7 @@ void register_attention(py::module_& module) {
              py::arg("out"), py::arg("scale"), py::arg("causal"), py::arg("window"),
              py::arg("softcap"), py::arg("workspace"), py::arg("on"));
   module.def("start_state", &bind_start_state, py::arg("row_max"), py::arg("row_sum"),
-             py::arg("out"), py::arg("on"));
+             py::arg("out"), py::arg("sinks").none(true), py::arg("on"));
   module.def("merge", &bind_merge, py::arg("row_max"), py::arg("row_sum"), py::arg("out"),
              py::arg("other_row_max"), py::arg("other_row_sum"), py::arg("other_out"),
              py::arg("on"));

@@ -25,12 +25,19 @@ void bind_sum_partials(const Array& parts, const Optional& bias, const Array& ou
   sum_partials(parts_view, bias_view.get(), out_view, on);
 }
 
+void bind_softcap(const Array& x, double cap, const Execution& on) {
+  const TensorView x_view = output("softcap", "x", x);
+  py::gil_scoped_release release;
+  softcap(x_view, cap, on);
+}
+
 }  // namespace
 
 void register_elementwise(py::module_& module) {
   module.def("add", &bind_add, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("on"));
   module.def("sum_partials", &bind_sum_partials, py::arg("parts"), py::arg("bias").none(true),
              py::arg("out"), py::arg("on"));
+  module.def("softcap", &bind_softcap, py::arg("x"), py::arg("cap"), py::arg("on"));
 }
 
 }  // namespace pympa::bindings

@@ -17,6 +17,14 @@ void check_bytes(const char* op, const TensorView& view, std::int64_t bytes) {
   }
 }
 
+[[noreturn]] void fail_range(const char* op, const char* argument, const char* what, double value,
+                             double least, double most) {
+  std::ostringstream expected, got;
+  expected << what << " from " << least << " to " << most;
+  got << value;
+  fail(op, argument, expected.str(), got.str());
+}
+
 }  // namespace
 
 void fail(const char* op, const std::string& argument, const std::string& expected,
@@ -63,12 +71,14 @@ void check_at_least(const char* op, const char* argument, std::int64_t value, st
   if (value < least) fail(op, argument, "at least " + std::to_string(least), std::to_string(value));
 }
 
+float check_range(const char* op, const char* argument, double value, double least, double most) {
+  if (!(value >= least && value <= most)) fail_range(op, argument, "a number", value, least, most);
+  return static_cast<float>(value);
+}
+
 float check_float(const char* op, const char* argument, double value, double least, double most) {
   if (value != 0.0 && !(value >= least && value <= most)) {
-    std::ostringstream expected, got;
-    expected << "0 or a number from " << least << " to " << most;
-    got << value;
-    fail(op, argument, expected.str(), got.str());
+    fail_range(op, argument, "0 or a number", value, least, most);
   }
   return static_cast<float>(value);
 }

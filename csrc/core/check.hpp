@@ -30,7 +30,14 @@ constexpr double kLeastNormal =
     0x1p-126;                         // of float32; it holds smaller numbers badly or not at all
 constexpr double kMostFactor = 1e30;  // larger factors overflow float32 soon
 
-// `value` as the float32 that kernels get: 0, or from `least` to `most`.
+// float32 holds a softcap in these bounds and its reciprocal; a larger one changes no score
+// below 40.
+constexpr double kLeastSoftcap = kLeastNormal, kMostSoftcap = 1e5;
+
+// `value` as the float32 that kernels get: from `least` to `most`.
+float check_range(const char* op, const char* argument, double value, double least, double most);
+
+// The same, or 0.
 float check_float(const char* op, const char* argument, double value, double least, double most);
 
 // int32 [any] or [any, any], entries in [least, limit) where the host can read them.

@@ -39,10 +39,6 @@ struct AttentionRule {
   float softcap;        // 0: none
 };
 
-// float32 holds a softcap in these bounds and its reciprocal; a larger one changes no score
-// below 40.
-constexpr double kLeastSoftcap = 0x1p-126, kMostSoftcap = 1e5;
-
 // Refuses what float32 does not hold.
 AttentionRule attention_rule(const char* op, double scale, bool causal, std::int64_t window,
                              double softcap);
@@ -78,8 +74,10 @@ struct AttentionState {
 };
 
 struct StartArgs {
-  std::int64_t rows, v_head_dim;  // rows counts (row, head) pairs
+  std::int64_t rows, heads, v_head_dim;  // rows counts (row, head) pairs
   AttentionState state;
+  DType dtype;        // of sinks
+  const void* sinks;  // [heads], null if none
   Execution on;
 };
 
@@ -147,9 +145,10 @@ void fold_tile(const TensorView& scores, const TensorView& v, const TensorView& 
                const TensorView& row_sum, const TensorView& out, const AttentionRule& rule,
                const TensorView& workspace, const Execution& on);
 
-// A state that has seen no key: row_max = -inf, the rest 0.
+// A state that has seen no key: row_max = -inf, the rest 0. With sinks [heads] it has seen a key of
+// that score without a value (Xiao et al., 2023): row_max = sink, row_sum = 1, out = 0.
 void start_state(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-                 const Execution& on);
+                 const TensorView* sinks, const Execution& on);
 
 // Folds `other` into the first state.
 void merge(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,

@@ -33,11 +33,20 @@ AttentionState contiguous_state(const char* op, const TensorView& row_max,
 }  // namespace
 
 void start_state(const TensorView& row_max, const TensorView& row_sum, const TensorView& out,
-                 const Execution& on) {
+                 const TensorView* sinks, const Execution& on) {
   const char* op = "start_state";
   check_shape(op, out, {-1, -1, -1});
-  const StartArgs args{out.shape[0] * out.shape[1], out.shape[2],
-                       contiguous_state(op, row_max, row_sum, out, out), on};
+  if (sinks) {
+    check_float_dtype(op, *sinks);
+    check_shape(op, *sinks, {out.shape[1]});
+  }
+  const StartArgs args{out.shape[0] * out.shape[1],
+                       out.shape[1],
+                       out.shape[2],
+                       contiguous_state(op, row_max, row_sum, out, out),
+                       sinks ? sinks->dtype : DType::kFloat32,
+                       sinks ? sinks->data : nullptr,
+                       on};
   PYMPA_SELECT_KERNELS(on.isa, attention_state_kernels).start(args);
 }
 

@@ -13,13 +13,16 @@ namespace pympa::PYMPA_ISA {
 namespace {
 
 void start_cpu(const StartArgs& args) {
-  for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      args.state.row_max[row] = -kInfinity;
-      args.state.row_sum[row] = 0.0f;
-    }
-    float* out = args.state.out;
-    for (int64_t i = first * args.v_head_dim; i < last * args.v_head_dim; ++i) out[i] = 0.0f;
+  with_type(args.dtype, [&]<class T>() {
+    const T* sinks = static_cast<const T*>(args.sinks);
+    for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        args.state.row_max[row] = sinks ? load(sinks + row % args.heads, 1)[0] : -kInfinity;
+        args.state.row_sum[row] = sinks ? 1.0f : 0.0f;
+      }
+      float* out = args.state.out;
+      for (int64_t i = first * args.v_head_dim; i < last * args.v_head_dim; ++i) out[i] = 0.0f;
+    });
   });
 }
 

@@ -1,9 +1,9 @@
-// Operations on running states of attention on a GPU: merge two, normalise one.
+// Operations on running states of attention on a GPU: start one, merge two, normalise one.
 //
 //   m = max(m_a, m_b); sum = sum_a e^(m_a - m) + sum_b e^(m_b - m); out [rows, v_head_dim] likewise
 //   o = out / sum; lse = m + ln(sum)
 //
-// Each warp has one row. Both kernels read and write memory once and are limited by its bandwidth.
+// Each warp has one row. The kernels read and write memory once and are limited by its bandwidth.
 // `out` of a row that has seen no key is not read.
 
 #include "cuda/convert.hpp"
@@ -31,6 +31,20 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const StartArgs args) {
   if (row >= args.rows) return;
   args.state.row_max[row] = -kInfinity;
   args.state.row_sum[row] = 0.0F;
+}
+
+// A row that has a sink is read.
+template <class T>
+__global__ void __launch_bounds__(kThreads) start_with_sinks_kernel(const StartArgs args) {
+  const std::int64_t row = row_of_warp();
+  if (row >= args.rows) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (lane == 0) {
+    args.state.row_max[row] = to_float(static_cast<const T*>(args.sinks)[row % args.heads]);
+    args.state.row_sum[row] = 1.0F;
+  }
+  float* out = args.state.out + row * args.v_head_dim;
+  for (std::int64_t i = lane; i < args.v_head_dim; i += kWarp) out[i] = 0.0F;
 }
 
 template <int N>
@@ -94,7 +108,14 @@ dim3 blocks_for(std::int64_t rows, std::int64_t rows_of_block) {
 
 void start_cuda(const StartArgs& args) {
   if (args.rows == 0) return;
-  launch(start_kernel, blocks_for(args.rows, kThreads), dim3{kThreads}, 0, args.on.stream, args);
+  if (!args.sinks) {
+    launch(start_kernel, blocks_for(args.rows, kThreads), dim3{kThreads}, 0, args.on.stream, args);
+    return;
+  }
+  with_type(args.dtype, [&]<class T>() {
+    launch(start_with_sinks_kernel<T>, blocks_for(args.rows, kRows), dim3{kThreads}, 0,
+           args.on.stream, args);
+  });
 }
 
 void merge_cuda(const MergeArgs& args) {

@@ -42,4 +42,17 @@ void sum_partials(const TensorView& parts, const TensorView* bias, const TensorV
   PYMPA_SELECT_KERNELS(on.isa, elementwise_kernels).sum_partials(args);
 }
 
+void softcap(const TensorView& x, double cap, const Execution& on) {
+  const char* op = "softcap";
+  check_dtype(op, x, DType::kFloat32);
+  check_shape(op, x, {-1, -1});
+  const SoftcapArgs args{x.shape[0],
+                         x.shape[1],
+                         static_cast<float*>(x.data),
+                         x.stride[0],
+                         check_range(op, "cap", cap, kLeastSoftcap, kMostSoftcap),
+                         on};
+  PYMPA_SELECT_KERNELS(on.isa, elementwise_kernels).softcap(args);
+}
+
 }  // namespace pympa

@@ -1,4 +1,5 @@
-// Sums of arrays: a residual, and the partial sums of the ranks of one tensor-parallel group.
+// Sums of arrays: a residual, and the partial sums of the ranks of one tensor-parallel group. And
+// the cap on logits.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +31,18 @@ struct AddArgs {
   Execution on;
 };
 
+struct SoftcapArgs {
+  std::int64_t rows, columns;
+  float* x;
+  std::int64_t stride;
+  float cap;
+  Execution on;
+};
+
 struct ElementwiseKernels {
   void (*add)(const AddArgs& args);
   void (*sum_partials)(const SumArgs& args);
+  void (*softcap)(const SoftcapArgs& args);
 };
 
 PYMPA_DECLARE_FLOAT_KERNELS(ElementwiseKernels, elementwise_kernels)
@@ -43,5 +53,8 @@ void add(const TensorView& a, const TensorView& b, const TensorView& out, const 
 // out = round(parts[0] + parts[1] + ... + bias), float32, in that order.
 void sum_partials(const TensorView& parts, const TensorView* bias, const TensorView& out,
                   const Execution& on);
+
+// x = cap tanh(x / cap), float32 [rows, columns], in place.
+void softcap(const TensorView& x, double cap, const Execution& on);
 
 }  // namespace pympa

@@ -1,6 +1,7 @@
-// Elementwise sums of rows [rows, columns] in float32, rounded once.
+// Elementwise sums of rows [rows, columns] in float32, rounded once, and the cap on logits.
 
 #include "cpu/convert.hpp"
+#include "cpu/math.hpp"
 #include "cpu/parallel.hpp"
 #include "ops/elementwise.hpp"
 
@@ -53,8 +54,21 @@ void sum_partials_cpu(const SumArgs& args) {
   });
 }
 
+void softcap_cpu(const SoftcapArgs& args) {
+  const V cap = splat(args.cap);
+  for_row_pieces(args.on.threads, args.rows, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      float* x = args.x + row * args.stride;
+      for (int64_t i = 0; i < args.columns; i += W) {
+        const int64_t count = args.columns - i;
+        store(x + i, cap * tanh(load(x + i, count) / cap), count);
+      }
+    }
+  });
+}
+
 }  // namespace
 
-const ElementwiseKernels elementwise_kernels = {add_cpu, sum_partials_cpu};
+const ElementwiseKernels elementwise_kernels = {add_cpu, sum_partials_cpu, softcap_cpu};
 
 }  // namespace pympa::PYMPA_ISA

@@ -1,5 +1,6 @@
-// Elementwise sums of rows [rows, columns] in float32, rounded once. Memory bandwidth limits them:
-// `add` moves three elements for each output, `sum_partials` parts + 1.
+// Elementwise sums of rows [rows, columns] in float32, rounded once, and the cap on logits. Memory
+// bandwidth limits them: `add` moves three elements for each output, `sum_partials` parts + 1,
+// `softcap` two.
 
 #include "cuda/rows.hpp"
 #include "ops/elementwise.hpp"
@@ -56,6 +57,20 @@ __global__ void sum_partials_kernel(Partials<T> x, const T* bias, Rows<T> out, s
       });
 }
 
+__global__ void softcap_kernel(Rows<float> x, std::int64_t rows, std::int64_t columns, float cap,
+                               bool aligned) {
+  constexpr int kCount = kGroup<float>;
+  for_each_group<kCount>(
+      rows, columns, aligned,
+      [&]<bool kWhole>(std::int64_t row, std::int64_t column, std::int64_t left) {
+        float y[kCount];
+        load<kWhole>(x(row, column), left, y);
+#pragma unroll
+        for (float& value : y) value = cap * tanhf(value / cap);
+        store<kWhole>(x(row, column), left, y);
+      });
+}
+
 void add_cuda(const AddArgs& args) {
   with_type(args.dtype, [&]<class T>() {
     const Rows<const T> a{static_cast<const T*>(args.a), args.a_stride};
@@ -82,8 +97,15 @@ void sum_partials_cuda(const SumArgs& args) {
   });
 }
 
+void softcap_cuda(const SoftcapArgs& args) {
+  const Rows<float> x{args.x, args.stride};
+  const auto [grid, block] = row_grid(args.rows, ceil_div(args.columns, kGroup<float>));
+  launch(softcap_kernel, grid, block, 0, args.on.stream, x, args.rows, args.columns, args.cap,
+         is_aligned(x));
+}
+
 }  // namespace
 
-const ElementwiseKernels elementwise_kernels = {add_cuda, sum_partials_cuda};
+const ElementwiseKernels elementwise_kernels = {add_cuda, sum_partials_cuda, softcap_cuda};
 
 }  // namespace pympa::cuda

@@ -1,7 +1,9 @@
-// Normalisation of rows [rows, columns] in float32, rounded once.
+// Normalisation of rows [rows, columns] in float32, rounded once; gain = weight + offset.
 //
-//   rms:   y = x / sqrt(mean(x^2) + eps) * weight + bias
-//   layer: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias    (two passes)
+//   rms:   y = x / sqrt(mean(x^2) + eps) * gain + bias
+//   layer: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias    (two passes)
+//
+// sum_squares: sums x^2 [rows, 1], from which rms has mean(x^2) where x is a part of its rows.
 //
 // One warp processes a row, or one block if the row is wide. A thread keeps its elements in
 // registers between passes, so each row is read and written once. A thread sums its own elements in
@@ -24,8 +26,9 @@ struct Norm {
   Rows<const T> x;
   const T *weight, *bias;
   Rows<T> out;
-  std::int64_t rows, columns;
-  float eps;
+  Rows<const float> squares;  // sums over whole rows of `width` values; null if x has whole rows
+  std::int64_t rows, columns, width;
+  float offset, eps;
   bool whole;  // rows are aligned, and their groups full
 };
 
@@ -87,8 +90,9 @@ __device__ __forceinline__ float mean_of(Row<T>& row) {
   return row_sum(sum) / static_cast<float>(row.columns);
 }
 
+// The sum of (x - mean)^2.
 template <bool kWhole, class T>
-__device__ __forceinline__ float mean_square(Row<T>& row, float mean) {
+__device__ __forceinline__ float sum_of_squares(Row<T>& row, float mean) {
   float sum = 0.0F;
   row.template for_each<kWhole>([&](const Group<T>& x, std::int64_t column) {
 #pragma unroll
@@ -98,7 +102,7 @@ __device__ __forceinline__ float mean_square(Row<T>& row, float mean) {
       sum = fmaf(centred, centred, sum);
     }
   });
-  return row_sum(sum) / static_cast<float>(row.columns);
+  return row_sum(sum);
 }
 
 template <bool kWhole, NormKind kKind, class T>
@@ -106,13 +110,16 @@ __device__ __forceinline__ void norm_row(const Norm<T>& args, std::int64_t at) {
   Row<T> row{args.x(at, 0), args.columns, {}};
   row.template hold<kWhole>();
   const float mean = kKind == NormKind::kLayer ? mean_of<kWhole>(row) : 0.0F;
-  const float inverse = 1.0F / sqrtf(mean_square<kWhole>(row, mean) + args.eps);
+  const float squares = args.squares.at ? *args.squares(at, 0) : sum_of_squares<kWhole>(row, mean);
+  const float inverse = 1.0F / sqrtf(squares / static_cast<float>(args.width) + args.eps);
   row.template for_each<kWhole>([&](const Group<T>& x, std::int64_t column) {
     const std::int64_t left = args.columns - column;
     float y[kGroup<T>], other[kGroup<T>];
     load<kWhole>(args.weight + column, left, other);
 #pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i) y[i] = (to_float(x.at[i]) - mean) * inverse * other[i];
+    for (int i = 0; i < kGroup<T>; ++i) {
+      y[i] = (to_float(x.at[i]) - mean) * inverse * (other[i] + args.offset);
+    }
     if (args.bias) {
       load<kWhole>(args.bias + column, left, other);
 #pragma unroll
@@ -133,22 +140,53 @@ __global__ void __launch_bounds__(kMostThreads) norm_kernel(Norm<T> args) {
   }
 }
 
+template <bool kWhole, class T>
+__device__ __forceinline__ void sum_row(Rows<const T> x, Rows<float> out, std::int64_t at,
+                                        std::int64_t columns) {
+  Row<T> row{x(at, 0), columns, {}};
+  row.template hold<kWhole>();
+  const float sum = sum_of_squares<kWhole>(row, 0.0F);
+  if (threadIdx.x == 0) *out(at, 0) = sum;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMostThreads)
+    sum_squares_kernel(Rows<const T> x, Rows<float> out, std::int64_t rows, std::int64_t columns,
+                       bool whole) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  if (at >= rows) return;
+  whole ? sum_row<true>(x, out, at, columns) : sum_row<false>(x, out, at, columns);
+}
+
+// Where a row's threads are: one warp of a block of several rows, or a block.
+struct RowThreads {
+  dim3 grid, block;
+};
+
+template <class T>
+RowThreads threads_of(std::int64_t rows, std::int64_t columns) {
+  unsigned threads = kWarp;
+  while (threads < kMostThreads && threads * kHeld * kGroup<T> < columns) threads *= 2;
+  const unsigned of_block = threads == kWarp ? kRowsOfABlock : 1;
+  return {dim3{static_cast<unsigned>(ceil_div(rows, of_block))}, dim3{threads, of_block}};
+}
+
 template <class T>
 void norm_typed(const NormArgs& args) {
   Norm<T> norm{{static_cast<const T*>(args.x), args.x_stride},
                static_cast<const T*>(args.weight),
                static_cast<const T*>(args.bias),
                {static_cast<T*>(args.out), args.out_stride},
+               {args.squares, args.squares_stride},
                args.rows,
                args.columns,
+               args.width,
+               args.offset,
                args.eps,
                false};
   norm.whole = args.columns % kGroup<T> == 0 && is_aligned(norm.x) && is_aligned(norm.out) &&
                is_aligned(Rows<const T>{norm.weight, 0}) && is_aligned(Rows<const T>{norm.bias, 0});
-  unsigned threads = kWarp;
-  while (threads < kMostThreads && threads * kHeld * kGroup<T> < args.columns) threads *= 2;
-  const unsigned rows = threads == kWarp ? kRowsOfABlock : 1;
-  const dim3 grid{static_cast<unsigned>(ceil_div(args.rows, rows))}, block{threads, rows};
+  const auto [grid, block] = threads_of<T>(args.rows, args.columns);
   const auto kernel = args.kind == NormKind::kLayer ? norm_kernel<T, NormKind::kLayer>
                                                     : norm_kernel<T, NormKind::kRms>;
   launch(kernel, grid, block, 0, args.on.stream, norm);
@@ -158,8 +196,18 @@ void norm_cuda(const NormArgs& args) {
   with_type(args.dtype, [&]<class T>() { norm_typed<T>(args); });
 }
 
+void sum_squares_cuda(const SumSquaresArgs& args) {
+  with_type(args.dtype, [&]<class T>() {
+    const Rows<const T> x{static_cast<const T*>(args.x), args.x_stride};
+    const auto [grid, block] = threads_of<T>(args.rows, args.columns);
+    launch(sum_squares_kernel<T>, grid, block, 0, args.on.stream, x,
+           Rows<float>{args.out, args.out_stride}, args.rows, args.columns,
+           args.columns % kGroup<T> == 0 && is_aligned(x));
+  });
+}
+
 }  // namespace
 
-const NormKernels norm_kernels = {norm_cuda};
+const NormKernels norm_kernels = {norm_cuda, sum_squares_cuda};
 
 }  // namespace pympa::cuda

@@ -5,7 +5,7 @@
 namespace pympa {
 
 void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
-          const TensorView& index, const Execution& on) {
+          const TensorView& index, bool interleaved, const Execution& on) {
   const char* op = "rope";
   check_float_dtype(op, x);
   check_shape(op, x, {-1, -1, -1});
@@ -31,6 +31,7 @@ void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
                       cos.stride[0],
                       sin.stride[0],
                       static_cast<const std::int32_t*>(index.data),
+                      interleaved,
                       on};
   PYMPA_SELECT_KERNELS(on.isa, rope_kernels).rope(args);
 }

@@ -17,6 +17,7 @@ struct RopeArgs {
   const float *cos, *sin;
   std::int64_t cos_stride, sin_stride;
   const std::int32_t* index;
+  bool interleaved;  // pairs (2i, 2i + 1), otherwise (i, i + half)
   Execution on;
 };
 
@@ -27,6 +28,6 @@ struct RopeKernels {
 PYMPA_DECLARE_FLOAT_KERNELS(RopeKernels, rope_kernels)
 
 void rope(const TensorView& x, const TensorView& cos, const TensorView& sin,
-          const TensorView& index, const Execution& on);
+          const TensorView& index, bool interleaved, const Execution& on);
 
 }  // namespace pympa

@@ -138,8 +138,22 @@ def fold_tile(
         on: the execution resource.
     """
 
-def start_state(row_max: Float32, row_sum: Float32, out: Float32, on: Execution) -> None:
-    """Initialise a state without keys: row_max = -inf, row_sum and out = 0; contiguous arrays."""
+def start_state(
+    row_max: Float32, row_sum: Float32, out: Float32, sinks: Array | None, on: Execution
+) -> None:
+    """Initialise a state; contiguous arrays.
+
+    Without sinks it has seen no key: row_max = -inf, row_sum and out = 0. With sinks it has seen
+    one key of that score, without a value: row_max = sink, row_sum = 1, out = 0. On a GPU, `out` of
+    rows that have seen no key is neither written nor read.
+
+    Args:
+        row_max: an output `[rows, heads]`.
+        row_sum: an output `[rows, heads]`.
+        out: an output `[rows, heads, v_head_dim]`.
+        sinks: the scores `[heads]`, of any dtype, or None.
+        on: the execution resource.
+    """
 
 def merge(
     row_max: Float32,

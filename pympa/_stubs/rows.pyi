@@ -2,14 +2,17 @@
 
 from pympa._stubs.execution import Array, Execution, Float32, Int32
 
-def rope(x: Array, cos: Float32, sin: Float32, index: Int32, on: Execution) -> None:
-    """Rotate pairs (i, i + half) of the first 2 * half dims in place; rounds once.
+def rope(
+    x: Array, cos: Float32, sin: Float32, index: Int32, interleaved: bool, on: Execution
+) -> None:
+    """Rotate pairs of the first 2 * half dimensions in place; rounds once.
 
     Args:
         x: the rows `[rows, heads, head_dim]`.
         cos: the table of cosines `[positions, half]`.
         sin: the table of sines `[positions, half]`.
         index: the row of the tables for each row of x, `[rows]`.
+        interleaved: whether the pairs are (2i, 2i + 1), otherwise (i, i + half).
         on: the execution resource.
     """
 
@@ -19,18 +22,46 @@ def norm(
     bias: Array | None,
     eps: float,
     kind: str,
+    offset: float,
+    squares: Float32 | None,
+    width: int,
     out: Array,
     on: Execution,
 ) -> None:
     """Normalise the rows of x `[rows, columns]`: "rms" or "layer" (two passes); rounds once.
 
+    Gains are weight + offset, added in float32.
+
     Args:
         x: the rows `[rows, columns]`.
-        weight: the gain `[columns]`.
+        weight: the gain less `offset`, `[columns]`.
         bias: the bias `[columns]`, or None.
         eps: the number added to the mean square: 0, or from 2^-126 to 1e30.
         kind: the norm: "rms" or "layer".
+        offset: the number added to the weight: 0, or from 2^-126 to 1e30, or its negative.
+        squares: the sums of squares `[rows, 1]` of rows of which x has a part ("rms" only), or
+            None if x has whole rows.
+        width: the number of values of such a row, at least `columns`; without effect if `squares`
+            is None.
         out: an output `[rows, columns]`; may be `x`.
+        on: the execution resource.
+    """
+
+def sum_squares(x: Array, out: Float32, on: Execution) -> None:
+    """Compute out[r] = sum of x[r]^2 in float32, as `norm` does for "rms".
+
+    Args:
+        x: the rows `[rows, columns]`.
+        out: an output `[rows, 1]`.
+        on: the execution resource.
+    """
+
+def softcap(x: Float32, cap: float, on: Execution) -> None:
+    """Compute x = cap * tanh(x / cap) in place.
+
+    Args:
+        x: the rows `[rows, columns]`.
+        cap: the cap, 2^-126 to 1e5.
         on: the execution resource.
     """
 

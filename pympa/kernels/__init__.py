@@ -19,6 +19,9 @@ from pympa.plan.layout import Layout
 from pympa.runtime.arena import Array
 from pympa.spec import LEAST_FACTOR, MOST_FACTOR, Routing, SpecError, check_softcap
 
+DEFAULT_ROUTING = Routing()
+"""The choice of experts by a softmax of all logits, without groups."""
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -290,7 +293,7 @@ class Kernels(Protocol):
         weights: Array,
         *,
         renormalize: bool,
-        routing: Routing = Routing(),
+        routing: Routing = DEFAULT_ROUTING,
         choice_bias: Array | None = None,
     ) -> int:
         """Choose experts of each row as `Routing` says; ties go to the lower id, or lower group.

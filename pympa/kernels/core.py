@@ -51,19 +51,63 @@ class CoreKernels(LinearKernels, AttentionKernels, RoutingKernels):
     def _copy(self, source: Array, out: Array) -> None:
         """Copy between arrays of the same shape and dtype."""
 
-    def rope(self, x: Array, cos: Array, sin: Array, index: NDArray[np.int32]) -> None:
+    def rope(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        index: NDArray[np.int32],
+        *,
+        interleaved: bool = False,
+    ) -> None:
         """See `Kernels.rope`."""
         with self._trace.span("compute", "rope"), self._arena.scope():
-            self._core.rope(x=x, cos=cos, sin=sin, index=self._to_device(index), **self._execution)
+            self._core.rope(
+                x=x,
+                cos=cos,
+                sin=sin,
+                index=self._to_device(index),
+                interleaved=interleaved,
+                **self._execution,
+            )
 
     def norm(
-        self, x: Array, weight: Array, bias: Array | None, out: Array, *, eps: float, kind: str
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        out: Array,
+        *,
+        eps: float,
+        kind: str,
+        offset: float = 0.0,
+        squares: Array | None = None,
+        width: int = 0,
     ) -> None:
         """See `Kernels.norm`."""
         with self._trace.span("compute", "norm"):
             self._core.norm(
-                x=x, weight=weight, bias=bias, eps=eps, kind=kind, out=out, **self._execution
+                x=x,
+                weight=weight,
+                bias=bias,
+                eps=eps,
+                kind=kind,
+                offset=offset,
+                squares=squares,
+                width=width,
+                out=out,
+                **self._execution,
             )
+
+    def sum_squares(self, x: Array, out: Array) -> None:
+        """See `Kernels.sum_squares`."""
+        with self._trace.span("compute", "sum_squares"):
+            self._core.sum_squares(x=x, out=out, **self._execution)
+
+    def softcap(self, x: Array, cap: float) -> None:
+        """See `Kernels.softcap`."""
+        with self._trace.span("compute", "softcap"):
+            self._core.softcap(x=x, cap=cap, **self._execution)
 
     def gather_rows(
         self, source: Array, index: Array | NDArray[np.int32], out: Array, *, first_row: int = 0

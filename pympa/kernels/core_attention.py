@@ -21,10 +21,10 @@ class AttentionKernels:
     _core: Core
     _execution: dict[str, Any]
 
-    def start_state(self, state: State) -> None:
+    def start_state(self, state: State, sinks: Array | None = None) -> None:
         """See `Kernels.start_state`."""
         with self._trace.span("compute", "start_state"):
-            self._core.start_state(**state._asdict(), **self._execution)
+            self._core.start_state(sinks=sinks, **state._asdict(), **self._execution)
 
     def attend_block(
         self, q: Array, q_layout: Layout, kv: KvBlock, state: State, spec: AttentionSpec

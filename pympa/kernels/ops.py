@@ -119,6 +119,18 @@ def _mlp(rig: Rig, rows: int, width: int, hidden: int) -> Run:
     return lambda: rig.kernels.mlp(x, weights, out)
 
 
+def _sum_squares(rig: Rig, rows: int, row_bytes: int) -> Run:
+    (x,) = _rows(rig, rows, row_bytes, 1)
+    out = rig.arena.empty((rows, 1), np.float32)
+    return lambda: rig.kernels.sum_squares(x, out)
+
+
+def _softcap(rig: Rig, rows: int, row_bytes: int) -> Run:
+    x = rig.arena.empty((rows, row_bytes // 8), np.float32)
+    rig.fill(x)
+    return lambda: rig.kernels.softcap(x, 30.0)
+
+
 def _norm(rig: Rig, rows: int, row_bytes: int, kind: str) -> Run:
     x, out = _rows(rig, rows, row_bytes, 2)
     gain = rig.filled(x.shape[1])
@@ -263,7 +275,7 @@ OPS = (
     Op("fold_tile", "scores [rows, heads, keys], v [keys, kv_heads, dim], state"),
     Op(
         "start_state",
-        "row_max, row_sum [rows, heads], out [rows, heads, v_head_dim]",
+        "row_max, row_sum [rows, heads], out [rows, heads, v_head_dim], sinks [heads]",
         lambda out, **_: each_once(out=out),
         _by_rows("start_state", _start_state),
     ),
@@ -281,11 +293,17 @@ OPS = (
     ),
     Op(
         "norm",
-        "x, out [rows, d], weight, bias [d]",
+        "x, out [rows, d], weight, bias [d], squares [rows, 1]",
         lambda x, out, **_: each_once(x=x, out=out),
         tuple(
             Workload(f"norm.{kind}", _GRID, partial(_norm, kind=kind)) for kind in ("rms", "layer")
         ),
+    ),
+    Op(
+        "sum_squares",
+        "x [rows, d], out [rows, 1]",
+        each_once,
+        _by_rows("sum_squares", _sum_squares),
     ),
     Op(
         "rope",
@@ -328,6 +346,12 @@ OPS = (
         "parts [p, rows, d], bias [d], out [rows, d]",
         lambda parts, out, **_: each_once(parts=parts, out=out),
         _by_rows("sum_partials", _sum),
+    ),
+    Op(
+        "softcap",
+        "x [rows, n]",
+        lambda x, **_: each_once(x=x, again=x),
+        _by_rows("softcap", _softcap),
     ),
     Op("copy", "source, out of one shape", each_once, _by_rows("copy", _copy)),
 )

@@ -149,11 +149,11 @@ def test_a_fresh_state_is_not_read(kernels, attend, dtype, rng):
     for decode in (False, True):
         state = kernels.new_state(20, 1, 16)
         state[2][:] = np.nan
-        kernels.core.start_state(*state, kernels.on())
+        kernels.core.start_state(*state, None, kernels.on())
         same(attend(q, k, v, 70, state=state, decode=decode), attend(q, k, v, 70, decode=decode))
         unseen = kernels.new_state(20, 1, 16)
         unseen[2][:] = np.nan
-        kernels.core.start_state(*unseen, kernels.on())
+        kernels.core.start_state(*unseen, None, kernels.on())
         o, lse = kernels.finish(unseen, dtype)
         assert not o.any()
         assert (lse == -np.inf).all()

@@ -63,7 +63,7 @@ def test_norms_of_any_width(cuda_kernels, dtype, rng, kind, columns):
     for first in (0, 1):  # the second view starts at no multiple of 16 bytes
         here = np.ascontiguousarray(x[:, 1 : 1 + columns]) if first == 0 else x[:, 1 : 1 + columns]
         out = np.full((3, columns), np.nan, dtype)
-        cuda_kernels.core.norm(here, weight, None, 1e-5, kind, out, cuda_kernels.on())
+        cuda_kernels.core.norm(here, weight, None, 1e-5, kind, 0.0, None, 0, out, cuda_kernels.on())
         results.append(out)
     assert_close(results[0], reference.norm(wide(here), wide(weight), None, 1e-5, kind), dtype)
     assert_same_bits(results[1], results[0])

@@ -1,109 +1,15 @@
-"""Norms, RoPE, gathered rows and sums: values, strides, threads and NaN."""
+"""Gathered rows, sums and caps: values, strides, threads and NaN."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from pympa.verify import reference
-from support.compare import assert_close, normal, wide
+from support.compare import assert_each_close, assert_same_bits, normal, wide
 
 
 @pytest.fixture
 def kernels(all_kernels):
     return all_kernels
-
-
-def run_norm(kernels, x, weight, bias, kind, threads=1):
-    out = np.full(x.shape, np.nan, x.dtype)
-    kernels.core.norm(x, weight, bias, 1e-5, kind, out, kernels.on(threads))
-    return out
-
-
-@pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (40, 129), (0, 16), (5, 4096)])
-@pytest.mark.parametrize("biased", [False, True])
-def test_norm(kernels, dtype, rng, kind, rows, columns, biased):
-    x = normal(rng, (rows, columns), dtype, 3.0)
-    weight = normal(rng, columns, dtype)
-    bias = normal(rng, columns, dtype) if biased else None
-    out = run_norm(kernels, x, weight, bias, kind)
-    want = reference.norm(wide(x), wide(weight), wide(bias) if biased else None, 1e-5, kind)
-    assert_close(out, want, dtype)
-    assert run_norm(kernels, x, weight, bias, kind, 3).tobytes() == out.tobytes()
-
-
-def test_layer_norm_far_from_zero(kernels, rng):
-    # One pass (E[x^2] - E[x]^2) would lose every digit here. Whole numbers, and as many as a power
-    # of two, so that the mean has no error of its own, which would be 1000 * 2^-24.
-    x = (1000 + rng.integers(-3, 4, (4, 512))).astype(np.float32)
-    one, zero = np.ones(512, np.float32), np.zeros(512, np.float32)
-    got = run_norm(kernels, x, one, zero, "layer")
-    want = reference.norm(wide(x), wide(one), wide(zero), 1e-5, "layer")
-    assert_close(got, want, np.float32)
-
-
-def test_norm_of_a_strided_view(kernels, dtype, rng):
-    x = normal(rng, (10, 60), dtype)
-    weight = normal(rng, 33, dtype)
-    strided = run_norm(kernels, x[1::2, 9:42], weight, None, "rms")
-    plain = run_norm(kernels, np.ascontiguousarray(x[1::2, 9:42]), weight, None, "rms")
-    assert strided.tobytes() == plain.tobytes()
-
-
-def test_norm_shows_nan(kernels, dtype, rng):
-    x = normal(rng, (3, 40), dtype)
-    x[1, 39] = np.nan
-    for kind in ("rms", "layer"):
-        broken = np.isnan(wide(run_norm(kernels, x, np.ones(40, dtype), None, kind)))
-        assert broken[1].all()
-        assert not broken[[0, 2]].any()
-
-
-def test_norm_against_torch(kernels, dtype, rng):
-    torch = pytest.importorskip("torch", reason="torch is the second opinion on norms")
-    x, weight, bias = (normal(rng, s, dtype) for s in ((9, 70), 70, 70))
-    t_x, t_weight, t_bias = (torch.tensor(wide(a)) for a in (x, weight, bias))
-    layer = torch.nn.functional.layer_norm(t_x, (70,), t_weight, t_bias, 1e-5)
-    assert_close(run_norm(kernels, x, weight, bias, "layer"), layer.numpy(), dtype)
-    rms = torch.nn.functional.rms_norm(t_x, (70,), t_weight, 1e-5)
-    assert_close(run_norm(kernels, x, weight, None, "rms"), rms.numpy(), dtype)
-
-
-def tables(half, positions=64):
-    angle = np.arange(positions)[:, None] * 100.0 ** (-np.arange(half) / max(half, 1))
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-
-@pytest.mark.parametrize(("head_dim", "half"), [(2, 1), (64, 32), (50, 25), (80, 16), (9, 4)])
-def test_rope(kernels, dtype, rng, head_dim, half):
-    x = normal(rng, (30, 3, head_dim), dtype)
-    index = rng.integers(0, 64, 30).astype(np.int32)
-    cos, sin = tables(half)
-    c, s = wide(cos)[index][:, None], wide(sin)[index][:, None]
-    first, second = wide(x)[..., :half], wide(x)[..., half : 2 * half]
-    want = wide(x)
-    want[..., :half] = first * c - second * s
-    want[..., half : 2 * half] = second * c + first * s
-    rotated = x.copy()
-    kernels.core.rope(rotated, cos, sin, index, kernels.on(1))
-    assert_close(rotated, want, dtype)
-    assert rotated[..., 2 * half :].tobytes() == x[..., 2 * half :].tobytes()
-    threaded = x.copy()
-    kernels.core.rope(threaded, cos, sin, index, kernels.on(3))
-    assert threaded.tobytes() == rotated.tobytes()
-
-
-def test_rope_on_a_slice(kernels, dtype, rng):
-    fused = normal(rng, (12, 6, 32), dtype)
-    before = fused.copy()
-    cos, sin = tables(16)
-    index = np.arange(12, dtype=np.int32)
-    plain = np.ascontiguousarray(fused[:, 2:5])
-    kernels.core.rope(plain, cos, sin, index, kernels.on(1))
-    kernels.core.rope(fused[:, 2:5], cos, sin, index, kernels.on(1))
-    assert fused[:, 2:5].tobytes() == plain.tobytes()
-    assert fused[:, :2].tobytes() == before[:, :2].tobytes()
-    assert fused[:, 5:].tobytes() == before[:, 5:].tobytes()
 
 
 def test_gather_rows(kernels, dtype, rng):
@@ -141,6 +47,34 @@ def test_sum_partials_in_order(kernels, dtype, rng, parts, biased):
     out = np.empty((9, 35), dtype)
     kernels.core.sum_partials(x, bias, out, kernels.on(2))
     assert out.tobytes() == total.astype(dtype).tobytes()
+
+
+@pytest.mark.parametrize("cap", [1e-3, 30.0, 50.0, 1e5])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 33), (0, 8), (3, 0), (5, 4097)])
+def test_softcap(kernels, rng, cap, rows, columns):
+    memory = normal(rng, (rows, columns + 3), np.float32) * np.float32(cap)
+    x, before = memory[:, 2 : 2 + columns], memory.copy()
+    x[:, ::3] *= 1e-3
+    x[:, ::5] *= 20
+    want = cap * np.tanh(wide(x) / cap)
+    threaded = x.copy()
+    kernels.core.softcap(x, cap, kernels.on(1))
+    assert_each_close(x, want, np.float32)
+    kernels.core.softcap(threaded, cap, kernels.on(3))
+    assert_same_bits(threaded, x.copy())
+    assert_same_bits(memory[:, [0, 1, -1]], before[:, [0, 1, -1]])
+
+
+def test_softcap_of_any_size(kernels):
+    """Each element by itself: where the two formulas of tanh meet, and at the ends of float32."""
+    sizes = [0.0, 1e-30, 0.62, 0.6249, 0.625, 0.6251, 0.63, 1.0, 8.5, 9.1, 88.0, 3e38, np.inf]
+    x = np.array([[s, -s] for s in sizes], np.float32)
+    want = 2 * np.tanh(wide(x) / 2)
+    kernels.core.softcap(x, 2.0, kernels.on(1))
+    assert_each_close(x, want, np.float32)
+    broken = np.array([[1.0, np.nan, 1.0]], np.float32)
+    kernels.core.softcap(broken, 2.0, kernels.on(1))
+    assert np.isnan(broken).tolist() == [[False, True, False]]
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
