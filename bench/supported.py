@@ -39,7 +39,7 @@ MODELS: dict[str, ModelSpec] = {
     )
     for name, fields in {
         "grouped kv heads": {"kv_heads": 3},
-        "q/k-norm": {"qk_norm": True},
+        "q/k-norm": {"qk_norm": "head"},
         "sliding window": {"window": 5},
         "not causal": {},
         "experts, capacity": {

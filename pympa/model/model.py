@@ -27,7 +27,7 @@ from pympa.parallel.stages import stream_micro_batches
 from pympa.parallel.tensor import reduce_partials
 from pympa.plan.partition import Stages
 from pympa.runtime.arena import Array
-from pympa.spec import LayerSpec, ModelSpec, Rope
+from pympa.spec import LayerSpec, LinearScaling, ModelSpec, Rope
 
 _ANGLES = 4096  # the number of positions whose sines are computed at once
 
@@ -225,11 +225,13 @@ class Model:
         cos = self._arena.empty((len(positions), half), np.float32)
         sin = self._arena.empty((len(positions), half), np.float32)
         frequency = rope.theta ** (-np.arange(half) / half)
+        scaling = rope.scaling
+        factor = scaling.factor if isinstance(scaling, LinearScaling) else 1.0
 
         def write(out: Array, function: np.ufunc) -> None:
             for at in range(0, len(positions), _ANGLES):  # in float64, for any batch
                 here = slice(at, at + _ANGLES)
-                scaled = positions[here] / rope.scaling_factor
+                scaled = positions[here] / factor
                 out[here] = function(scaled[:, None] * frequency)
 
         self._kernels.fill(cos, partial(write, function=np.cos))

@@ -64,7 +64,7 @@ def distribution(model: ModelSpec, weight: WeightSpec) -> Uniform:
     if weight.name == "embedding":
         return Uniform(uniform_bound(1.0))
     scores = prefix.endswith(".attention") and kind in ("q", "k")
-    scaled = scores and not model.blocks[_layer_index(weight)].qk_norm
+    scaled = scores and model.blocks[_layer_index(weight)].qk_norm == "none"
     return Uniform(uniform_bound((gain if scaled else 1.0) / math.sqrt(weight.shape[1])))
 
 

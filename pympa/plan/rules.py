@@ -83,7 +83,9 @@ def _broken_dim_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
             f"dim={plan.dim}: expected at most {fewest}, the most slices of the narrowest head, in "
             "which pairs that RoPE rotates stay together"
         )
-    if plan.dim_algo in ("reduce", "independent") and any(layer.qk_norm for layer in layers):
+    if plan.dim_algo in ("reduce", "independent") and any(
+        layer.qk_norm != "none" for layer in layers
+    ):
         return (
             f"dim_algo={plan.dim_algo}: expected exchange or gather, because q/k-norm needs whole "
             "heads"

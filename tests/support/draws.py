@@ -63,7 +63,7 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
         v_head_dim=pick.choice([None, 5, 8]),
         mlp_hidden=pick.choice([9, 24, 40]),
         rope=None if rotated is None else Rope(theta=100.0, rotated_dim=rotated),
-        qk_norm=pick.random() < 0.2,
+        qk_norm="head" if pick.random() < 0.2 else "none",
         attention_bias=pick.random() < 0.3,
         mlp_bias=pick.random() < 0.3,
         window=pick.choice([None, None, None, 7]),

@@ -21,7 +21,7 @@ from pympa.plan.enumerate import degree_choices, expert_choices, option_choices
 from pympa.plan.mesh import Plan
 from pympa.plan.rules import broken_rule
 from pympa.session.resources import build_resources
-from pympa.spec import DTYPES, LayerSpec, ModelSpec, Rope
+from pympa.spec import DTYPES, LayerSpec, LinearScaling, ModelSpec, Rope
 from pympa.transport import Transport
 from pympa.transport.endpoint import WORLD, Endpoint, NullEndpoint
 from pympa.transport.local import LocalWorld
@@ -46,9 +46,9 @@ ODD = ModelSpec(
     tied_head=True,
     layers=(
         LayerSpec(
-            heads=7, kv_heads=3, head_dim=12, v_head_dim=10, mlp_hidden=33, qk_norm=True,
+            heads=7, kv_heads=3, head_dim=12, v_head_dim=10, mlp_hidden=33, qk_norm="head",
             attention_bias=True, mlp_bias=True, softcap=20.0, gated=True, activation="silu",
-            norm="layer", rope=Rope(theta=500.0, rotated_dim=8, scaling_factor=2.0),
+            norm="layer", rope=Rope(theta=500.0, rotated_dim=8, scaling=LinearScaling(factor=2.0)),
         ),
         LayerSpec(heads=10, kv_heads=2, head_dim=8, mlp_hidden=50, activation="gelu", rope=None),
     ),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.spec import LayerSpec, ModelSpec
+from pympa.spec import LayerSpec, LinearScaling, ModelSpec
 from pympa.verify.reference.formulas import F64, Rounding, exactly, linear, mlp, norm, rope
 from pympa.verify.reference.softmax_attention import FEW_ROWS, MOST_SCORES, attention
 
@@ -155,10 +155,12 @@ def _rotated(
 ) -> F64:
     """Return q or k after its norm and RoPE."""
     x = rounding(_projected(layer, normed, weight, name, rounding))
-    if layer.qk_norm:
+    if layer.qk_norm != "none":
         x = rounding(norm(x, weight(f"attention.{name}_norm"), None, layer.norm_eps, "rms"))
     if layer.rope is not None:
-        angles = (layer.rope.theta, layer.rotated_dim, layer.rope.scaling_factor)
+        scaling = layer.rope.scaling
+        factor = scaling.factor if isinstance(scaling, LinearScaling) else 1.0
+        angles = (layer.rope.theta, layer.rotated_dim, factor)
         x = rounding(rope(x, positions, *angles))
     return x
 
