@@ -22,7 +22,6 @@ from pympa.parallel.ring import (
     RingBlocks,
     attend,
     fold_in_pieces,
-    ring_steps,
     sent_round_the_ring,
 )
 from pympa.plan.accounting import step_flops, visible_pairs
@@ -159,8 +158,8 @@ def ring_share(balance: Balance, *, merges: bool = True) -> float:
         )
         state, q_layout = empty_state(rows), layouts[endpoint.rank]
         q = arena.empty((rows, HEADS, HEAD_DIM), dtype)
-        transport, steps = resources.transports["ring"], ring_steps(layouts, layouts, rule)
-        ring = RingBlocks(transport, arena, own, layouts, steps)
+        transport = resources.transports["ring"]
+        ring = RingBlocks(transport, arena, own, layouts, layouts, rule)
 
         def fold(held: KvBlock) -> None:
             fold_in_pieces(kernels, transport, q, q_layout, held, rule, state)

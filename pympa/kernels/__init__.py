@@ -93,6 +93,17 @@ class KvBlock(NamedTuple):
             return self.layout.key_ranges
         return np.column_stack([self.layout.array, self.first_rows])
 
+    def slice(self, start: int, stop: int) -> KvBlock:
+        """Return keys `start:stop`, counted in the order of the ranges."""
+        layout = self.layout.slice(start, stop)
+        if self.first_rows is None:
+            return KvBlock(self.k[start:stop], self.v[start:stop], layout)
+        starts = self.layout.key_ranges[:, 3]  # of the ranges, in this count
+        first = int(np.searchsorted(starts, start, "right")) - 1
+        here = slice(first, first + len(layout.ranges))
+        first_rows = self.first_rows[here] + np.maximum(start - starts[here], 0)
+        return KvBlock(self.k, self.v, layout, first_rows)
+
 
 @dataclass(frozen=True)
 class AttentionSpec:

@@ -118,7 +118,8 @@ class _TimedCore:
         """Advance by attention over the pairs that the mask admits."""
         ranges = others["q_ranges"].tobytes(), others["k_ranges"][:, :3].tobytes()
         heads = q.shape[1], k.shape[1], q.shape[2], v.shape[2]
-        moved = nbytes(q, k, v) + 2 * out.nbytes
+        keys = int(others["k_ranges"][:, 2].sum())  # arrays may have more, which are not read
+        moved = nbytes(q) + keys * (nbytes(k, v) // max(len(k), 1)) + 2 * out.nbytes
         self._advance(
             self._costs.attend(AttentionCall(*ranges, causal, window or None, *heads, moved))
         )

@@ -29,7 +29,6 @@ from pympa.parallel.ring import (
     fold_in_pieces,
     gathered,
     read_in_place,
-    ring_steps,
     sent_round_the_ring,
 )
 from pympa.parallel.tensor import add_branch
@@ -56,9 +55,11 @@ class Attention:
         self._projections = Projections(layer)
         self._dim_algo = plan.dim_algo if plan.dim > 1 else None
         self._in_place = self._ring.shares_memory and plan.cp_scheme != "allgather"
-        self._source: BlockSource = read_in_place if self._in_place else sent_round_the_ring
-        if plan.cp_scheme == "allgather":
-            self._source = gathered
+        self._source: BlockSource = gathered
+        if self._in_place:
+            self._source = read_in_place
+        elif plan.cp_scheme != "allgather" and spec.window is None:
+            self._source = sent_round_the_ring
         self._whole_qk = self._dim_algo in (None, "exchange", "gather")
         self._whole_v = self._dim_algo in (None, "exchange")
         self._qk_dim = spec.head_dim if self._whole_qk else self._slices.qk_width
@@ -126,8 +127,8 @@ class Attention:
             arena.empty((q_layout.rows, self._ring_heads), np.float32),
             arena.empty((q_layout.rows, self._ring_heads, self._v_dim), np.float32),
         )
-        steps = ring_steps(part.ring_queries, cache.layouts, self._spec)
-        blocks = RingBlocks(self._ring, arena, cache.block(part.ring_index), cache.layouts, steps)
+        own, queries = cache.block(part.ring_index), part.ring_queries
+        blocks = RingBlocks(self._ring, arena, own, cache.layouts, queries, self._spec)
 
         def fold(kv: KvBlock) -> None:
             if self._dim_algo == "reduce":
@@ -208,14 +209,13 @@ class Attention:
         layer = self._layer
         for kind, alike in _sequence_rows(q_layout, kv.layout):
             for rows, keys in layer.resources.loops.chunks(alike, kind):
-                q_rows, k_rows = slice(*rows), slice(*keys)
                 attend_by_scores(
                     layer.kernels,
                     self._dim,
                     layer.arena,
-                    q[q_rows],
+                    q[slice(*rows)],
                     q_layout.slice(*rows),
-                    KvBlock(kv.k[k_rows], kv.v[k_rows], kv.layout.slice(*keys)),
+                    kv.slice(*keys),
                     self._spec,
                     state.rows(*rows),
                 )

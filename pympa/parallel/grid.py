@@ -139,7 +139,7 @@ def attend_by_scores(
         state: the softmax state of the rows of `q`; its output has only this rank's slice of v.
     """
     heads = q.shape[1]
-    for tile in score_tiles(q_layout, kv.layout, heads, spec.causal, spec.window):
+    for tile in score_tiles(q_layout, kv.ranges, heads, spec.causal, spec.window):
         rows, keys = slice(*tile.rows), slice(*tile.keys)
         shape = tile.rows[1] - tile.rows[0], heads, tile.keys[1] - tile.keys[0]
         with arena.scope():
@@ -180,19 +180,18 @@ class ScoreTile(NamedTuple):
 
 
 def score_tiles(
-    q: Layout, k: Layout, heads: int, causal: bool, window: int | None
+    q: Layout, k_ranges: NDArray[np.int64], heads: int, causal: bool, window: int | None
 ) -> Iterator[ScoreTile]:
     """Yield the tiles of the scores that have a visible pair of a query and a key.
 
-    Each query row meets its keys in the order of `k.ranges`.
+    Each query row meets its keys in the order of `k_ranges`, see `KvBlock.ranges`.
     """
     step = max(1, _TILE_SCORES // (KEY_TILE * heads))
-    q_row = 0
+    q_row, keys_of = 0, k_ranges.tolist()
     for a in q.ranges:
-        k_row = 0
-        for b in k.ranges:
-            if a.sequence == b.sequence:
-                cuts = Layout((Range(a.sequence, b.start, b.length),)).cut(KEY_TILE)
+        for sequence, k_first, k_length, k_row in keys_of:
+            if a.sequence == sequence:
+                cuts = Layout((Range(sequence, k_first, k_length),)).cut(KEY_TILE)
                 for first, (_, k_start, length) in itertools.product(
                     range(0, a.length, step), cuts
                 ):
@@ -204,12 +203,11 @@ def score_tiles(
                     if window is not None:
                         hidden |= far >= window or (not causal and near <= -window)
                     if not hidden:
-                        keys = k_row + k_start - b.start
+                        keys = k_row + k_start - k_first
                         yield ScoreTile(
                             (q_row + first, q_row + last),
                             (keys, keys + length),
                             a.start + first,
                             k_start,
                         )
-            k_row += b.length
         q_row += a.length

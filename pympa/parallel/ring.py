@@ -3,7 +3,8 @@
 Liu et al. 2023 (arXiv 2310.01889), with the sequence split as in Li et al. 2021. One loop folds
 blocks of keys and values into a float32 state that is carried from block to block, so nothing is
 merged and the error does not grow with the ring. A block source yields the blocks: sent round the
-ring, gathered first, or read in the memory of the other ranks. All sources yield the blocks in the
+ring, gathered first, or read in the memory of the other ranks. Under a sliding window the last two
+take only the keys that this rank's queries see (see `halo.py`). All sources yield the blocks in the
 same order, so the bits are the same.
 """
 
@@ -15,6 +16,8 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from pympa.kernels import AttentionSpec, Kernels, KvBlock, State
+from pympa.parallel.halo import Part, seen_part, whole
+from pympa.parallel.rows import cut_rows
 from pympa.plan.accounting import visible_pairs
 from pympa.plan.layout import Layout, split
 from pympa.runtime.arena import Arena, Array
@@ -28,25 +31,34 @@ Fold = Callable[[KvBlock], None]
 
 @dataclass(frozen=True)
 class RingBlocks:
-    """The blocks of keys and values on the ranks of a ring.
+    """The blocks of keys and values on the ranks of a ring, and who needs what of them.
 
     Attributes:
         transport: the transport between the ranks.
         arena: the memory for received blocks.
         own: the block of this rank.
         layouts: the layout of the block of each rank.
-        steps: the number of blocks that some rank needs: its own, the one before it, and so on.
+        queries: the layout of the queries of each rank.
+        spec: the masks.
     """
 
     transport: Transport
     arena: Arena
     own: KvBlock
     layouts: Sequence[Layout]
-    steps: int
+    queries: Sequence[Layout]
+    spec: AttentionSpec
 
     def rank_at(self, step: int) -> int:
         """Return the rank whose block this rank folds at a step."""
         return (self.transport.index - step) % self.transport.size
+
+    def part(self, owner: int, reader: int) -> Part:
+        """Return the keys of one rank that another one needs: all of them, without a window."""
+        if self.spec.window is None:
+            return whole(self.layouts[owner])
+        queries, keys = self.queries[reader], self.layouts[owner]
+        return seen_part(queries, keys, self.spec.causal, self.spec.window)
 
     def empty(self, rows: int) -> tuple[Array, Array]:
         """Return memory for received keys and values."""
@@ -63,8 +75,11 @@ BlockSource = Callable[[RingBlocks], Blocks]
 
 
 def sent_round_the_ring(ring: RingBlocks) -> Blocks:
-    """Send blocks round: while a rank folds one, it sends it on and receives the previous one."""
-    transport, steps = ring.transport, ring.steps
+    """Send blocks round: while a rank folds one, it sends it on and receives the previous one.
+
+    Whole blocks are sent, also under a window.
+    """
+    transport, steps = ring.transport, ring.transport.size
     next_rank, previous_rank = ring.rank_at(-1), ring.rank_at(1)
     with ring.arena.scope():
         most_rows = max(layout.rows for layout in ring.layouts)
@@ -87,28 +102,34 @@ def sent_round_the_ring(ring: RingBlocks) -> Blocks:
 
 
 def gathered(ring: RingBlocks) -> Blocks:
-    """Gather the blocks of all ranks: one round of messages, and memory for all blocks.
+    """Receive all that this rank needs of the others at once: one round of messages.
 
-    As Llama 3 does (arXiv 2407.21783, section 3.3.2).
+    Without a window these are whole blocks, as in Llama 3 (arXiv 2407.21783, section 3.3.2). With
+    one they are its halo, sent from rank to rank; rows that lie together are sent as they are.
     """
-    transport = ring.transport
+    transport, own = ring.transport, ring.own
+    sends: list[tuple[Array, int]] = []
+    receives: list[tuple[Array, int]] = []
+    blocks: list[KvBlock] = []
     with ring.arena.scope():
-        arrays = [ring.empty(layout.rows) for layout in ring.layouts]
-        arrays[transport.index] = ring.own.k, ring.own.v
-        others = [rank for rank in range(transport.size) if rank != transport.index]
-        pending = transport.start(
-            sends=[(array, rank) for rank in others for array in arrays[transport.index]],
-            receives=[(array, rank) for rank in others for array in arrays[rank]],
-        )
-        yield ring.own
-        transport.wait(pending)
         for step in range(1, transport.size):
-            rank = ring.rank_at(step)
-            yield KvBlock(*arrays[rank], ring.layouts[rank])
+            reader, owner = ring.rank_at(-step), ring.rank_at(step)
+            given, needed = ring.part(transport.index, reader), ring.part(owner, transport.index)
+            for array in (own.k, own.v):
+                sends += [(rows, reader) for rows in given.cut(array)]
+            if needed.layout.rows:
+                arrays = ring.empty(needed.layout.rows)
+                blocks.append(KvBlock(*arrays, needed.layout))
+                for array in arrays:
+                    receives += [(rows, owner) for rows in cut_rows(array, needed.counts)]
+        pending = transport.start(sends, receives)
+        yield own
+        transport.wait(pending)
+        yield from blocks
 
 
 def read_in_place(ring: RingBlocks) -> Blocks:
-    """Read the blocks of the other ranks in shared memory; nothing is sent."""
+    """Read what this rank needs of the others in shared memory; nothing is sent."""
     transport, own = ring.transport, ring.own
     shapes = [
         [(layout.rows, *own.k.shape[1:]), (layout.rows, *own.v.shape[1:])]
@@ -118,34 +139,13 @@ def read_in_place(ring: RingBlocks) -> Blocks:
     yield own
     arrays = transport.exposed_arrays(exposure)
     read = [0] * transport.size
-    for step in range(1, ring.steps):
-        rank = ring.rank_at(step)
-        k, v = arrays[rank]
-        read[rank] += k.nbytes + v.nbytes
-        yield KvBlock(k, v, ring.layouts[rank])
+    for step in range(1, transport.size):
+        owner = ring.rank_at(step)
+        needed, (k, v) = ring.part(owner, transport.index), arrays[owner]
+        if needed.layout.rows:
+            read[owner] = needed.layout.rows * ((k.nbytes + v.nbytes) // len(k))
+            yield KvBlock(k, v, needed.layout, needed.first_rows)
     transport.end_reading(read)
-
-
-def ring_steps(
-    q_layouts: Sequence[Layout], kv_layouts: Sequence[Layout], spec: AttentionSpec
-) -> int:
-    """Return the number of steps after which no rank of the ring needs another block.
-
-    Args:
-        q_layouts: the layout of the queries of each rank.
-        kv_layouts: the layout of the keys of each rank.
-        spec: the masks.
-    """
-    size = len(q_layouts)
-    if spec.window is None:
-        return size
-    needed = [
-        step
-        for step in range(size)
-        for rank in range(size)
-        if visible_pairs(q_layouts[rank], kv_layouts[rank - step], spec.causal, spec.window)
-    ]
-    return 1 + max(needed, default=0)
 
 
 def attend(

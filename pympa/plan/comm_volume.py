@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.plan.halo_count import needed_keys
 from pympa.plan.layout import (
     Layout,
     sequence_starts,
@@ -65,8 +66,8 @@ def comm_volume(
     each rank sends two sums of squares of each row to all others.
     pp: each boundary passes the residual stream once on every rank of tp·dim.
     cp: each K/V block is sent to the other p-1 ranks, or is read by them; kept K/V are sent again
-    with every token chunk of their sequence. This holds without a sliding window, which ends the
-    ring early.
+    with every token chunk of their sequence. In a layer with a window each K/V row is moved only to
+    the ranks with a query that sees it.
     ulysses: each rank sends the heads that it does not attend with, and receives them back.
     dim: see `Plan.dim_algo`.
     ep: each row that chose an expert of another rank is sent there and back, after the counts.
@@ -98,7 +99,7 @@ def comm_volume(
     for index, layer in enumerate(spec.blocks):
         for heads in _heads_of_ranks(plan, layer):
             for groups in steps:
-                blocks["cp"] += itemsize * _kv_elements(plan, layer, heads, groups)
+                blocks["cp"] += itemsize * _kv_elements(spec, plan, layer, heads, groups)
                 elements = _exchanged_elements(plan, layer, heads, groups)
                 sent += Counter({axis: count * itemsize for axis, count in elements.items()})
                 if plan.dim > 1 and plan.dim_algo == "reduce":
@@ -176,12 +177,31 @@ def _copies(plan: Plan) -> tuple[int, int]:
     return plan.dim if gathers else 1, plan.dim if plan.dim_algo == "exchange" else 1
 
 
-def _kv_elements(plan: Plan, layer: LayerSpec, heads: HeadsOfRank, groups: Sequence[Ring]) -> int:
+def _kv_elements(
+    spec: ModelSpec, plan: Plan, layer: LayerSpec, heads: HeadsOfRank, groups: Sequence[Ring]
+) -> int:
     """Return the elements of K/V that rings move in one layer, for one tp rank's heads."""
     qk_copies, v_copies = _copies(plan)
     row = qk_copies * layer.head_dim + v_copies * layer.value_dim
-    kept = sum(layout.rows for ring in groups for layout in ring.kept)
-    return (plan.degree("ring") - 1) * kept * sum(heads.kv_parts) * row
+    parts = plan.dim if plan.splits_queries else 1  # rings whose queries differ
+    rows = sum(
+        needed_keys(queries, keys, spec.causal, layer.window).rows
+        for ring in groups
+        for part in range(parts)
+        for reader, queries in enumerate(_ring_queries(plan, ring, part))
+        for owner, keys in enumerate(ring.kept)
+        if reader != owner
+    )
+    return rows * sum(heads.kv_parts) * row // parts
+
+
+def _ring_queries(plan: Plan, ring: Ring, part: int) -> list[Layout]:
+    """Return the queries of each rank of a ring; `part` is its number in `dim`."""
+    queries = ring.new
+    if plan.splits_queries:
+        queries = [split_tokens(layout, plan.dim, plan.balance)[part] for layout in queries]
+    firsts = range(0, plan.cp, plan.head_exchange)
+    return [Layout(()).then(*queries[i : i + plan.head_exchange]) for i in firsts]
 
 
 def _exchanged_elements(
@@ -250,14 +270,17 @@ def _score_bytes(
     Scores are summed in tiles of consecutive queries, and of keys up to a multiple of 512; a tile
     without visible pairs is skipped.
     """
-    exchange, scores = plan.head_exchange, 0
+    scores = 0
     for ring in groups:
-        firsts = range(0, plan.cp, exchange)
-        queries = [Layout(()).then(*ring.new[i : i + exchange]) for i in firsts]
-        for heads in share.q_parts:
-            for q, k in itertools.product(queries, ring.kept):
-                tiles = _tiles_seen(q, k, max(1, _TILE_SCORES // (_KEY_TILE * heads)), spec, layer)
-                scores += heads * tiles
+        queries = _ring_queries(plan, ring, 0)
+        blocks = [
+            (q, k if reader == owner else needed_keys(q, k, spec.causal, layer.window))
+            for reader, q in enumerate(queries)
+            for owner, k in enumerate(ring.kept)
+        ]
+        for heads, (q, k) in itertools.product(share.q_parts, blocks):
+            tiles = _tiles_seen(q, k, max(1, _TILE_SCORES // (_KEY_TILE * heads)), spec, layer)
+            scores += heads * tiles
     return 2 * (plan.dim - 1) * scores * _SCORE_BYTES
 
 

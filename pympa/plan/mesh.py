@@ -50,7 +50,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         balance: the split of a sequence over `cp`.
         cp_scheme: the way in which queries attend to the keys of other `cp` ranks: blocks are sent
             round a ring, or gathered first, or heads are exchanged for tokens (DeepSpeed Ulysses,
-            Jacobs et al. 2023), which is ulysses=cp.
+            Jacobs et al. 2023), which is ulysses=cp. In layers with a window the first two are the
+            same: each rank gets only the keys that its queries see.
         ulysses: the number of neighbours of `cp` that exchange heads for tokens; rings connect such
             groups.
         dim_algo: the way in which slices of a head attend: queries are exchanged for whole heads

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from pympa.plan.enumerate import degree_choices
-from pympa.plan.layout import Balance, split_batch, split_tokens
+from pympa.plan.layout import split_batch, split_tokens
 from pympa.plan.mesh import AXES, Plan, PlanError
 from pympa.spec import LayerSpec, ModelSpec
 
@@ -115,9 +115,6 @@ def _broken_cp_rule(plan: Plan, layers: Sequence[LayerSpec]) -> str | None:
     fewest = min(layer.heads // plan.tp for layer in layers)
     if exchange > fewest:
         return f"ulysses={exchange}: expected at most {fewest}, the fewest heads of a tp rank"
-    windows = any(layer.window for layer in layers)
-    if windows and plan.balance == "zigzag" and (plan.cp > exchange or plan.splits_queries):
-        return "balance=zigzag does not work with a sliding window; use balance=contiguous"
     return None
 
 
@@ -192,10 +189,9 @@ def nearest_plans(
         axes = (*AXES, "ep")
         return sum(abs(math.log2(getattr(other, a) / getattr(plan, a))) for a in axes)
 
-    balance: Balance = "contiguous" if any(b.window for b in spec.blocks) else plan.balance
     micro_batches = plan.micro_batches if spec.causal else 1
     candidates = (
-        msgspec.structs.replace(candidate, micro_batches=micro_batches, balance=balance, ep=ep)
+        msgspec.structs.replace(candidate, micro_batches=micro_batches, balance=plan.balance, ep=ep)
         for candidate in degree_choices(world)
         for ep in {1, plan.ep}
     )

@@ -97,7 +97,7 @@ def check_call(
     return AttentionArguments(q, k, v, spec)
 
 
-def check_plan(plan: Plan, window: int | None) -> None:
+def check_plan(plan: Plan) -> None:
     """Refuse a plan whose ranks do not have whole heads of their own rows.
 
     Raises:
@@ -108,8 +108,6 @@ def check_plan(plan: Plan, window: int | None) -> None:
             f"plan {plan}: ring_attention expects dim=1, cp_scheme=ring and no ulysses, so that "
             "each rank has whole heads"
         )
-    if window is not None and plan.cp > 1 and plan.balance == "zigzag":
-        raise ValueError(f"plan {plan}: a window needs balance=contiguous; got zigzag")
 
 
 def _check_array(name: str, array: Any) -> None:

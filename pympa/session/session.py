@@ -30,7 +30,7 @@ from pympa.parallel.ring import (
     RingBlocks,
     attend,
     fold_in_pieces,
-    ring_steps,
+    gathered,
     sent_round_the_ring,
 )
 from pympa.plan.layout import Layout, split_batch, split_tokens
@@ -262,12 +262,12 @@ class Session:
         Raises:
             RefusedError: the ranks differ in their arguments.
             RuntimeError: another thread than the session's makes the call.
-            ValueError: arrays do not fit each other or the layout, or a window is given with the
-                zigzag order, which does not allow windows.
+            ValueError: arrays do not fit each other or the layout, or ranks of the plan do not
+                have whole heads.
         """
         layouts, own = self.layouts(lengths), self.layout(lengths)
         call = check_call(q, k, v, causal=causal, scale=scale, window=window, softcap=softcap)
-        check_plan(self.plan, window)
+        check_plan(self.plan)
         self.team.agree("ring_attention", f"lengths {list(lengths)}, {call.summary}")
         if len(q) != own.rows:
             raise ValueError(
@@ -284,13 +284,13 @@ class Session:
             q = _contiguous(resources, q)
             own_block = KvBlock(_contiguous(resources, k), _contiguous(resources, v), own)
             kernels, transport = resources.kernels, resources.transports["cp"]
-            steps = ring_steps(layouts, layouts, call.spec)
-            ring = RingBlocks(transport, resources.arena, own_block, layouts, steps)
+            ring = RingBlocks(transport, resources.arena, own_block, layouts, layouts, call.spec)
+            source = sent_round_the_ring if window is None else gathered
 
             def fold(kv: KvBlock) -> None:
                 fold_in_pieces(kernels, transport, q, own, kv, call.spec, state)
 
-            attend(kernels, ring, sent_round_the_ring, fold, state)
+            attend(kernels, ring, source, fold, state)
             resources.kernels.finish(state, o, lse)
         if self.team.accelerator is not None:
             self.team.accelerator.device.synchronise("ring_attention")

@@ -99,6 +99,23 @@ def test_keys_cut_at_a_tile(kernels, qkv, dtype, options):
     assert_same_bits(lse, whole_lse)
 
 
+@pytest.mark.parametrize("window", [1, 90, 333])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("first", [0, 330, 511, 640])
+def test_keys_that_no_query_sees_may_be_missing(kernels, qkv, window, causal, first):
+    """As in the halo of a window: a block of keys may begin and end anywhere in a tile."""
+    q, k, v = qkv
+    rows, options = slice(first, first + 60), {"causal": causal, "window": window, "threads": 2}
+    options["q_ranges"] = [(0, first, 60)]
+    whole, whole_lse = kernels.attention(q[rows], k, v, **options)
+    seen = slice(max(first - window + 1, 0), first + 60 if causal else first + 59 + window)
+    halo, lse = kernels.attention(
+        q[rows], k[seen], v[seen], k_ranges=[(0, seen.start, len(k[seen]))], **options
+    )
+    assert_same_bits(halo, whole)
+    assert_same_bits(lse, whole_lse)
+
+
 def test_other_sequences_and_heads_change_nothing(kernels, qkv):
     q, k, v = qkv
     alone, _ = kernels.attention(q[:, :1], k[:, :1], v[:, :1])

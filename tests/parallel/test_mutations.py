@@ -9,21 +9,36 @@ import pytest
 
 from pympa.kernels.cpu import CpuKernels
 from pympa.model.resources import RankResources
+from pympa.parallel.halo import Part, seen_part
+from pympa.plan.layout import Layout
 from pympa.plan.mesh import Plan
+from pympa.spec import ModelSpec
 from support import worlds
 from support.lanes import lanes
-from support.tampering import double, drop, on_receive, swap_rows
+from support.tampering import double, drop, drop_row, on_receive, swap_rows
 
 RING, TENSOR, STAGES = Plan(cp=4), Plan(tp=4), Plan(pp=2, micro_batches=2)
 GATHERED, ULYSSES = Plan(cp=4, cp_scheme="allgather"), Plan(cp=4, cp_scheme="ulysses")
 TWO_LEVELS, GRID = Plan(cp=4, ulysses=2), Plan(tp=2, dim=2)
 GRIDS = [Plan(dim=3, dim_algo=algorithm) for algorithm in ("exchange", "gather", "reduce")]
 KEPT = Plan(pp=2, micro_batches=9)  # token chunks, so K/V are kept
+HALOS = {  # and the message to alter: one with keys that some queries see and others do not
+    Plan(cp=4): 1,
+    Plan(cp=3, micro_batches=9): 9,
+    Plan(cp=2, dim=2, dim_algo="reduce"): 1,
+}
 
 
-def fails(plan: Plan, alter: Callable[[RankResources], None], dtype: str) -> bool:
-    outputs, _ = worlds.run_local(worlds.DENSE, plan, dtype=dtype, alter=alter)
-    return not worlds.judge(worlds.DENSE, outputs, worlds.LENGTHS, dtype).passed
+def fails(
+    plan: Plan,
+    alter: Callable[[RankResources], None],
+    dtype: str,
+    spec: ModelSpec = worlds.DENSE,
+    *,
+    shares_memory: bool = False,
+) -> bool:
+    outputs, _ = worlds.run_local(spec, plan, dtype=dtype, alter=alter, shares_memory=shares_memory)
+    return not worlds.judge(spec, outputs, worlds.LENGTHS, dtype).passed
 
 
 @pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16"], [1]))
@@ -43,6 +58,35 @@ def test_messages(plan, axis, tamper, dtype):
             on_receive(rank, axis, 1, tamper)
 
     assert fails(plan, alter, dtype)
+
+
+@pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16"], [1]))
+@pytest.mark.parametrize("tamper", [drop, double, swap_rows, drop_row])
+@pytest.mark.parametrize("plan", HALOS, ids=str)
+def test_messages_of_a_halo(plan, tamper, dtype):
+    def alter(rank: RankResources) -> None:
+        if rank.mesh.rank == plan.world - 1:
+            on_receive(rank, "ring", HALOS[plan], tamper)
+
+    assert fails(plan, alter, dtype, worlds.WINDOWED)
+
+
+@pytest.mark.parametrize("shares_memory", [False, True], ids=["sent", "shared"])
+@pytest.mark.parametrize("broken", [1, -1, "narrow"])
+@pytest.mark.parametrize("plan", HALOS, ids=str)
+def test_wrong_rows_of_a_halo(plan, broken, shares_memory, monkeypatch):
+    """Rows before or after those that are seen, or one position less of the window."""
+
+    def wrong(q: Layout, k: Layout, causal: bool, window: int) -> Part:
+        if broken == "narrow":
+            return seen_part(q, k, causal, window - 1)
+        part = seen_part(q, k, causal, window)
+        bounds = tuple((a + broken, b + broken) for a, b in part.bounds)
+        fits = bounds and bounds[0][0] >= 0 and bounds[-1][1] <= k.rows
+        return Part(part.layout, part.first_rows + broken, bounds) if fits else part
+
+    monkeypatch.setattr("pympa.parallel.ring.seen_part", wrong)
+    assert fails(plan, lambda rank: None, "bfloat16", worlds.WINDOWED, shares_memory=shares_memory)
 
 
 @pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16"], [1]))
@@ -109,3 +153,5 @@ def test_slices_that_attend_alone_are_another_model():
 def test_untouched_runs_pass():
     for plan in (RING, TENSOR, STAGES, KEPT, GATHERED, ULYSSES, TWO_LEVELS, GRID, *GRIDS):
         assert not fails(plan, lambda rank: None, "bfloat16")
+    for plan in HALOS:
+        assert not fails(plan, lambda rank: None, "bfloat16", worlds.WINDOWED)

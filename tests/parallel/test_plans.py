@@ -2,6 +2,7 @@
 
 import pytest
 
+from pympa.plan.comm_volume import comm_volume
 from pympa.plan.mesh import parse_plan
 from pympa.plan.rules import broken_rule
 from pympa.spec import DTYPES
@@ -26,7 +27,8 @@ def test_every_plan_is_exact(spec, size, all_plans):
 
 
 @pytest.mark.parametrize("size", lanes([1, 2, 3, 5, 6, 8], [2]))
-@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS], ids=["odd", "odd experts"])
+@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS, worlds.SLIDING],
+                         ids=["odd", "odd experts", "windows"])  # fmt: skip
 def test_odd_models(spec, size):
     found = worlds.plans(size, spec)
     for number, plan in enumerate(worlds.some(found, SOME_PLANS)):
@@ -40,9 +42,17 @@ def test_random_draws(hundred, all_plans):
         spec, lengths, plan = draw(number)
         dtype = sorted(DTYPES)[number % 3]
         assert broken_rule(plan, spec, len(lengths)) is None
-        outputs, _ = worlds.run_local(spec, plan, lengths, dtype, seed=number)
+        shares_memory = number % 2 == 0
+        outputs, ranks = worlds.run_local(
+            spec, plan, lengths, dtype, seed=number, shares_memory=shares_memory
+        )
         verdict = worlds.judge(spec, outputs, lengths, dtype)
         assert verdict.passed, (number, str(plan), [str(error) for error in verdict.failed])
+        moved = worlds.sent_by_axis(ranks), worlds.by_axis(rank.traffic.read for rank in ranks)
+        routing = worlds.kept_routing(spec, outputs, lengths)
+        assert moved == comm_volume(
+            spec, plan, lengths, DTYPES[dtype].itemsize, routing, shares_memory=shares_memory
+        ), (number, str(plan))
 
 
 @pytest.mark.parametrize("spec", [worlds.DENSE, worlds.EXPERTS], ids=["dense", "experts"])

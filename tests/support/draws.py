@@ -66,7 +66,7 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
         qk_norm="head" if pick.random() < 0.2 else "none",
         attention_bias=pick.random() < 0.3,
         mlp_bias=pick.random() < 0.3,
-        window=pick.choice([None, None, None, 7]),
+        window=pick.choice([None, None, None, 1, 7, 20]),
         softcap=pick.choice([None, None, 15.0]),
         gated=pick.random() < 0.5,
         activation=pick.choice(["gelu", "gelu_tanh", "silu"]),

@@ -47,6 +47,11 @@ def drop(arrays, before):
         array[...] = 0
 
 
+def drop_row(arrays, before):
+    for array in arrays:
+        array[-1] = 0
+
+
 def double(arrays, before):
     for array, old in zip(arrays, before, strict=False):
         same = min(array.size, old.size)

@@ -58,6 +58,16 @@ WINDOWED = ModelSpec(
     vocabulary=256,
     layers=(LayerSpec(repeat=2, heads=4, head_dim=8, mlp_hidden=64, window=9),),
 )
+# Layers with a window and without one, as many models have them in turn.
+SLIDING = ModelSpec(
+    d_model=32,
+    vocabulary=256,
+    layers=(
+        LayerSpec(heads=6, kv_heads=3, head_dim=8, mlp_hidden=48, window=9),
+        LayerSpec(heads=6, kv_heads=2, head_dim=8, v_head_dim=6, mlp_hidden=40),
+        LayerSpec(heads=4, head_dim=10, v_head_dim=7, mlp_hidden=40, window=3, softcap=15.0),
+    ),
+)
 NOT_CAUSAL = ModelSpec(
     d_model=32,
     vocabulary=256,

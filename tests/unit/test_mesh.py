@@ -128,7 +128,6 @@ def test_malformed(text, says):
             worlds.NARROW_EXPERTS,
             "etp=21: expected at most 20, the fewest columns of an expert",
         ),
-        (Plan(cp=2), worlds.WINDOWED, "balance=contiguous"),
         (Plan(pp=2, micro_batches=9), worlds.NOT_CAUSAL, "expected a causal model"),
     ],
 )
