@@ -33,13 +33,13 @@ class Part(NamedTuple):
     Attributes:
         name: the name of the stored tensor.
         rows: its rows in it; None means all.
-        index: its index along the first axis, for tensors of all experts; None if there is none.
+        expert: the expert, the index of the first axis, in a tensor of all experts; else None.
         transposed: whether the stored tensor is `[inputs, outputs]`.
     """
 
     name: str
     rows: Rows | None = None
-    index: int | None = None
+    expert: int | None = None
     transposed: bool = False
 
 

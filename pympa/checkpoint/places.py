@@ -86,11 +86,11 @@ def stored_shape(parts: Iterable[tuple[WeightSpec, Part]]) -> tuple[int, ...]:
     weight, part = found[0]
     counts: defaultdict[int | None, int] = defaultdict(int)
     for other, place in found:
-        counts[place.index] += other.shape[0]
-    matrix = (counts[part.index], *weight.shape[1:])
+        counts[place.expert] += other.shape[0]
+    matrix = (counts[part.expert], *weight.shape[1:])
     if part.transposed:
         matrix = matrix[::-1]
-    return matrix if part.index is None else (len(counts), *matrix)
+    return matrix if part.expert is None else (len(counts), *matrix)
 
 
 def _refuse_unused(

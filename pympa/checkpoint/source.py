@@ -62,14 +62,14 @@ class CheckpointSource:
         """Return rows and columns of a tensor of the model, as they are stored."""
         lying, skip = _lying_rows(part.rows, rows)
         stored = self._tensors.stored[part.name]
-        matrix = len(stored.shape) - (part.index is not None)
+        matrix = len(stored.shape) - (part.expert is not None)
         spans: list[Spans] = [[lying], cols][:matrix]
         if part.transposed:
             spans.reverse()
-        if part.index is not None:
-            spans.insert(0, [(part.index, part.index + 1)])
+        if part.expert is not None:
+            spans.insert(0, [(part.expert, part.expert + 1)])
         found = self._tensors.read(part.name, *spans)
-        if part.index is not None:
+        if part.expert is not None:
             found = found[0]
         if part.transposed:
             found = found.T

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pympa.model.attention import Attention, RopeTable
+from pympa.model.attention import Attention
 from pympa.model.batch import MicroBatch
 from pympa.model.kv_cache import KvCache, VisibleKeys
 from pympa.model.layer import Layer, Probe
 from pympa.model.mlp import Mlp
 from pympa.model.moe import Moe
+from pympa.model.projections import RopeTable
 from pympa.parallel.capacity import Capacity
 from pympa.runtime.arena import Array
 

@@ -136,11 +136,13 @@ class Model:
             micro_batches or self.mesh.plan.micro_batches,
             dry=self._arena.dry,
         )
+        spec = self.spec.within(max(batch.lengths, default=1))
         tables: dict[RopeKind, RopeTable] = {}
-        for layer in self.spec.blocks:
+        for layer in spec.blocks:
             kind = _rope_kind(layer)
             if layer.rope is not None and kind not in tables:
-                tables[kind] = self._rope_table(layer.rope, layer.rotated_dim, batch.positions)
+                width, context = layer.rotated_dim, spec.context
+                tables[kind] = self._rope_table(layer.rope, width, context, batch.positions)
         logits: tuple[Logits, ...] = ()
         if self._is_last:
             parts = batch.micro_batches
@@ -236,7 +238,9 @@ class Model:
                 if cap is not None:
                     kernels.softcap(out, cap)
 
-    def _rope_table(self, rope: Rope, width: int, positions: NDArray[np.int64]) -> RopeTable:
+    def _rope_table(
+        self, rope: Rope, width: int, context: int | None, positions: NDArray[np.int64]
+    ) -> RopeTable:
         """Return cos and sin of a rotary embedding of `width` dimensions."""
         cos, sin = (self._arena.empty((len(positions), width // 2), np.float32) for _ in range(2))
         for table, function in ((cos, np.cos), (sin, np.sin)):
@@ -245,7 +249,7 @@ class Model:
                 function=function,
                 positions=positions,
                 rope=rope,
-                context=self.spec.context,
+                context=context,
             )
             self._kernels.fill(table, write)
         return cos, sin

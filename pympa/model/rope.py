@@ -65,10 +65,10 @@ def pair_frequencies(rope: Rope, rotated: int, context: int | None) -> F64:
         theta *= _growth(scaling, _given(context)) ** (rotated / (rotated - 2))
     plain: F64 = theta**-exponents
     if isinstance(scaling, LinearScaling):
-        return plain / scaling.factor
+        plain /= scaling.factor
     if isinstance(scaling, LongRopeScaling):
         long = _given(context) > scaling.trained_context
-        return plain / np.array(scaling.long if long else scaling.short)
+        plain /= np.array(scaling.long if long else scaling.short)
     if isinstance(scaling, Llama3Scaling):
         return _blend(plain, scaling.factor, _llama3_divided(scaling, plain))
     if isinstance(scaling, YarnScaling):
@@ -114,7 +114,8 @@ def _llama3_divided(scaling: Llama3Scaling, plain: F64) -> F64:
     """Return the share of each pair's frequency that is divided."""
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.trained_context * plain / (2.0 * math.pi)
-    return np.clip((high - turns) / (high - low), 0.0, 1.0)
+    divided: F64 = np.clip((high - turns) / (high - low), 0.0, 1.0)
+    return divided
 
 
 def _yarn_divided(scaling: YarnScaling, theta: float, rotated: int) -> F64:
@@ -127,4 +128,5 @@ def _yarn_divided(scaling: YarnScaling, theta: float, rotated: int) -> F64:
     first, last = max(first, 0.0), min(last, rotated - 1.0)
     if first == last:
         last += 0.001
-    return np.clip((np.arange(rotated // 2) - first) / (last - first), 0.0, 1.0)
+    divided: F64 = np.clip((np.arange(rotated // 2) - first) / (last - first), 0.0, 1.0)
+    return divided

@@ -22,8 +22,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         embedding_scale: the number by which embeddings are multiplied, rounded to the dtype.
         logit_softcap: the cap in cap * tanh(logit / cap); None means no cap.
         context: the declared number of tokens of the longest sequence, with those still to be
-            generated, by which dynamic and longrope embeddings are chosen; None if no layer has
-            one.
+            generated, by which dynamic and longrope embeddings are chosen; None means the longest
+            sequence of a batch.
     """
 
     d_model: int
@@ -62,7 +62,18 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         )
 
     def within(self, context: int) -> ModelSpec:
-        """Return the model with a declared context, if it has none and depends on one."""
-        if self.context is not None or not self.depends_on_context:
+        """Return the model for sequences of up to `context` tokens.
+
+        Raises:
+            SpecError: the declared context is shorter, and an embedding depends on it.
+        """
+        if not self.depends_on_context:
             return self
-        return msgspec.structs.replace(self, context=context)
+        if self.context is None:
+            return msgspec.structs.replace(self, context=context)
+        if self.context < context:
+            raise SpecError(
+                f"context: expected at least {context:,}, the tokens of the longest sequence; "
+                f"got {self.context:,}"
+            )
+        return self

@@ -27,8 +27,10 @@ def test_every_plan_is_exact(spec, size, all_plans):
 
 
 @pytest.mark.parametrize("size", lanes([1, 2, 3, 5, 6, 8], [2]))
-@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS, worlds.SLIDING],
-                         ids=["odd", "odd experts", "windows"])  # fmt: skip
+@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS, worlds.SLIDING, worlds.SANDWICH,
+                                  worlds.POST_AND_PARALLEL, worlds.LATENT, worlds.SINKS],
+                         ids=["odd", "odd experts", "windows", "sandwich", "post and parallel",
+                              "latent", "sinks"])  # fmt: skip
 def test_odd_models(spec, size):
     found = worlds.plans(size, spec)
     for number, plan in enumerate(worlds.some(found, SOME_PLANS)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pympa import _core
 from pympa.kernels.cuda import Accelerator
-from pympa.model.model import Logits, Model
+from pympa.model.model import Model
 from pympa.model.resources import RankResources
 from pympa.plan.mesh import Plan
 from pympa.runtime.arena import Arena

@@ -7,12 +7,22 @@ tokens over `cp`, chunks in time.
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from pympa.plan.mesh import Plan
-from pympa.spec import LayerSpec, ModelSpec, Rope
+from pympa.spec import (
+    Latent,
+    LayerSpec,
+    LinearScaling,
+    Llama3Scaling,
+    ModelSpec,
+    Rope,
+    Routing,
+    Scaling,
+    YarnScaling,
+)
 from support import worlds
 
 
@@ -48,34 +58,91 @@ def _model(pick: random.Random) -> ModelSpec:
         layers=layers,
         causal=pick.random() < 0.8,
         tied_head=pick.random() < 0.3,
+        embedding_scale=pick.choice([1.0, 1.0, 5.7]),
+        logit_softcap=pick.choice([None, None, 4.0]),
     )
 
 
 def _layer(pick: random.Random, norm: str) -> LayerSpec:
     heads, head_dim = pick.randint(1, 9), pick.choice([4, 6, 10, 16])
-    rotated = pick.choice([None, 2, head_dim])
-    experts = pick.choice([0, 0, 2, 5])
-    limited = experts and pick.random() < 0.6
+    parallel, activation = pick.random() < 0.2, pick.choice(["gelu", "gelu_tanh", "silu"])
+    if pick.random() < 0.15:
+        activation = "swiglu_clamped"
     return LayerSpec(
         heads=heads,
-        kv_heads=pick.randint(1, heads),
         head_dim=head_dim,
         v_head_dim=pick.choice([None, 5, 8]),
         mlp_hidden=pick.choice([9, 24, 40]),
-        rope=None if rotated is None else Rope(theta=100.0, rotated_dim=rotated),
-        qk_norm="head" if pick.random() < 0.2 else "none",
-        attention_bias=pick.random() < 0.3,
+        out_bias=pick.choice([None, None, True, False]),
+        attention_scale=pick.choice([None, None, 0.3]),
+        sinks=pick.random() < 0.2,
         mlp_bias=pick.random() < 0.3,
-        window=pick.choice([None, None, None, 1, 7, 20]),
+        window=pick.choice([None, None, None, 7]),
         softcap=pick.choice([None, None, 15.0]),
-        gated=pick.random() < 0.5,
-        activation=pick.choice(["gelu", "gelu_tanh", "silu"]),
+        gated=activation == "swiglu_clamped" or pick.random() < 0.5,
+        activation=activation,
+        swiglu_limit=0.8,
         norm=norm,
-        experts=experts,
-        top_k=pick.randint(1, experts) if experts else 0,
-        renormalize=pick.random() < 0.5,
-        capacity_factor=pick.choice([0.5, 1.0, 1.25]) if limited else None,
-        capacity_group=pick.choice([1, 3, 5, 8, 32]) if limited else None,
-        shared_experts=pick.randint(0, 1) if experts else 0,
-        router_skew=pick.choice([0.0, 3.0]) if experts else 0.0,
+        norm_offset=pick.random() < 0.3,
+        norm_order="pre" if parallel else pick.choice(["pre", "pre", "post", "sandwich"]),
+        parallel=parallel,
+        **_heads(pick, heads, head_dim),
+        **_experts(pick),
     )
+
+
+def _heads(pick: random.Random, heads: int, head_dim: int) -> dict[str, Any]:
+    """Draw latents, or what does not go with them."""
+    turning = {"interleaved": pick.random() < 0.3, "scaling": _scaling(pick)}
+    if pick.random() < 0.2:
+        latent = Latent(kv_rank=pick.choice([3, 12]), q_rank=pick.choice([None, 10]))
+        return {
+            "latent": latent,
+            "rope": Rope(theta=100.0, rotated_dim=2, trailing=True, **turning),
+        }
+    rotated = pick.choice([None, 2, head_dim])
+    rope = Rope(theta=100.0, rotated_dim=rotated, trailing=pick.random() < 0.3, **turning)
+    return {
+        "kv_heads": pick.randint(1, heads),
+        "rope": None if rotated is None else rope,
+        "qk_norm": pick.choice(["none", "none", "none", "head", "all"]),
+        "attention_bias": pick.random() < 0.3,
+    }
+
+
+def _scaling(pick: random.Random) -> Scaling | None:
+    return pick.choice([
+        None, None, None, None,
+        LinearScaling(factor=2.0),
+        Llama3Scaling(factor=8.0, trained_context=16),
+        YarnScaling(factor=4.0, trained_context=16),
+    ])  # fmt: skip
+
+
+def _experts(pick: random.Random) -> dict[str, Any]:
+    experts = pick.choice([0, 0, 2, 6])
+    if not experts:
+        return {}
+    shared, limited = pick.randint(0, 1), pick.random() < 0.6
+    grouped = experts == 6 and pick.random() < 0.4
+    routing = Routing(
+        score=pick.choice(["softmax", "softmax", "sigmoid"]),
+        bias=pick.random() < 0.3,
+        choice_bias=pick.random() < 0.3,
+        groups=3 if grouped else 1,
+        top_groups=2 if grouped else None,
+        group_score=pick.choice(["largest", "top2"]) if grouped else "largest",
+        scale=pick.choice([1.0, 1.0, 2.5]),
+    )
+    return {
+        "experts": experts,
+        "top_k": pick.randint(1, 4 if grouped else experts),
+        "renormalize": pick.random() < 0.5,
+        "routing": routing,
+        "capacity_factor": pick.choice([0.5, 1.0, 1.25]) if limited else None,
+        "capacity_group": pick.choice([1, 3, 5, 8, 32]) if limited else None,
+        "shared_experts": shared,
+        "shared_hidden": pick.choice([None, 11]) if shared else None,
+        "shared_gate": bool(shared) and pick.random() < 0.4,
+        "router_skew": pick.choice([0.0, 3.0]),
+    }

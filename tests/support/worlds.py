@@ -21,7 +21,16 @@ from pympa.plan.enumerate import degree_choices, expert_choices, option_choices
 from pympa.plan.mesh import Plan
 from pympa.plan.rules import broken_rule
 from pympa.session.resources import build_resources
-from pympa.spec import DTYPES, LayerSpec, LinearScaling, ModelSpec, Rope
+from pympa.spec import (
+    DTYPES,
+    Latent,
+    LayerSpec,
+    LinearScaling,
+    ModelSpec,
+    Rope,
+    Routing,
+    YarnScaling,
+)
 from pympa.transport import Transport
 from pympa.transport.endpoint import WORLD, Endpoint, NullEndpoint
 from pympa.transport.local import LocalWorld
@@ -68,6 +77,72 @@ SLIDING = ModelSpec(
         LayerSpec(heads=4, head_dim=10, v_head_dim=7, mlp_hidden=40, window=3, softcap=15.0),
     ),
 )
+# As Gemma has it: sandwich norms of 1 + weight, a scale and caps, two embeddings, q/k-norm.
+SANDWICH = ModelSpec(
+    d_model=36,
+    vocabulary=131,
+    tied_head=True,
+    embedding_scale=6.0,
+    logit_softcap=9.0,
+    layers=tuple(
+        LayerSpec(
+            heads=6, kv_heads=3, head_dim=8, mlp_hidden=48, gated=True, window=window, rope=rope,
+            qk_norm="head", norm_offset=True, norm_order="sandwich", attention_scale=0.2,
+            softcap=12.0,
+        )
+        for window, rope in ((9, Rope(theta=100.0)), (None, Rope(scaling=LinearScaling(factor=8))))
+    ),
+)  # fmt: skip
+# As OLMo 2 and GPT-NeoX have them: norms after branches and over all heads; branches in parallel.
+POST_AND_PARALLEL = ModelSpec(
+    d_model=36,
+    vocabulary=131,
+    layers=(
+        LayerSpec(heads=7, kv_heads=3, head_dim=8, mlp_hidden=48, gated=True, activation="silu",
+                  qk_norm="all", norm_order="post"),
+        LayerSpec(heads=6, head_dim=12, mlp_hidden=40, activation="gelu", parallel=True,
+                  attention_bias=True, mlp_bias=True, rope=Rope(rotated_dim=4), norm="layer"),
+        LayerSpec(heads=5, kv_heads=2, head_dim=8, mlp_hidden=40, qk_norm="all", norm_offset=True,
+                  attention_bias=True, out_bias=False, experts=4, top_k=2, norm_order="post"),
+    ),
+)  # fmt: skip
+# As DeepSeek has it: latents, trailing neighbours rotate, choices in groups, first layer dense.
+LATENT = ModelSpec(
+    d_model=32,
+    vocabulary=131,
+    layers=tuple(
+        LayerSpec(
+            heads=5, head_dim=14, v_head_dim=6, gated=True, activation="silu",
+            latent=Latent(kv_rank=20, q_rank=q_rank),
+            rope=Rope(rotated_dim=6, trailing=True, interleaved=interleaved,
+                      scaling=YarnScaling(factor=4.0, trained_context=16)),
+            attention_scale=0.4, **experts,
+        )
+        for q_rank, interleaved, experts in (
+            (None, False, {"mlp_hidden": 40}),
+            (24, True, {"mlp_hidden": 16, "experts": 8, "top_k": 3, "shared_experts": 1,
+                        "routing": Routing(score="sigmoid", choice_bias=True, groups=4,
+                                           top_groups=2, group_score="top2", scale=2.5)}),
+            (24, True, {"mlp_hidden": 16, "experts": 6, "top_k": 2, "renormalize": False,
+                        "shared_experts": 1, "shared_hidden": 20, "shared_gate": True,
+                        "routing": Routing(groups=3, top_groups=2, scale=1.5)}),
+        )
+    ),
+)  # fmt: skip
+# As gpt-oss has it: sinks, windows in turn, clamped SwiGLU with biases, a bias of the router.
+SINKS = ModelSpec(
+    d_model=32,
+    vocabulary=131,
+    layers=tuple(
+        LayerSpec(
+            heads=6, kv_heads=2, head_dim=8, mlp_hidden=40, window=window, sinks=True,
+            attention_bias=True, mlp_bias=True, gated=True, activation="swiglu_clamped",
+            swiglu_limit=1.5, experts=experts, top_k=2 if experts else 0,
+            routing=Routing(bias=True) if experts else Routing(),
+        )
+        for window, experts in ((9, 5), (None, 0), (5, 4))
+    ),
+)  # fmt: skip
 NOT_CAUSAL = ModelSpec(
     d_model=32,
     vocabulary=256,

@@ -11,7 +11,7 @@ from pympa.model.random_weights import random_weights
 from pympa.plan.layout import Layout, Range
 from pympa.plan.mesh import Plan, parse_plan
 from pympa.session.resources import build_resources
-from pympa.spec import DTYPES, LayerSpec, ModelSpec, Rope
+from pympa.spec import DTYPES, LayerSpec, LinearScaling, ModelSpec, Rope
 from pympa.transport import Transport
 from pympa.transport.endpoint import WORLD
 from pympa.transport.local import LocalWorld

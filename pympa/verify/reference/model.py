@@ -55,6 +55,7 @@ def forward(
     """
     ends = np.cumsum([0, *(len(ids) for ids in sequences)])
     spans = [slice(a, b) for a, b in itertools.pairwise(ends.tolist())]
+    spec = spec.within(max(map(len, sequences)))
     stream = embed(spec, weight, np.concatenate(sequences), dtype, rounding)
     outputs: dict[str, F64] = {}
     for index, layer in enumerate(spec.blocks):

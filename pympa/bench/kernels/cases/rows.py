@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pympa.bench.kernels.cases.workbench import Case, Workbench, relative_error, sample_rows, wide
+from pympa.spec import Rope
 from pympa.verify import reference
 
 _EPS = 1e-6
