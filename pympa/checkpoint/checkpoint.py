@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from pympa.checkpoint.families import Description
+from pympa.checkpoint.families import Description, describe
+from pympa.checkpoint.json_file import read_json
+from pympa.checkpoint.model_directory import find_model, member
+from pympa.checkpoint.places import find_places, stored_bytes
+from pympa.checkpoint.safetensors_files import open_safetensors
 from pympa.checkpoint.source import CheckpointSource
-from pympa.spec import ModelSpec
+from pympa.checkpoint.widened import widened
+from pympa.spec import DTYPES, ModelSpec
+from pympa.text.escape import shown
 
 CONFIG = "config.json"
 
@@ -18,7 +27,7 @@ class Checkpoint:
     Attributes:
         where: the path that the user gave.
         description: the family, the model, and the fields that were ignored.
-        dtype: the name of the dtype that the file declares; None if it declares none.
+        dtype: the name of the dtype that the file declares; None if it is none of ours.
         source: the weights.
         stored_bytes: the bytes of the weights in files.
     """
@@ -33,3 +42,71 @@ class Checkpoint:
     def spec(self) -> ModelSpec:
         """The model."""
         return self.description.spec
+
+
+def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Checkpoint:
+    """Open a model directory; everything about it is checked before this returns.
+
+    Weights are mapped, not read.
+
+    Args:
+        path: a directory with config.json and safetensors.
+        ignore_fields: the names of unknown fields of config.json to go on without.
+
+    Raises:
+        RefusedError: a file is missing or broken, the family or a field is unknown, or tensors are
+            missing, of a wrong shape, or not used; the message names it.
+    """
+    files = find_model(path)
+    values = read_config(files.directory)
+    description = describe(values, _where(files.directory), ignore_fields)
+    tensors = widened(open_safetensors(files), values.get("quantization_config"))
+    places = find_places(description.spec, description.family.name, tensors)
+    return Checkpoint(
+        str(path),
+        description,
+        declared_dtype(values),
+        CheckpointSource(tensors, places),
+        stored_bytes(tensors, places),
+    )
+
+
+def describe_directory(path: str | Path, ignore_fields: Iterable[str] = ()) -> Description:
+    """Return what the config.json of a directory describes; weights need not be there.
+
+    Raises:
+        RefusedError: the file is missing or broken, or the family or a field is unknown.
+    """
+    return describe(read_config(Path(path)), _where(Path(path)), ignore_fields)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the fields of a directory's config.json.
+
+    Raises:
+        RefusedError: the file is missing or broken.
+    """
+    return read_json(member(directory, CONFIG))
+
+
+def declared_dtype(values: Mapping[str, Any]) -> str | None:
+    """Return the name of the dtype that a configuration declares, if it is one of ours."""
+    for fields in (values, values.get("text_config")):
+        if isinstance(fields, Mapping):
+            name = fields.get("dtype") or fields.get("torch_dtype")
+            if isinstance(name, str) and name.removeprefix("torch.") in DTYPES:
+                return name.removeprefix("torch.")
+    return None
+
+
+def is_model_path(name: str) -> bool:
+    """Return whether a name is that of a model directory or a file of weights, not of ours."""
+    path = Path(name)
+    try:
+        return path.is_dir() or path.suffix in (".safetensors", ".gguf")
+    except (OSError, ValueError):
+        return False
+
+
+def _where(directory: Path) -> str:
+    return shown(str(directory / CONFIG))

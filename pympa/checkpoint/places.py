@@ -65,7 +65,8 @@ def _first_stored(tensors: Tensors, alternatives: Alternatives) -> Part:
     """
     for part in alternatives:
         if part.name in tensors.stored:
-            return part
+            whole = tensors.stored[part.name].dtype == "MXFP4"  # always [outputs, inputs]
+            return part._replace(transposed=part.transposed and not whole)
     find_tensor(tensors, alternatives[0].name)
     raise RefusedError(f"{tensors.where}: expected a tensor {shown(alternatives[0].name)}")
 

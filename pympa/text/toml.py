@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from pympa.spec import SpecError
+from pympa.text.model_toml import plain_model
 
 T = TypeVar("T")
 _MOST_LEVELS = 32  # of nested brackets, and of names in a dotted key: our files have 6
@@ -76,21 +77,11 @@ def parse_toml(text: bytes, kind: type[T], where: str) -> T:
 def convert_toml(values: dict[str, Any], kind: type[T], where: str) -> T:
     """Convert decoded TOML into the frozen struct `kind`; see `parse_toml`."""
     try:
-        return msgspec.convert(_without_rope(values), kind)
+        return msgspec.convert(plain_model(values), kind)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
     except msgspec.ValidationError as error:
         raise SpecError(f"{where}: {error}{_hint(str(error), kind)}") from None
-
-
-def _without_rope(values: Any) -> Any:
-    """Return values with None for `rope = false` in a table, because TOML has no None."""
-    if isinstance(values, list):
-        return [_without_rope(value) for value in values]
-    if not isinstance(values, dict):
-        return values
-    return {
-        name: None if name == "rope" and value is False else _without_rope(value)
-        for name, value in values.items()
-    }
 
 
 def _refuse_depth(text: str, where: str) -> None:
