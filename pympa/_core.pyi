@@ -40,6 +40,8 @@ def mlp(
     bias_up: Array | None,
     bias: Array | None,
     activation: str,
+    limit: float,
+    alpha: float,
     hidden: int,
     residual: Array | None,
     branch: Array | None,
@@ -61,7 +63,9 @@ def mlp(
         bias_gate: the bias `[hidden]` of x's dtype.
         bias_up: the bias `[hidden]` of x's dtype.
         bias: the bias `[n]` of x's dtype.
-        activation: the function, see `linear`.
+        activation: the function, see `linear`; with a gate, see `gated_linear`.
+        limit: see `gated_linear`.
+        alpha: see `gated_linear`.
         hidden: the number of columns of the hidden state.
         residual: the residual, see `linear`.
         branch: an output, see `linear`.

@@ -13,7 +13,8 @@ inline Activation parse_activation(const char* op, const std::string& name) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "silu") return Activation::kSilu;
-  fail(op, "activation", "none, gelu, gelu_tanh or silu", "'" + name + "'");
+  if (name == "swiglu_clamped") return Activation::kSwigluClamped;
+  fail(op, "activation", "none, gelu, gelu_tanh, silu or swiglu_clamped", "'" + name + "'");
 }
 
 }  // namespace pympa::bindings

@@ -13,9 +13,9 @@ namespace {
 void bind_mlp(const Array& x, const Optional& packed_gate, const Array& packed_up,
               const Array& packed_down, const Array& out, const Optional& bias_gate,
               const Optional& bias_up, const Optional& bias, const std::string& activation,
-              std::int64_t hidden, const Optional& residual, const Optional& branch,
-              const HostOptional& group_rows, std::int64_t item_rows, const Array& workspace,
-              const Execution& on) {
+              double limit, double alpha, std::int64_t hidden, const Optional& residual,
+              const Optional& branch, const HostOptional& group_rows, std::int64_t item_rows,
+              const Array& workspace, const Execution& on) {
   const char* op = "mlp";
   const TensorView x_view = input(op, "x", x);
   const OptionalView gate_view(op, "packed_gate", packed_gate);
@@ -29,9 +29,14 @@ void bind_mlp(const Array& x, const Optional& packed_gate, const Array& packed_u
   const OptionalView branch_view = OptionalView::writeable(op, "branch", branch);
   const OptionalView group_rows_view = OptionalView::host(op, "group_rows", group_rows);
   const TensorView workspace_view = output(op, "workspace", workspace);
-  const MlpWeights weights{
-      gate_view.get(),    &up_view,        &down_view, bias_gate_view.get(),
-      bias_up_view.get(), bias_view.get(), hidden,     parse_activation(op, activation)};
+  const MlpWeights weights{gate_view.get(),
+                           &up_view,
+                           &down_view,
+                           bias_gate_view.get(),
+                           bias_up_view.get(),
+                           bias_view.get(),
+                           hidden,
+                           {parse_activation(op, activation), limit, alpha}};
   py::gil_scoped_release release;
   mlp(x_view, weights, out_view, residual_view.get(), branch_view.get(), group_rows_view.get(),
       item_rows, workspace_view, on);
@@ -62,12 +67,13 @@ void register_cpu(py::module_& module) {
       },
       py::arg("item_rows"), py::arg("hidden"), py::arg("n"), py::arg("dtype"), py::arg("gated"),
       py::arg("on"));
-  module.def(
-      "mlp", &bind_mlp, py::arg("x"), py::arg("packed_gate").none(true), py::arg("packed_up"),
-      py::arg("packed_down"), py::arg("out"), py::arg("bias_gate").none(true),
-      py::arg("bias_up").none(true), py::arg("bias").none(true), py::arg("activation"),
-      py::arg("hidden"), py::arg("residual").none(true), py::arg("branch").none(true),
-      py::arg("group_rows").none(true), py::arg("item_rows"), py::arg("workspace"), py::arg("on"));
+  module.def("mlp", &bind_mlp, py::arg("x"), py::arg("packed_gate").none(true),
+             py::arg("packed_up"), py::arg("packed_down"), py::arg("out"),
+             py::arg("bias_gate").none(true), py::arg("bias_up").none(true),
+             py::arg("bias").none(true), py::arg("activation"), py::arg("limit"), py::arg("alpha"),
+             py::arg("hidden"), py::arg("residual").none(true), py::arg("branch").none(true),
+             py::arg("group_rows").none(true), py::arg("item_rows"), py::arg("workspace"),
+             py::arg("on"));
   module.def("product_peak", &bind_product_peak, py::arg("dtype"), py::arg("isa"),
              py::arg("seconds"));
   module.def("read_bandwidth", &bind_read_bandwidth, py::arg("bytes"), py::arg("seconds"),

@@ -36,8 +36,9 @@ void bind_linear(const Array& x, const Array& packed, const Array& out, const Op
 
 void bind_gated_linear(const Array& x, const Array& packed_gate, const Array& packed_up,
                        const Array& out, const Optional& bias_gate, const Optional& bias_up,
-                       const std::string& activation, const HostOptional& group_rows,
-                       const Array& workspace, const Execution& on) {
+                       const std::string& activation, double limit, double alpha,
+                       const HostOptional& group_rows, const Array& workspace,
+                       const Execution& on) {
   const char* op = "gated_linear";
   const TensorView x_view = input(op, "x", x);
   const TensorView gate_view = input(op, "packed_gate", packed_gate);
@@ -47,10 +48,10 @@ void bind_gated_linear(const Array& x, const Array& packed_gate, const Array& pa
   const OptionalView bias_up_view(op, "bias_up", bias_up);
   const OptionalView group_rows_view = OptionalView::host(op, "group_rows", group_rows);
   const TensorView workspace_view = output(op, "workspace", workspace);
-  const Activation chosen_activation = parse_activation(op, activation);
+  const GateFunction function{parse_activation(op, activation), limit, alpha};
   py::gil_scoped_release release;
   gated_linear(x_view, gate_view, up_view, out_view, bias_gate_view.get(), bias_up_view.get(),
-               chosen_activation, group_rows_view.get(), workspace_view, on);
+               function, group_rows_view.get(), workspace_view, on);
 }
 
 }  // namespace
@@ -78,8 +79,9 @@ void register_linear(py::module_& module) {
              py::arg("on"));
   module.def("gated_linear", &bind_gated_linear, py::arg("x"), py::arg("packed_gate"),
              py::arg("packed_up"), py::arg("out"), py::arg("bias_gate").none(true),
-             py::arg("bias_up").none(true), py::arg("activation"), py::arg("group_rows").none(true),
-             py::arg("workspace"), py::arg("on"));
+             py::arg("bias_up").none(true), py::arg("activation"), py::arg("limit"),
+             py::arg("alpha"), py::arg("group_rows").none(true), py::arg("workspace"),
+             py::arg("on"));
 }
 
 }  // namespace pympa::bindings

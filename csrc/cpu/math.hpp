@@ -160,4 +160,11 @@ PYMPA_INLINE V gelu_tanh(V x) {
   return x / (splat(1.0f) + exp(splat(-2.0f) * u));
 }
 
+// g sigmoid(alpha g) (u + 1) with g = min(gate, limit) and u = up within +-limit.
+PYMPA_INLINE V swiglu_clamped(V gate, V up, V limit, V alpha) {
+  const V g = min_or(limit, gate);
+  const V u = max_or(-limit, min_or(limit, up));
+  return g / (splat(1.0f) + exp(-alpha * g)) * (u + splat(1.0f));
+}
+
 }  // namespace pympa::PYMPA_ISA

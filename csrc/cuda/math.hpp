@@ -18,6 +18,13 @@ __device__ __forceinline__ float gelu_tanh(float x) {
   return x / (1.0F + expf(-2.0F * u));
 }
 
+// g sigmoid(alpha g) (u + 1) with g = min(gate, limit) and u = up within +-limit; NaN stays NaN.
+__device__ __forceinline__ float swiglu_clamped(float gate, float up, float limit, float alpha) {
+  const float g = gate > limit ? limit : gate;
+  const float u = up > limit ? limit : up < -limit ? -limit : up;
+  return g / (1.0F + expf(-alpha * g)) * (u + 1.0F);
+}
+
 __device__ __forceinline__ float activate(float x, Activation activation) {
   switch (activation) {
     case Activation::kGelu:
@@ -27,6 +34,7 @@ __device__ __forceinline__ float activate(float x, Activation activation) {
     case Activation::kSilu:
       return silu(x);
     case Activation::kNone:
+    case Activation::kSwigluClamped:  // not a function of one number
       break;
   }
   return x;

@@ -9,7 +9,9 @@ namespace pympa {
 
 struct TensorView;
 
-enum class Activation { kNone, kGelu, kGeluTanh, kSilu };
+// kSwigluClamped takes both sums of a gated layer: with g = min(gate, limit) and u = up within
+// +-limit it is g sigmoid(alpha g) (u + 1).
+enum class Activation { kNone, kGelu, kGeluTanh, kSilu, kSwigluClamped };
 
 struct LinearArgs {
   std::int64_t m, n, k;
@@ -24,6 +26,7 @@ struct LinearArgs {
   const void* bias[2];           // dtype `dtype`, null if none
   std::int64_t bias_stride[2];
   Activation activation;
+  float limit, alpha;    // of kSwigluClamped
   const void* residual;  // dtype out_dtype, null if none
   std::int64_t residual_stride;
   void* branch;  // dtype out_dtype, null if none
@@ -81,11 +84,18 @@ void linear(const TensorView& x, const TensorView& packed, const TensorView& out
             const TensorView* branch, const TensorView* group_rows, const TensorView& workspace,
             const Execution& on);
 
-// out = round(act(x Wg^T + bg) * (x Wu^T + bu)).
+// A function, and the parameters that only kSwigluClamped has.
+struct GateFunction {
+  Activation activation;
+  double limit, alpha;
+};
+
+// out = round(act(x Wg^T + bg) * (x Wu^T + bu)), or round(swiglu_clamped(x Wg^T + bg, x Wu^T +
+// bu)).
 void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
-                  Activation activation, const TensorView* group_rows, const TensorView& workspace,
-                  const Execution& on);
+                  const GateFunction& function, const TensorView* group_rows,
+                  const TensorView& workspace, const Execution& on);
 
 std::int64_t mlp_workspace_bytes(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
                                  DType dtype, bool gated, const Execution& on);
@@ -95,7 +105,7 @@ struct MlpWeights {
   const TensorView *gate, *up, *down;
   const TensorView *gate_bias, *up_bias, *bias;
   std::int64_t hidden;
-  Activation activation;
+  GateFunction function;
 };
 
 // linear, or gated_linear, and the linear after it, with their bits, but the hidden state between

@@ -8,8 +8,7 @@ namespace pympa {
 
 // Checks the rows that a layer reads and writes, and fills them in.
 inline LinearArgs common_args(const char* op, const TensorView& x, const TensorView& out,
-                              Activation activation, const TensorView* group_rows,
-                              const Execution& on) {
+                              const TensorView* group_rows, const Execution& on) {
   check_float_dtype(op, x);
   check_shape(op, x, {-1, -1});
   check_shape(op, out, {x.shape[0], -1});
@@ -25,11 +24,21 @@ inline LinearArgs common_args(const char* op, const TensorView& x, const TensorV
   args.group_rows = group_rows ? static_cast<const std::int64_t*>(group_rows->data) : &x.shape[0];
   args.x = x.data;
   args.x_stride = x.stride[0];
-  args.activation = activation;
   args.out = out.data;
   args.out_stride = out.stride[0];
   args.on = on;
   return args;
+}
+
+inline void set_function(const char* op, LinearArgs& args, const GateFunction& function,
+                         bool gated) {
+  args.activation = function.activation;
+  if (function.activation != Activation::kSwigluClamped) return;
+  if (!gated) {
+    fail(op, "activation", "none, gelu, gelu_tanh or silu without a gate", "'swiglu_clamped'");
+  }
+  args.limit = check_range(op, "limit", function.limit, kLeastNormal, kMostFactor);
+  args.alpha = check_range(op, "alpha", function.alpha, kLeastNormal, kMostFactor);
 }
 
 inline void set_workspace(const char* op, LinearArgs& args, const TensorView& workspace,

@@ -165,6 +165,8 @@ class Pass {
       multiply(which, nullptr, false, DType::kFloat32, c, padded(args_.n, kFloat));
     }
     epilogue.activation = args_.activation;
+    epilogue.limit = args_.limit;
+    epilogue.alpha = args_.alpha;
     epilogue.gated = args_.packed[1] != nullptr;
     epilogue.residual = {static_cast<const Out*>(own(args_.residual, args_.residual_stride)),
                          args_.residual_stride};

@@ -1,6 +1,6 @@
 // The part of a linear layer on the GPU after the sums, where gemm's own epilogue cannot do it:
 //
-//   y = act(C + bias), gated: times (C of up + bias)
+//   y = act(C + bias), gated: times (C of up + bias), or kSwigluClamped of both
 //   branch = round(y) ; out = round(residual + branch)
 //
 // Each element of C is read once, in float32, and each result is rounded once.
@@ -17,6 +17,7 @@ struct Epilogue {
   Rows<const float> c[2];  // [1] of the "up" product of a gated layer, else null
   const T* bias[2];
   Activation activation;
+  float limit, alpha;  // of kSwigluClamped
   Rows<const Out> residual;
   Rows<Out> branch, out;
   bool gated, aligned;
@@ -28,6 +29,14 @@ __device__ __forceinline__ void add_to(const T* from, std::int64_t left, float (
   load<kWhole>(from, left, x);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) y[i] += x[i];
+}
+
+// What becomes of the sums of a gated layer.
+template <class T, class Out>
+__device__ __forceinline__ float gated_value(const Epilogue<T, Out>& args, float gate, float up) {
+  return args.activation == Activation::kSwigluClamped
+             ? swiglu_clamped(gate, up, args.limit, args.alpha)
+             : activate(gate, args.activation) * up;
 }
 
 template <class T, class Out>
@@ -44,13 +53,14 @@ __global__ void epilogue_kernel(Epilogue<T, Out> args, std::int64_t rows, std::i
         };
         float y[kCount] = {};
         sums(0, y);
-#pragma unroll
-        for (float& value : y) value = activate(value, args.activation);
         if (args.gated) {
           float up[kCount] = {};
           sums(1, up);
 #pragma unroll
-          for (int i = 0; i < kCount; ++i) y[i] *= up[i];
+          for (int i = 0; i < kCount; ++i) y[i] = gated_value(args, y[i], up[i]);
+        } else {
+#pragma unroll
+          for (float& value : y) value = activate(value, args.activation);
         }
         if (args.branch.at) store<kWhole>(args.branch(row, column), left, y);
         if (args.residual.at) {

@@ -22,6 +22,7 @@ PYMPA_INLINE V activate(V x, Activation activation) {
     case Activation::kSilu:
       return silu(x);
     case Activation::kNone:
+    case Activation::kSwigluClamped:  // not a function of one sum
       break;
   }
   return x;
@@ -47,17 +48,20 @@ const T* bias_of(const LinearArgs& args, int which, int64_t group) {
   return bias ? bias + group * args.bias_stride[which] : nullptr;
 }
 
-// What `count` columns from `column` on become: act(C + bias), times (C of up + bias) if gated.
+// What `count` columns from `column` on become: act(C + bias), times (C of up + bias) if gated; or
+// kSwigluClamped of both.
 template <class T>
 PYMPA_INLINE V epilogue_lanes(const LinearArgs& args, const float* c, const float* c_up,
                               const T* bias, const T* bias_up, int64_t column, int64_t count) {
   V y = load(c);
   if (bias) y += load(bias + column, count);
-  y = activate(y, args.activation);
-  if (!c_up) return y;
+  if (!c_up) return activate(y, args.activation);
   V up = load(c_up);
   if (bias_up) up += load(bias_up + column, count);
-  return y * up;
+  if (args.activation == Activation::kSwigluClamped) {
+    return swiglu_clamped(y, up, splat(args.limit), splat(args.alpha));
+  }
+  return activate(y, args.activation) * up;
 }
 
 // out, branch [rows, columns] from C (and the second C of a gated layer, of the same stride).

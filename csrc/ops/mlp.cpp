@@ -18,12 +18,12 @@ void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
   const char* op = "mlp";
   const bool gated = weights.gate != nullptr, grouped = group_rows != nullptr;
   MlpArgs args{};
-  args.down = common_args(op, x, out, Activation::kNone, group_rows, on);
+  args.down = common_args(op, x, out, group_rows, on);
   check_buffer(op, workspace,
                mlp_workspace_bytes(item_rows, weights.hidden, args.down.n, x.dtype, gated, on));
   args.up = args.down;
   args.up.n = args.down.k = weights.hidden;
-  args.up.activation = weights.activation;
+  set_function(op, args.up, weights.function, gated);
   args.up.workspace = workspace.data;
   args.item_rows = item_rows;
   if (gated) set_weight(op, args.up, 0, *weights.gate, weights.gate_bias, grouped);

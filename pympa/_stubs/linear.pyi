@@ -58,8 +58,28 @@ def gated_linear(
     bias_gate: Array | None,
     bias_up: Array | None,
     activation: str,
+    limit: float,
+    alpha: float,
     group_rows: Int64 | None,
     workspace: Bytes,
     on: Execution,
 ) -> None:
-    """Compute out = round(act(x Wg^T + bg) * (x Wu^T + bu)); arguments as for `linear`."""
+    """Compute out = round(act(x Wg^T + bg) * (x Wu^T + bu)).
+
+    Or, with "swiglu_clamped", g = min(x Wg^T + bg, limit), u = x Wu^T + bu within ±limit, and
+    out = round(g * sigmoid(alpha * g) * (u + 1)).
+
+    Args:
+        x: the inputs `[m, k]`.
+        packed_gate: the packed `[n, k]` weight Wg; see `linear`.
+        packed_up: the packed `[n, k]` weight Wu.
+        out: an output `[m, n]`, see `linear`.
+        bias_gate: the bias `[n]` of x's dtype.
+        bias_up: the bias `[n]` of x's dtype.
+        activation: one of the functions of `linear`, or "swiglu_clamped".
+        limit: that of "swiglu_clamped", from 2^-126 to 1e30; without effect otherwise.
+        alpha: that of "swiglu_clamped", from 2^-126 to 1e30; without effect otherwise.
+        group_rows: the rows of each group, see `linear`.
+        workspace: the workspace, see `linear_workspace_bytes`.
+        on: the execution resource.
+    """

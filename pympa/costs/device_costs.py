@@ -112,7 +112,7 @@ class MeasuredCosts:
             weights = a * b * (2 if kernel == "mlp" else 1)
             work += from_memory * sum(self._at("weights", m) for m in rows) * weights / _WEIGHTS
         if call.activation != "none":
-            work += self._at(f"activation.{call.activation}", sum(rows), call.n)
+            work += self._at(self._activation(call.activation), sum(rows), call.n)
         return once + work + self._between(call.nbytes)
 
     def attend(self, call: AttentionCall) -> float:
@@ -147,6 +147,11 @@ class MeasuredCosts:
         measured = kernel if kernel in self._curves else "copy"
         seconds = self._at(measured, rows, row_bytes) if rows else self._at("call.linear")
         return seconds + self._between(rows * row_bytes)
+
+    def _activation(self, name: str) -> str:
+        """Return the curve of a function; a clamped SwiGLU is a SiLU and a few instructions."""
+        curve = f"activation.{name}"
+        return curve if curve in self._curves else "activation.silu"
 
     def _between(self, nbytes: float) -> float:
         return self._at("between", nbytes)

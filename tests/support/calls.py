@@ -65,8 +65,9 @@ class Calls:
         return out
 
     def gated_linear(
-        self, x: Array, gate: Array, up: Array, *, activation: str,
-        group_rows: Sequence[int] | None = None, threads: int = 1, **biases: Any,
+        self, x: Array, gate: Array, up: Array, *, activation: str, limit: float = 0.0,
+        alpha: float = 0.0, group_rows: Sequence[int] | None = None, threads: int = 1,
+        **biases: Any,
     ) -> Array:  # fmt: skip
         """Return act(x Wg^T) * (x Wu^T); biases are `bias_gate` and `bias_up`."""
         out = np.full((len(x), gate.shape[-2]), np.nan, x.dtype)
@@ -76,6 +77,8 @@ class Calls:
             packed_up=self.pack(up),
             out=out,
             activation=activation,
+            limit=limit,
+            alpha=alpha,
             group_rows=_counts(group_rows),
             workspace=self._linear_workspace(x, gate, True, threads),
             on=self.on(threads),
@@ -86,6 +89,7 @@ class Calls:
     def mlp(
         self, x: Array, up: Array, down: Array, *, activation: str, gate: Array | None = None,
         out: Array | None = None, out_dtype: Any = None, item_rows: int = 96,
+        limit: float = 0.0, alpha: float = 0.0,
         group_rows: Sequence[int] | None = None, threads: int = 1, **options: Any,
     ) -> Array:  # fmt: skip
         """Return an MLP in one pass; options are biases, residual and branch of the core's."""
@@ -101,6 +105,8 @@ class Calls:
             packed_down=self.pack(down),
             out=out,
             activation=activation,
+            limit=limit,
+            alpha=alpha,
             hidden=hidden,
             group_rows=_counts(group_rows),
             item_rows=item_rows,
