@@ -123,16 +123,23 @@ class Rehearsal:
         self.arena.ledger = self.ledger
         self.model = Model(spec, resources, dtype, stages=stages)
 
-    def step(self, lengths: Sequence[int], micro_batches: int | None = None) -> None:
+    def step(
+        self,
+        lengths: Sequence[int],
+        micro_batches: int | None = None,
+        *,
+        all_logits: bool = False,
+    ) -> None:
         """Run one step.
 
         Args:
             lengths: the number of tokens of each sequence.
             micro_batches: the number of micro-batches; None means the plan's.
+            all_logits: whether logits of all tokens are computed.
         """
         ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
         with self.arena.scope():
-            self.model.forward(self.model.prepare(ids, micro_batches))
+            self.model.forward(self.model.prepare(ids, micro_batches, all_logits=all_logits))
 
 
 def rehearse(

@@ -14,7 +14,8 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +36,19 @@ from pympa.parallel.ring import (
 )
 from pympa.plan.layout import Layout, split_batch, split_tokens
 from pympa.plan.mesh import Mesh, Plan
+from pympa.plan.rules import check_plan as check_whole_plan
 from pympa.runtime.arena import Array
 from pympa.session.attention_call import check_call, check_lengths, check_plan
 from pympa.session.ending import end_job, refuse_once
 from pympa.session.launch import launched_tasks, mpi_library_name, refuse_singletons
 from pympa.session.opening import Request, open_team, parse_session_plan
 from pympa.session.team import Team
+from pympa.spec import ModelSpec, numpy_dtype
 from pympa.transport import Transport
 from pympa.transport.choice import DeviceTransport
 
 if TYPE_CHECKING:
+    from pympa.session.loaded_model import LoadedModel
     from pympa.transport.mpi import MpiEndpoint
 
 F32 = np.float32
@@ -295,6 +299,60 @@ class Session:
         if self.team.accelerator is not None:
             self.team.accelerator.device.synchronise("ring_attention")
         return o, lse
+
+    def load(
+        self,
+        model: str | Path | ModelSpec | Mapping[str, Any],
+        *,
+        dtype: str | None = None,
+        weights: Mapping[str, Any] | None = None,
+        context: int | None = None,
+        batch: int = 1,
+        ignore_fields: Sequence[str] = (),
+        progress: bool | None = None,
+    ) -> LoadedModel:
+        """Load a model on the ranks of the session, split by its plan. Collective.
+
+        Everything is checked before weights are read: the configuration, names and shapes of
+        tensors, the plan, and the memory of each node for all its ranks together.
+
+        Args:
+            model: a model directory as Hugging Face has it, a file of weights in one, the fields
+                of a config.json, or a `ModelSpec`.
+            dtype: "float32", "float16" or "bfloat16"; None means that of the files.
+            weights: arrays by name instead of those of the directory: NumPy, CuPy or torch, with
+                the names of the family's files, or those of `model_weights` with a `ModelSpec`. A
+                `ModelSpec` without weights gets random ones.
+            context: the most tokens of a sequence, by which memory is checked, and dynamic and
+                longrope embeddings are chosen; None checks the weights alone, and chooses by the
+                longest sequence of each call.
+            batch: the most sequences of a call, by which memory is checked.
+            ignore_fields: the names of unknown fields of config.json to go on without.
+            progress: whether rank 0 prints how far it has come; None means on a terminal.
+
+        Raises:
+            RefusedError: a file, a field, a tensor or the plan is not allowed, a memory is too
+                small, or the ranks differ.
+        """
+        from pympa.session.loaded_model import Declared, LoadedModel
+        from pympa.session.loading import find_request
+
+        team = self.team
+        request = team.check(lambda: find_request(model, weights, ignore_fields))
+        found = team.check(lambda: numpy_dtype(dtype or request.dtype or "float32"))
+        declared = Declared(context, batch)
+        told = (request.spec, request.source.identity, found.name, context, batch)
+        team.agree("load", repr(told))
+        team.check(lambda: check_whole_plan(self.plan, request.spec, self.plan.world, batch))
+        shows = sys.stderr.isatty() if progress is None else progress
+        return LoadedModel(
+            lambda: self.team,
+            self.plan,
+            request,
+            found,
+            declared,
+            shows_progress=shows and team.rank == 0,
+        )
 
     def _refuse_singletons(self, size: int) -> None:
         """See `refuse_singletons`; if all tasks are worlds of one, only the first prints it."""

@@ -28,8 +28,11 @@ def tensor(array):
 def torch_rope(x, rope, rotated):
     """Rotate pairs (i, i + rotated/2) as complex numbers."""
     half = rotated // 2
-    positions = torch.arange(len(x), dtype=torch.float64) / rope.scaling_factor
+    positions = torch.arange(len(x), dtype=torch.float64)
     frequency = rope.theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    if rope.scaling is not None:
+        frequency = frequency / rope.scaling.factor
+    frequency = frequency.float().double()
     turn = torch.polar(
         torch.ones(len(x), half, dtype=torch.float64), positions[:, None] * frequency
     )
@@ -82,7 +85,7 @@ def torch_forward(spec, weight, ids):
         q, k, v = (linear(normed, f"attention.{n}", layer.attention_bias) for n in "qkv")
         q = q.reshape(len(x), layer.heads, -1)
         k, v = (t.reshape(len(x), layer.n_kv_heads, -1) for t in (k, v))
-        if layer.qk_norm:
+        if layer.qk_norm == "head":
             q, k = (
                 functional.rms_norm(t, t.shape[-1:], get(f"{at}attention.{n}_norm"), layer.norm_eps)
                 for t, n in ((q, "q"), (k, "k"))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from pympa.bench.experiment.rows import Row
-from pympa.bench.measure.room import Check, Room, checks_of, rehearsal
+from pympa.bench.measure.room import Check, checks_of, lacking, rehearsal
 from pympa.bench.measure.truth import Job
 from pympa.bench.records.record import Forecast
 from pympa.footprint.working_set import fitting_chunk, micro_batches_within, most_rows, working_sets
 from pympa.hardware.caches import cache_of_rank
 from pympa.plan.mesh import Plan
 from pympa.plan.micro_batches import doublings
+from pympa.session.room import Room
 from pympa.session.team import Team
 
 
@@ -43,7 +44,8 @@ class Candidate:
         """Return whether a variant fits into memory. Collective over the ranks of the plan."""
         if variant == self.variants[0]:
             return True
-        return self.room.lacking(team, self.job, variant, self.row.stages, self.check) is None
+        short = lacking(team, self.room, self.job, variant, self.row.stages, self.check)
+        return short is None
 
 
 def agreed_cache(team: Team, asked: int | None) -> int | None:
@@ -74,14 +76,16 @@ def find_candidate(
                 row.plan.world, lambda team: _fewest_within(team, job, row, cache_bytes)
             )
         variants = doublings(row.plan, job.size.model, job.size.lengths, fewest)
-    lacking: str | None = None
+    short: str | None = None
     checks = checks_of(job, verifies=verifies)
     for (index, variant), check in itertools.product(enumerate(variants), checks):
-        rehearse = partial(room.lacking, job=job, plan=variant, stages=row.stages, check=check)
-        lacking = team.on_first(row.plan.world, rehearse)
-        if lacking is None:
+        rehearse = partial(
+            lacking, room=room, job=job, plan=variant, stages=row.stages, check=check
+        )
+        short = team.on_first(row.plan.world, rehearse)
+        if short is None:
             return Candidate(row, job, tuple(variants[index:]), room, check, cache_bytes)
-    return str(lacking)
+    return str(short)
 
 
 def _fewest_within(team: Team, job: Job, row: Row, cache_bytes: int) -> int:

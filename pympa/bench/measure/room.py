@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pympa.bench.measure.truth import WHOLE_ORACLE_FLOPS, Job
 from pympa.footprint.rehearsal import Rehearsal
-from pympa.hardware.memory import memory_limits
 from pympa.plan.layout import split_batch
 from pympa.plan.mesh import Mesh, Plan
 from pympa.plan.partition import Stages
+from pympa.session.room import DEVICE_BYTES, Need, Room, Shortage
 from pympa.session.team import Team
 from pympa.verify.oracle_cost import (
     compare_bytes,
@@ -23,7 +21,6 @@ from pympa.verify.oracle_cost import (
 )
 
 PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, in addition to its arena
-DEVICE_BYTES = 1 << 30  # an upper estimate of what NCCL, cuBLASLt and the driver use of a GPU
 SEQUENCE_BYTES = 2000  # Python objects of one sequence on a rank
 _ID_BYTES = 2 * 4  # one token id of the batch, on every rank, while ids are made
 _ROW_BYTES = 24  # one token of a rank: its id, the row of its position, and its position
@@ -55,88 +52,47 @@ def rehearsal(team: Team, job: Job, plan: Plan, stages: Stages) -> Rehearsal:
     )
 
 
-class Need(NamedTuple):
-    """The bytes that a rank needs at one time.
+def lacking_for_input(room: Room, job: Job) -> str | None:
+    """Return a message if a memory is too small for the input of all its ranks, or None."""
+    for pool, ranks in room.ranks.items():
+        needed = ranks * _input_bytes(job)
+        if needed > room.present[pool]:
+            return (
+                f"size {job.size_name} does not fit: {pool} needs {needed:,} bytes for the "
+                f"input of its {ranks} ranks, {room.present[pool]:,} are available; use "
+                "fewer ranks on each node, or another size"
+            )
+    return None
 
-    Attributes:
-        host: the bytes on the host.
-        device: the bytes on its GPU.
-        check: the part of `host` that verification needs.
-    """
 
-    host: int
-    device: int = 0
-    check: int = 0
-
-
-class Room:
-    """Free memory of nodes, control groups and GPUs before anything is loaded. Collective to make.
+def lacking(
+    team: Team, room: Room, job: Job, plan: Plan, stages: Stages, check: Check
+) -> str | None:
+    """Rehearse a plan on shapes; return a message if a memory is too small. Collective.
 
     Args:
-        team: the ranks that use the memory.
+        team: the ranks of the plan.
+        room: the free memory.
+        job: the model, batch and dtype.
+        plan: the plan.
+        stages: the layers of each stage.
+        check: the way to verify it.
     """
+    for need in _needs(team, job, plan, stages, check):
+        found = room.shortage(team, need, _input_bytes(job))
+        if found is not None:
+            return _refusal(found, job, plan)
+    return None
 
-    def __init__(self, team: Team) -> None:
-        limits, devices = memory_limits(), {}
-        if team.accelerator is not None:
-            device = team.accelerator.device
-            devices[f"GPU {device.bus_id} of {next(iter(limits))}"] = device.memory()[0]
-        self._host, self._device = [*limits], [*devices]
-        everyone = team.world.gather_objects((limits, limits | devices))
-        self._ranks = Counter(pool for of_rank, _ in everyone for pool in of_rank)
-        self._present: dict[str, int] = {}
-        for _, of_rank in everyone:
-            for pool, seen in of_rank.items():
-                self._present[pool] = min(seen, self._present.get(pool, seen))
 
-    def lacking_for_input(self, job: Job) -> str | None:
-        """Return a message if a memory is too small for the input of all its ranks, or None."""
-        for pool, ranks in self._ranks.items():
-            needed = ranks * _input_bytes(job)
-            if needed > self._present[pool]:
-                return (
-                    f"size {job.size_name} does not fit: {pool} needs {needed:,} bytes for the "
-                    f"input of its {ranks} ranks, {self._present[pool]:,} are available; use "
-                    "fewer ranks on each node, or another size"
-                )
-        return None
-
-    def lacking(self, team: Team, job: Job, plan: Plan, stages: Stages, check: Check) -> str | None:
-        """Rehearse a plan on shapes; return a message if a memory is too small. Collective.
-
-        Args:
-            team: the ranks of the plan.
-            job: the model, batch and dtype.
-            plan: the plan.
-            stages: the layers of each stage.
-            check: the way to verify it.
-        """
-        needs = _needs(team, job, plan, stages, check)
-        everyone = team.world.gather_objects((self._host, self._device, needs))
-        for moment in range(len(needs)):
-            total: defaultdict[str, list[Need]] = defaultdict(list)
-            for hosts, devices, of_rank in everyone:
-                for pool in hosts:
-                    total[pool].append(of_rank[moment])
-                for pool in devices:
-                    total[pool].append(Need(of_rank[moment].device))
-            for pool, of_pool in total.items():
-                idle = max(self._ranks[pool] - len(of_pool), 0)
-                needed = sum(need.host for need in of_pool) + idle * _input_bytes(job)
-                if needed > self._present[pool]:
-                    return self._refusal(pool, needed, of_pool, job, plan)
-        return None
-
-    def _refusal(
-        self, pool: str, needed: int, of_pool: Sequence[Need], job: Job, plan: Plan
-    ) -> str:
-        check = sum(need.check for need in of_pool)
-        verifying = f"; {check:,} of them for verification, see --no-verify" if check else ""
-        return (
-            f"plan {plan} at size {job.size_name} does not fit: {pool} needs {needed:,} bytes "
-            f"({max(need.host for need in of_pool):,} on the largest rank{verifying}), "
-            f"{self._present[pool]:,} are available; use more nodes, another plan or another size"
-        )
+def _refusal(found: Shortage, job: Job, plan: Plan) -> str:
+    check = sum(need.check for need in found.needs)
+    verifying = f"; {check:,} of them for verification, see --no-verify" if check else ""
+    return (
+        f"plan {plan} at size {job.size_name} does not fit: {found.pool} needs {found.needed:,} "
+        f"bytes ({max(need.host for need in found.needs):,} on the largest rank{verifying}), "
+        f"{found.available:,} are available; use more nodes, another plan or another size"
+    )
 
 
 def _input_bytes(job: Job) -> int:

@@ -23,7 +23,7 @@ from pympa.bench.measure.energy import open_counter
 from pympa.bench.measure.forecast import forecast_cluster, forecasts
 from pympa.bench.measure.plan import run_plan
 from pympa.bench.measure.resume import StopSignal, check_isa, find_measured
-from pympa.bench.measure.room import Room
+from pympa.bench.measure.room import lacking_for_input
 from pympa.bench.measure.timing import Machines, roofline
 from pympa.bench.measure.truth import Job, Truth
 from pympa.bench.records.file import RecordFile
@@ -36,6 +36,7 @@ from pympa.errors import RefusedError
 from pympa.kernels.cuda import check_dtype
 from pympa.kernels.peaks import Machine
 from pympa.model.random_weights import random_weights
+from pympa.session.room import Room
 from pympa.session.team import Team
 from pympa.spec import numpy_dtype
 from pympa.text.escape import shown
@@ -203,7 +204,7 @@ def _find_candidates(
     dtype = numpy_dtype(options.dtype or task.experiment.dtype)
     cache_bytes, room = agreed_cache(team, options.cache), Room(team)
     job = Job(task.name, options.size, task.size, dtype, (), random_weights(task.size.model))
-    lacking = room.lacking_for_input(job)
+    lacking = lacking_for_input(room, job)
     if lacking is not None:
         return [], [f"{task.name}: {lacking}"]
     candidates, failures = [], []

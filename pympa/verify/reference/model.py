@@ -20,6 +20,7 @@ from pympa.verify.reference.experts import choose, gate_values, kept, mlp_branch
 from pympa.verify.reference.formulas import F64, Rounding, exactly, linear
 from pympa.verify.reference.rows import Weight, block_norm
 
+EXACT = np.dtype(np.float64)
 Routing = Mapping[str, NDArray[Any]]
 """The expert ids by name, `layers.0.routing`: `[all tokens, top_k]`, sequence after sequence."""
 
@@ -31,7 +32,7 @@ def forward(
     routing: Routing | None = None,
     rounding: Rounding = exactly,
     *,
-    dtype: np.dtype[Any],
+    dtype: np.dtype[Any] = EXACT,
     all_logits: bool = False,
 ) -> tuple[dict[str, F64], F64]:
     """Run the whole model on whole sequences.
@@ -92,7 +93,7 @@ def embed(
     spec: ModelSpec,
     weight: Weight,
     ids: NDArray[Any],
-    dtype: np.dtype[Any],
+    dtype: np.dtype[Any] = EXACT,
     rounding: Rounding = exactly,
 ) -> F64:
     """Return the embeddings of tokens, `[tokens, d_model]`."""

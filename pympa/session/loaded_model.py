@@ -1,0 +1,219 @@
+"""A model on the ranks of a session, and the logits of a program's own sequences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pympa.errors import RefusedError
+from pympa.footprint.rehearsal import Rehearsal
+from pympa.model.model import Logits, Model
+from pympa.model.resources import RankResources
+from pympa.plan.layout import sequence_starts
+from pympa.plan.mesh import Plan
+from pympa.plan.partition import stage_bounds
+from pympa.plan.rules import check_plan
+from pympa.session.arrays import token_ids
+from pympa.session.loading import CountedSource, LoadRequest
+from pympa.session.room import DEVICE_BYTES, Need, Room
+from pympa.session.team import Team
+
+_ID_BYTES = 2 * 4  # one token id, on every rank, while ids are made
+_DEFAULT_CONTEXT = 4096  # tokens for which layers are cut into stages if none are declared
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a user declares about the use of a model.
+
+    Attributes:
+        context: the most tokens of a sequence; None means as many as a call brings.
+        batch: the most sequences of a call.
+    """
+
+    context: int | None
+    batch: int
+
+
+class LoadedModel:
+    """A model whose weights are on the ranks of a session. Collective to make and to use.
+
+    Use it inside the session's `with`; `close`, or a `with` of its own, frees its memory earlier.
+
+    Args:
+        team: a function that returns the ranks of the session, if the session is open.
+        plan: the plan that splits the model.
+        request: the model and its weights.
+        dtype: the dtype of weights and activations.
+        declared: the use that must fit into memory.
+        shows_progress: whether this rank prints how far loading has come.
+
+    Attributes:
+        spec: the model.
+        plan: the plan that splits it.
+    """
+
+    def __init__(
+        self,
+        team: Callable[[], Team],
+        plan: Plan,
+        request: LoadRequest,
+        dtype: np.dtype[Any],
+        declared: Declared,
+        *,
+        shows_progress: bool,
+    ) -> None:
+        self.plan = plan
+        self.spec = request.spec
+        if declared.context is not None:
+            self.spec = self.spec.within(declared.context)
+        self._team, self._dtype = team, dtype
+        longest = declared.context or _DEFAULT_CONTEXT
+        self._stages = stage_bounds(self.spec, plan, longest, itemsize=dtype.itemsize)
+        rehearsal = self._rehearsal()
+        weights = rehearsal.arena.mapped_bytes
+        if declared.context:
+            rehearsal.step([declared.context] * declared.batch)
+        self._refuse_shortage(f"{request.title}: plan {plan}", rehearsal.arena.mapped_bytes)
+        source = CountedSource(request.source, request.title, weights, shows=shows_progress)
+        self._resources: RankResources | None = team().resources(plan)
+        self._model = Model(self.spec, self._resources, dtype, source, stages=self._stages)
+        source.finish()
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+
+    def close(self) -> None:
+        """Free the memory of the weights on this rank. The model cannot be used any more."""
+        if self._resources is not None:
+            self._resources.arena.close()
+            self._resources = None
+
+    def logits(
+        self, sequences: Sequence[Any], *, everywhere: bool = False, last: bool = False
+    ) -> list[NDArray[np.float32]] | None:
+        """Return the logits of sequences of token ids. Collective.
+
+        All ranks bring the same sequences.
+
+        Args:
+            sequences: the token ids of each sequence: lists, or NumPy, CuPy or torch arrays of
+                whole numbers `[tokens]`.
+            everywhere: whether all ranks get the result.
+            last: whether only the logits after the last token of each sequence are computed.
+
+        Returns:
+            An array `[tokens, vocabulary]` float32 for each sequence, or `[1, vocabulary]` with
+            `last`; on other ranks than 0 None, unless `everywhere`.
+
+        Raises:
+            RefusedError: the ranks differ in their arguments, an id is not in the vocabulary, the
+                plan does not fit the batch, or a memory is too small.
+        """
+        team, resources = self._team(), self._resources
+        if resources is None:
+            raise RefusedError("logits: expected a model that is not closed")
+        ids = team.check(lambda: self._checked(sequences))
+        lengths = [len(sequence) for sequence in ids]
+        digest = hashlib.sha256(np.concatenate(ids).tobytes()).hexdigest()
+        team.agree("logits", (lengths, digest, everywhere, last))
+        self._refuse_step(lengths, everywhere=everywhere, last=last)
+        with resources.arena.scope():
+            prepared = self._model.prepare(ids, all_logits=not last)
+            found = self._model.forward(prepared)
+            counts = [1] * len(ids) if last else lengths
+            starts = [length - 1 for length in lengths] if last else [0] * len(ids)
+            return self._collect(found, counts, starts, everywhere=everywhere)
+
+    def _checked(self, sequences: Sequence[Any]) -> list[NDArray[np.int32]]:
+        """Return the token ids of a call, after checking that the plan can run them."""
+        if not isinstance(sequences, (list, tuple)) or not sequences:
+            raise RefusedError("logits: sequences: expected a list of at least one sequence")
+        vocabulary = self.spec.vocabulary
+        ids = [token_ids(s, f"sequences[{i}]", vocabulary) for i, s in enumerate(sequences)]
+        lengths = [len(sequence) for sequence in ids]
+        self.spec.within(max(lengths))
+        check_plan(self.plan, self.spec, self.plan.world, len(ids), sum(lengths))
+        return ids
+
+    def _collect(
+        self,
+        found: Sequence[Logits],
+        counts: Sequence[int],
+        starts: Sequence[int],
+        *,
+        everywhere: bool,
+    ) -> list[NDArray[np.float32]] | None:
+        """Return the logits of all ranks by sequence, micro-batch by micro-batch. Collective."""
+        team, root = self._team(), None if everywhere else 0
+        mine = everywhere or team.rank == 0
+        whole = np.empty((sum(counts) if mine else 0, self.spec.vocabulary), np.float32)
+        first_rows = sequence_starts(counts) - np.array(starts)
+        for number in range(self._model.mesh.plan.micro_batches):
+            part = None
+            if number < len(found):
+                logits = found[number]
+                values = self._model.read(logits.values)
+                part = logits.layout.rows_from(first_rows), logits.vocabulary, values
+            for piece in team.world.gather_objects(part, root=root):
+                if piece is not None:
+                    rows, (first, last), values = piece
+                    whole[rows, first:last] = values
+        return np.split(whole, np.cumsum(counts)[:-1]) if mine else None
+
+    def _rehearsal(self) -> Rehearsal:
+        team = self._team()
+        return Rehearsal(
+            self.spec,
+            self.plan,
+            team.rank,
+            self._dtype,
+            isa=team.isa,
+            threads=team.threads,
+            stages=self._stages,
+            reaches=team.reaches,
+            accelerator=team.accelerator,
+        )
+
+    def _refuse_step(self, lengths: Sequence[int], *, everywhere: bool, last: bool) -> None:
+        """Refuse a batch that does not fit into memory beside the weights. Collective."""
+        team, rehearsal = self._team(), self._rehearsal()
+        weights = rehearsal.arena.mapped_bytes
+        rehearsal.step(lengths, all_logits=not last)
+        rows = len(lengths) if last else sum(lengths)
+        result = 4 * rows * self.spec.vocabulary
+        host = _ID_BYTES * sum(lengths) + (3 * result if everywhere or team.rank == 0 else result)
+        what = f"logits: {len(lengths)} sequences of {sum(lengths):,} tokens: plan {self.plan}"
+        self._refuse_shortage(what, rehearsal.arena.mapped_bytes - weights, host)
+
+    def _refuse_shortage(self, what: str, arena_bytes: int, host_bytes: int = 0) -> None:
+        """Refuse what does not fit into the memory that is free now. Collective.
+
+        Raises:
+            RefusedError: a memory is too small for all its ranks together.
+        """
+        team = self._team()
+        need = Need(host_bytes + arena_bytes)
+        if team.accelerator is not None:
+            need = Need(host_bytes, arena_bytes + DEVICE_BYTES)
+        short = Room(team).shortage(team, need)
+        if short is not None:
+            raise RefusedError(
+                f"{what} does not fit: {short}; use more nodes, another plan, or shorter or fewer "
+                "sequences"
+            )
