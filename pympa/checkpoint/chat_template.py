@@ -4,7 +4,7 @@ A template is code of a stranger. It runs in the immutable sandbox of Jinja, see
 only, and has the helpers that templates of published models expect (those of transformers):
 `raise_exception`, `strftime_now`, `tojson` without escapes, `break` and `continue`, and
 `{% generation %}`, which marks what a model wrote and prints its body. The sandbox keeps a template
-from files and from Python; it does not limit its time.
+from files and from Python; it limits neither its time nor its memory.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ class _Namespace(jinja2.utils.Namespace):
     """The mutable object of templates, on which no name of Python's own can be set."""
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"the attribute {name} of a namespace")
+        _refuse_private(name)
         super().__setitem__(name, value)
 
 
@@ -119,10 +118,23 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,
-        "namespace": _Namespace,
+        "namespace": _namespace,
         "dict": _dict,
     }
     return environment
+
+
+def _namespace(*args: Any, **kwargs: Any) -> _Namespace:
+    """Return a namespace with attributes from pairs and names, as `dict` takes them."""
+    attributes = dict(*args, **kwargs)
+    for name in attributes:
+        _refuse_private(str(name))
+    return _Namespace(attributes)
+
+
+def _refuse_private(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"the attribute {name} of a namespace")
 
 
 def _raise_exception(message: str) -> None:
