@@ -117,7 +117,7 @@ def optional_member(directory: Path, name: str) -> Path | None:
         RefusedError: the name is a link out of the directory.
     """
     path = member(directory, name)
-    return path if path.exists() else None
+    return path if os.path.exists(path) else None
 
 
 def gguf_parts(first: Path, count: int) -> list[Path]:
