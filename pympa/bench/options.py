@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pympa.command.line import Parser, byte_count, count, seconds, threads
+from pympa.command.line import Parser, add_batch, byte_count, count, seconds, threads
 from pympa.errors import RefusedError
 from pympa.transport.choice import DEVICE_TRANSPORTS
 
@@ -45,7 +45,8 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         "experiments",
         nargs="*",
         metavar="EXPERIMENT",
-        help="name of a packaged experiment or path of a TOML file; default: all packaged ones",
+        help="name of a packaged experiment, path of a TOML file, or a model directory; default: "
+        "all packaged experiments",
     )
     add("-h", "--help", action="store_true", help="show this and exit")
     add("--list", action="store_true", help="list the experiments and exit")
@@ -55,6 +56,7 @@ def build_parser(prog: str = "python -m pympa.bench") -> Parser:
         metavar="PLAN",
         help="run this plan, as in tp=8,pp=2, instead of the experiment's plans; may be repeated",
     )
+    add_batch(parser)
     add("--size", default="local", help="size of the experiment: local (default), paper, ...")
     add(
         "--backend",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pympa.checkpoint.places import find_places, stored_bytes
 from pympa.checkpoint.safetensors_files import open_safetensors
 from pympa.checkpoint.source import CheckpointSource
 from pympa.checkpoint.widened import widened
-from pympa.spec import DTYPES, ModelSpec
+from pympa.spec import ModelSpec
 from pympa.text.escape import shown
 
 CONFIG = "config.json"
@@ -27,16 +27,19 @@ class Checkpoint:
     Attributes:
         where: the path that the user gave.
         description: the family, the model, and the fields that were ignored.
-        dtype: the name of the dtype that the file declares; None if it is none of ours.
         source: the weights.
         stored_bytes: the bytes of the weights in files.
     """
 
     where: str
     description: Description
-    dtype: str | None
     source: CheckpointSource
     stored_bytes: int
+
+    @property
+    def dtype(self) -> str | None:
+        """The name of the dtype that the files declare; None if it is none of ours."""
+        return self.description.dtype
 
     @property
     def spec(self) -> ModelSpec:
@@ -65,7 +68,6 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
     return Checkpoint(
         str(path),
         description,
-        declared_dtype(values),
         CheckpointSource(tensors, places),
         stored_bytes(tensors, places),
     )
@@ -87,16 +89,6 @@ def read_config(directory: Path) -> dict[str, Any]:
         RefusedError: the file is missing or broken.
     """
     return read_json(member(directory, CONFIG))
-
-
-def declared_dtype(values: Mapping[str, Any]) -> str | None:
-    """Return the name of the dtype that a configuration declares, if it is one of ours."""
-    for fields in (values, values.get("text_config")):
-        if isinstance(fields, Mapping):
-            name = fields.get("dtype") or fields.get("torch_dtype")
-            if isinstance(name, str) and name.removeprefix("torch.") in DTYPES:
-                return name.removeprefix("torch.")
-    return None
 
 
 def is_model_path(name: str) -> bool:

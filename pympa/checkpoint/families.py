@@ -11,7 +11,7 @@ from pympa.checkpoint import dense_families as dense
 from pympa.checkpoint import expert_families as sparse
 from pympa.checkpoint.config import Config
 from pympa.errors import RefusedError
-from pympa.spec import ModelSpec, SpecError
+from pympa.spec import DTYPES, ModelSpec, SpecError
 from pympa.text.escape import shown
 
 
@@ -91,11 +91,13 @@ class Description:
         family: the family.
         spec: the model.
         ignored: the names of fields that change nothing.
+        dtype: the name of the declared dtype; None if it is none of ours.
     """
 
     family: Family
     spec: ModelSpec
     ignored: tuple[str, ...]
+    dtype: str | None
 
 
 def describe(
@@ -124,7 +126,17 @@ def describe(
     except SpecError as error:
         raise RefusedError(f"{where}: {error}") from None
     ignored = config.finish(ignore_fields)
-    return Description(family, spec, tuple(sorted(ignored)))
+    return Description(family, spec, tuple(sorted(ignored)), declared_dtype(values))
+
+
+def declared_dtype(values: Mapping[str, Any]) -> str | None:
+    """Return the name of the dtype that a configuration declares, if it is one of ours."""
+    for fields in (values, values.get("text_config")):
+        if isinstance(fields, Mapping):
+            name = fields.get("dtype") or fields.get("torch_dtype")
+            if isinstance(name, str) and name.removeprefix("torch.") in DTYPES:
+                return name.removeprefix("torch.")
+    return None
 
 
 def family_of(values: Mapping[str, Any], where: str) -> Family:

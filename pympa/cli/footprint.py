@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pympa.command.line import (
     Parser,
+    add_batch,
     byte_count,
     complain,
     count,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from pympa.plan.partition import Stages
     from pympa.text.table import Table
 
-_TOKENS = 4096  # the default length of a sequence, if the file describes only a model
-
 
 def build_parser(prog: str = "pympa footprint") -> Parser:
     """Return the parser of the command line."""
@@ -45,28 +44,16 @@ def build_parser(prog: str = "pympa footprint") -> Parser:
     add(
         "model",
         nargs="?",
-        metavar="EXPERIMENT|FILE.toml",
-        help="a packaged experiment, or a TOML file that describes an experiment or only a model",
+        metavar="EXPERIMENT|FILE.toml|DIRECTORY",
+        help="a packaged experiment, a TOML file that describes an experiment or only a model, or "
+        "a model directory with a config.json",
     )
     add("-h", "--help", action="store_true", help="show this and exit")
     add("--plan", metavar="PLAN", help="the plan, as in tp=8,pp=2")
     add("--size", default="local", help="size of the experiment: local (default), paper, ...")
     add("--dtype", help="float32, float16 or bfloat16 instead of the experiment's")
     add("--micro-batches", type=count(1), metavar="N", help="micro-batches instead of the plan's")
-    add(
-        "--batch",
-        type=count(1),
-        default=1,
-        metavar="N",
-        help="number of sequences, if the file describes only a model (1)",
-    )
-    add(
-        "--tokens",
-        type=count(1),
-        default=_TOKENS,
-        metavar="N",
-        help=f"tokens of each sequence, if the file describes only a model ({_TOKENS})",
-    )
+    add_batch(parser)
     add(
         "--cache",
         type=byte_count,
@@ -185,28 +172,11 @@ def _published(options: argparse.Namespace, experiment: Experiment) -> list[Tabl
 
 def _load(options: argparse.Namespace) -> tuple[Experiment, Size]:
     """Return the requested experiment and size; a single model is wrapped in an experiment."""
-    from pympa.bench.experiment.description import (
-        Experiment,
-        Size,
-        as_experiment,
-        is_model,
-        read_description,
-    )
-    from pympa.spec import ModelSpec
-    from pympa.text.toml import convert_toml, load_toml
+    from pympa.bench.experiment.own_model import Batch, load_described
 
-    name = options.model
-    values = load_toml(read_description(name), name)
-    if not is_model(values):
-        experiment = as_experiment(values, name)
-        return experiment, experiment.size(options.size, name)
-    if options.dtype is None:
-        raise RefusedError(
-            f"{name}: --dtype: expected a dtype, because the file describes only a model; got none"
-        )
-    model = convert_toml(values, ModelSpec, name)
-    size = Size(model=model, batch=options.batch, tokens=options.tokens)
-    return Experiment(title=name, dtype=options.dtype, sizes={"local": size}, plans=()), size
+    described = load_described(options.model, Batch.of(options), with_weights=False)
+    experiment = described.experiment
+    return experiment, experiment.size(options.size, options.model)
 
 
 def _request(options: argparse.Namespace, experiment: Experiment, size: Size) -> _Request:

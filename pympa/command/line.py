@@ -113,6 +113,29 @@ def start(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace | int:
     return once(lambda: print(parser.format_help()) or 0) if options.help else options
 
 
+def add_batch(parser: Parser) -> None:
+    """Add the options of a model that is no experiment: its batch, and fields to ignore."""
+    add = parser.add_argument
+    add(
+        "--tokens",
+        type=count(1),
+        metavar="N",
+        help="tokens of each sequence, for a model directory or a file with only a model (4096)",
+    )
+    add(
+        "--batch",
+        type=count(1),
+        metavar="N",
+        help="number of sequences, for a model directory or a file with only a model (1)",
+    )
+    add(
+        "--ignore-field",
+        action="append",
+        metavar="NAME",
+        help="go on without a field of config.json that this version does not know; repeatable",
+    )
+
+
 def count(least: int, most: int = MOST) -> Callable[[str], int]:
     """Return an argument type: a whole number from `least` to `most`."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pympa.checkpoint.array_tensors import ArrayTensors
-from pympa.checkpoint.checkpoint import declared_dtype, open_checkpoint, read_config
+from pympa.checkpoint.checkpoint import open_checkpoint, read_config
 from pympa.checkpoint.families import describe
 from pympa.checkpoint.names import Part
 from pympa.checkpoint.places import find_places
@@ -84,7 +84,7 @@ def find_request(
         spec,
         weights,
         lambda tensors: find_places(spec, family, tensors),
-        declared_dtype(values),
+        description.dtype,
     )
 
 

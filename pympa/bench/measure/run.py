@@ -13,10 +13,10 @@ from pathlib import Path
 from pympa.bench.experiment.description import (
     Experiment,
     Size,
-    load_experiment,
     packaged_experiments,
 )
 from pympa.bench.experiment.input import check_input, load_ids
+from pympa.bench.experiment.own_model import Batch, load_described
 from pympa.bench.experiment.rows import Row, resolve_row
 from pympa.bench.measure.candidate import Candidate, agreed_cache, find_candidate
 from pympa.bench.measure.energy import open_counter
@@ -30,15 +30,17 @@ from pympa.bench.records.file import RecordFile
 from pympa.bench.records.record import Forecast, Record
 from pympa.bench.report.table import result_table
 from pympa.bench.report.timeline import TimelineFile
+from pympa.checkpoint.checkpoint import Checkpoint
 from pympa.command.line import REFUSED, complain
 from pympa.costs.cluster import Cluster
 from pympa.errors import RefusedError
 from pympa.kernels.cuda import check_dtype
 from pympa.kernels.peaks import Machine
 from pympa.model.random_weights import random_weights
+from pympa.model.weights import WeightSource
 from pympa.session.room import Room
 from pympa.session.team import Team
-from pympa.spec import numpy_dtype
+from pympa.spec import ModelSpec, numpy_dtype
 from pympa.text.escape import shown
 from pympa.text.table import show
 
@@ -58,6 +60,7 @@ class Task:
         left_out: the numbers of ranks of the rows that need more ranks than the job has.
         refused: the reasons why other rows cannot run here.
         forecasts: the simulated result of each row at the paper's size.
+        checkpoint: the weights of a user's own model; None means random ones.
     """
 
     name: str
@@ -67,6 +70,11 @@ class Task:
     left_out: tuple[int, ...]
     refused: tuple[str, ...] = ()
     forecasts: tuple[Forecast | None, ...] = ()
+    checkpoint: Checkpoint | None = None
+
+    def source(self, model: ModelSpec) -> WeightSource:
+        """Return the weights of the model, which a row may have grown."""
+        return random_weights(model) if self.checkpoint is None else self.checkpoint.source
 
 
 def run(team: Team, options: argparse.Namespace) -> int:
@@ -119,7 +127,8 @@ def run(team: Team, options: argparse.Namespace) -> int:
 
 
 def _task(name: str, options: argparse.Namespace, world: int) -> Task:
-    experiment = load_experiment(name)
+    described = load_described(name, Batch.of(options), with_weights=True)
+    experiment = described.experiment
     dtype = numpy_dtype(options.dtype or experiment.dtype)
     if options.backend == "cuda":
         check_dtype(dtype)
@@ -145,7 +154,15 @@ def _task(name: str, options: argparse.Namespace, world: int) -> Task:
             f"-n {min(left_out)} for the smallest row"
         )
     name = Path(name).name.removesuffix(".toml")
-    return Task(name, experiment, size, tuple(rows), tuple(left_out), tuple(dict.fromkeys(refused)))
+    return Task(
+        name,
+        experiment,
+        size,
+        tuple(rows),
+        tuple(left_out),
+        tuple(dict.fromkeys(refused)),
+        checkpoint=described.checkpoint,
+    )
 
 
 def _report_refused(team: Team, tasks: Sequence[Task]) -> list[str]:
@@ -203,7 +220,7 @@ def _find_candidates(
     """Return the rows that can be measured, and the reasons why others cannot. Collective."""
     dtype = numpy_dtype(options.dtype or task.experiment.dtype)
     cache_bytes, room = agreed_cache(team, options.cache), Room(team)
-    job = Job(task.name, options.size, task.size, dtype, (), random_weights(task.size.model))
+    job = Job(task.name, options.size, task.size, dtype, (), task.source(task.size.model))
     lacking = lacking_for_input(room, job)
     if lacking is not None:
         return [], [f"{task.name}: {lacking}"]
@@ -211,7 +228,7 @@ def _find_candidates(
     for row, forecast in zip(task.rows, task.forecasts, strict=True):
         times = row.planned.grow
         size_name = options.size if times == 1 else f"{options.size}, {times} × the layers"
-        source = random_weights(row.size.model)
+        source = task.source(row.size.model)
         of_row = replace(job, size_name=size_name, size=row.size, source=source)
         found = find_candidate(team, of_row, row, room, cache_bytes, verifies=not options.no_verify)
         if isinstance(found, str):

@@ -7,11 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pympa.bench.experiment.description import (
-    Size,
-    load_experiment,
-    packaged_experiments,
-)
+from pympa.bench.experiment.description import Size, packaged_experiments
+from pympa.bench.experiment.own_model import Batch, load_described
 from pympa.bench.experiment.rows import Row
 from pympa.bench.measure.clocks import Offset
 from pympa.bench.records.file import RecordFile
@@ -48,7 +45,8 @@ def simulate(options: argparse.Namespace) -> int:
     output = RecordFile(options.output)
     timeline = TimelineFile(options.trace, rank=0, beside=options.output)
     names = options.experiments or packaged_experiments()
-    experiments = [load_experiment(name) for name in names]
+    batch = Batch.of(options)
+    experiments = [load_described(name, batch, with_weights=False).experiment for name in names]
     sizes = [e.size(options.size, name) for e, name in zip(experiments, names, strict=True)]
     if options.routing_from is not None and not any(size.model.has_experts for size in sizes):
         raise RefusedError(
@@ -81,7 +79,8 @@ def _simulate_experiment(
     timeline: TimelineFile,
 ) -> None:
     """Predict the rows of one experiment and print its table."""
-    experiment, short = load_experiment(name), Path(name).name.removesuffix(".toml")
+    experiment = load_described(name, Batch.of(options), with_weights=False).experiment
+    short = Path(name).name.removesuffix(".toml")
     size, dtype = experiment.size(options.size, name), options.dtype or experiment.dtype
     loads = _measured_loads(options.routing_from, short, size)
     rows = []
