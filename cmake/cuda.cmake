@@ -15,7 +15,8 @@ set(PYMPA_SMALL_CUDA_SOURCES
     csrc/ops/gather_cuda.cu
     csrc/ops/linear_cuda.cu
     csrc/ops/norm_cuda.cu
-    csrc/ops/rope_cuda.cu)
+    csrc/ops/rope_cuda.cu
+    csrc/ops/select_experts_cuda.cu)
 
 if(PYMPA_CUDA STREQUAL AUTO)
   include(CheckLanguage)

@@ -133,6 +133,8 @@ PYMPA_INLINE V tanh(V x) {
   return z < splat(0.390625f) ? near : far;
 }
 
+PYMPA_INLINE V sigmoid(V x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
+
 PYMPA_INLINE V silu(V x) { return x / (splat(1.0f) + exp(-x)); }
 
 // x Phi(x) through erfc(|x| / sqrt 2), so that the negative tail keeps its relative accuracy.

@@ -7,6 +7,8 @@
 
 namespace pympa::cuda {
 
+__device__ __forceinline__ float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
+
 __device__ __forceinline__ float silu(float x) { return x / (1.0F + expf(-x)); }
 
 // x Phi(x) through erfc, so that the negative tail keeps its relative accuracy.

@@ -31,34 +31,6 @@ SegmentArgs segment_args(const char* op, const TensorView& experts, const Tensor
 
 }  // namespace
 
-std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
-                            const TensorView& weights, bool renormalize, const Execution& on) {
-  const char* op = "select_experts";
-  check_dtype(op, logits, DType::kFloat32);
-  check_shape(op, logits, {-1, -1});
-  check_dtype(op, experts, DType::kInt32);
-  check_shape(op, experts, {logits.shape[0], -1});
-  const std::int64_t chosen = experts.shape[1];
-  if (chosen < 1 || chosen > logits.shape[1]) {
-    fail(op, experts.name, "1 to " + std::to_string(logits.shape[1]) + " columns",
-         std::to_string(chosen));
-  }
-  check_dtype(op, weights, DType::kFloat32);
-  check_shape(op, weights, {logits.shape[0], chosen});
-  const SelectArgs args{logits.shape[0],
-                        logits.shape[1],
-                        chosen,
-                        static_cast<const float*>(logits.data),
-                        logits.stride[0],
-                        static_cast<std::int32_t*>(experts.data),
-                        experts.stride[0],
-                        static_cast<float*>(weights.data),
-                        weights.stride[0],
-                        renormalize,
-                        on};
-  return PYMPA_SELECT_KERNELS(on.isa, expert_kernels).select_experts(args);
-}
-
 void sort_rows(const TensorView& experts, const TensorView& counts, const TensorView& sources,
                const TensorView& inverse, const Execution& on) {
   const char* op = "sort_rows";
@@ -104,7 +76,8 @@ void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
 }
 
 void combine_rows(const TensorView& rows, const TensorView& inverse, const TensorView& weights,
-                  const TensorView* base, const TensorView& out, const Execution& on) {
+                  const TensorView* base, const TensorView* base_gate, const TensorView& out,
+                  const Execution& on) {
   const char* op = "combine_rows";
   check_float_dtype(op, rows);
   check_shape(op, rows, {-1, -1});
@@ -116,6 +89,11 @@ void combine_rows(const TensorView& rows, const TensorView& inverse, const Tenso
     if (!view) continue;
     check_dtype(op, *view, rows.dtype);
     check_shape(op, *view, {inverse.shape[0], rows.shape[1]});
+  }
+  if (base_gate) {
+    if (!base) fail(op, base_gate->name, "None without base", "an array");
+    check_dtype(op, *base_gate, DType::kFloat32);
+    check_shape(op, *base_gate, {inverse.shape[0], 1});
   }
   const CombineArgs args{inverse.shape[0],
                          rows.shape[1],
@@ -129,6 +107,8 @@ void combine_rows(const TensorView& rows, const TensorView& inverse, const Tenso
                          weights.stride[0],
                          base ? base->data : nullptr,
                          base ? base->stride[0] : 0,
+                         base_gate ? static_cast<const float*>(base_gate->data) : nullptr,
+                         base_gate ? base_gate->stride[0] : 0,
                          out.data,
                          out.stride[0],
                          on};

@@ -1,4 +1,5 @@
-// Mixture of experts without its linears: selecting experts, sorting rows, combining outputs.
+// Mixture of experts without its linears: sorting rows by the experts that they have chosen, and
+// combining what these return.
 #pragma once
 
 #include <cstdint>
@@ -8,18 +9,6 @@
 namespace pympa {
 
 struct TensorView;
-
-struct SelectArgs {
-  std::int64_t rows, experts, chosen;
-  const float* logits;
-  std::int64_t logits_stride;
-  std::int32_t* ids;
-  std::int64_t ids_stride;
-  float* weights;
-  std::int64_t weights_stride;
-  bool renormalize;
-  Execution on;
-};
 
 struct CombineArgs {
   std::int64_t rows, columns, chosen;
@@ -32,6 +21,8 @@ struct CombineArgs {
   std::int64_t weights_stride;
   const void* base;  // null if none
   std::int64_t base_stride;
+  const float* base_gate;  // float32 [rows, 1], null if none
+  std::int64_t base_gate_stride;
   void* out;
   std::int64_t out_stride;
   Execution on;
@@ -62,7 +53,6 @@ struct SegmentArgs {
 };
 
 struct ExpertKernels {
-  std::int64_t (*select_experts)(const SelectArgs& args);
   void (*combine_rows)(const CombineArgs& args);
 };
 
@@ -74,11 +64,6 @@ struct RoutingKernels {
 
 PYMPA_DECLARE_FLOAT_KERNELS(ExpertKernels, expert_kernels)
 PYMPA_DECLARE_FLOAT_KERNELS(RoutingKernels, routing_kernels)
-
-// Softmax of the logits, its largest entries, ties to the lower id, by ascending id. Returns the
-// first row with a logit that is not finite, or -1.
-std::int64_t select_experts(const TensorView& logits, const TensorView& experts,
-                            const TensorView& weights, bool renormalize, const Execution& on);
 
 // Below, an expert of -1 has dropped the row, and a segment is a number of consecutive rows.
 
@@ -94,8 +79,10 @@ void count_experts(const TensorView& experts, const TensorView& segment_rows,
 void drop_overflow(const TensorView& experts, const TensorView& segment_rows,
                    const TensorView& used, const TensorView& capacity, const Execution& on);
 
-// out[r] = round(sum of weights[r, c] * rows[inverse[r, c]] over ascending c, + base[r]).
+// out[r] = round(sum of weights[r, c] * rows[inverse[r, c]] over ascending c, + base[r]), where
+// base[r] is multiplied by the sigmoid of base_gate[r] if there is one.
 void combine_rows(const TensorView& rows, const TensorView& inverse, const TensorView& weights,
-                  const TensorView* base, const TensorView& out, const Execution& on);
+                  const TensorView* base, const TensorView* base_gate, const TensorView& out,
+                  const Execution& on);
 
 }  // namespace pympa

@@ -3,20 +3,43 @@
 from pympa._stubs.execution import Array, Execution, Float32, Int32, Int64
 
 def select_experts(
-    logits: Float32, experts: Int32, weights: Float32, renormalize: bool, on: Execution
+    logits: Float32,
+    experts: Int32,
+    weights: Float32,
+    renormalize: bool,
+    score: str,
+    groups: int,
+    top_groups: int,
+    group_score: str,
+    scale: float,
+    choice_bias: Float32 | None,
+    on: Execution,
 ) -> int:
-    """Choose the experts of each row: softmax, then its largest entries; ties go to the lower id.
+    """Choose the experts of each row, those of the highest rank; ties go to the lower id.
+
+    A rank is score + choice_bias, or the logit itself with score "softmax" and group_score
+    "largest" and no choice_bias, since a softmax keeps the order of logits. A weight is
+    score / sum * scale, with the sum over the row's choices if `renormalize`, otherwise 1. If it
+    is a sum of sigmoids, 1e-20 is added to it.
 
     Args:
-        logits: the logits `[rows, experts]`.
+        logits: the logits `[rows, experts]`; at most 2048 experts, unless those with the largest
+            logits are chosen.
         experts: an output `[rows, choices]` for the chosen ids, ascending.
-        weights: an output `[rows, choices]` for their probabilities.
-        renormalize: whether the probabilities are divided by their sum over the row's choices.
+        weights: an output `[rows, choices]` for their weights.
+        renormalize: whether the scores are divided by their sum over the row's choices.
+        score: the scores: "softmax" over all experts, or "sigmoid".
+        groups: the number of groups of consecutive experts, a divisor of their number.
+        top_groups: the number of groups that a row chooses from; ties go to the lower group.
+        group_score: the rank of a group: the "largest" rank in it, or the sum of the two largest,
+            "top2".
+        scale: the factor on weights, from 2^-126 to 1e30.
+        choice_bias: the numbers `[experts]` that are added to scores for the choice alone, or None.
         on: the execution resource.
 
     Returns:
-        The first row with a logit that is not finite, or -1. Such rows get the first ids, and
-        weights of 0.
+        The first row with a logit that is not finite, or -1; the choice bias counts as part of
+        each row. Such rows get the first ids, and weights of 0.
     """
 
 def sort_rows(experts: Int32, counts: Int64, sources: Int32, inverse: Int32, on: Execution) -> None:
@@ -59,18 +82,21 @@ def combine_rows(
     inverse: Int32,
     weights: Float32,
     base: Array | None,
+    base_gate: Float32 | None,
     out: Array,
     on: Execution,
 ) -> None:
     """Compute out[r] = round(sum over c of weights[r, c] * rows[inverse[r, c]], + base[r]).
 
-    The sum is float32, from zero, by ascending c, with fused multiply-add if the ISA has it.
+    The sum is float32, from zero, by ascending c, with fused multiply-add if the ISA has it. With a
+    gate, base[r] is multiplied by sigmoid(base_gate[r]) in float32.
 
     Args:
         rows: the experts' outputs `[sorted_rows, columns]`.
         inverse: the index of each pair in `rows`, `[rows, choices]`; -1 adds nothing.
         weights: the weight of each pair, `[rows, choices]`.
         base: the rows to add `[rows, columns]`, or None.
+        base_gate: the gates of base `[rows, 1]`, or None.
         out: an output `[rows, columns]`; may be `base`.
         on: the execution resource.
     """

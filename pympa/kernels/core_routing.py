@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.kernels import Core
+from pympa.kernels import DEFAULT_ROUTING, Core
 from pympa.runtime.arena import Array
 from pympa.runtime.trace import Trace
+from pympa.spec import Routing
 
 
 class RoutingKernels(ABC):
@@ -25,9 +26,26 @@ class RoutingKernels(ABC):
         """Wait until all kernels so far are done, because the host will read `what`."""
 
     def select_experts(
-        self, logits: Array, experts: Array, weights: Array, *, renormalize: bool
+        self,
+        logits: Array,
+        experts: Array,
+        weights: Array,
+        *,
+        renormalize: bool,
+        routing: Routing = DEFAULT_ROUTING,
+        choice_bias: Array | None = None,
     ) -> int:
-        """See `Kernels.select_experts`."""
+        """See `Kernels.select_experts`.
+
+        Raises:
+            ValueError: there is a choice bias and the routing has none, or the other way round.
+        """
+        if (choice_bias is not None) != routing.choice_bias:
+            wanted, got = ("an array", "None") if routing.choice_bias else ("None", "an array")
+            raise ValueError(
+                f"select_experts: choice_bias: expected {wanted} with routing.choice_bias = "
+                f"{routing.choice_bias}; got {got}"
+            )
         with self._trace.span("compute", "select_experts"):
             self._synchronize("finite gate logits")
             row: int = self._core.select_experts(
@@ -35,6 +53,12 @@ class RoutingKernels(ABC):
                 experts=experts,
                 weights=weights,
                 renormalize=renormalize,
+                score=routing.score,
+                groups=routing.groups,
+                top_groups=routing.chosen_groups,
+                group_score=routing.group_score,
+                scale=routing.scale,
+                choice_bias=choice_bias,
                 **self._execution,
             )
             return row
@@ -82,10 +106,23 @@ class RoutingKernels(ABC):
             )
 
     def combine_rows(
-        self, rows: Array, inverse: Array, weights: Array, base: Array | None, out: Array
+        self,
+        rows: Array,
+        inverse: Array,
+        weights: Array,
+        base: Array | None,
+        out: Array,
+        *,
+        base_gate: Array | None = None,
     ) -> None:
         """See `Kernels.combine_rows`."""
         with self._trace.span("compute", "combine_rows"):
             self._core.combine_rows(
-                rows=rows, inverse=inverse, weights=weights, base=base, out=out, **self._execution
+                rows=rows,
+                inverse=inverse,
+                weights=weights,
+                base=base,
+                base_gate=base_gate,
+                out=out,
+                **self._execution,
             )

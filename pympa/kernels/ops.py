@@ -320,7 +320,7 @@ OPS = (
     ),
     Op(
         "select_experts",
-        "logits [rows, n], experts, weights [rows, k]",
+        "logits [rows, n], experts, weights [rows, k], choice_bias [n]",
         lambda logits, **_: each_once(out=logits),
         (Workload("select_experts", (_GRID[0][:-1], (32, 256)), _select),),
     ),
@@ -334,7 +334,7 @@ OPS = (
     Op("drop_overflow", "experts [rows, k], segment_rows, capacity [s], used [s, n]", each_once),
     Op(
         "combine_rows",
-        "rows [m, d], inverse, weights [n, k], base, out [n, d]",
+        "rows [m, d], inverse, weights [n, k], base, out [n, d], base_gate [n, 1]",
         lambda weights, base, out, **_: Extent(
             len(out), (weights.shape[1] + (1 if base is None else 2)) * out.shape[1] * out.itemsize
         ),

@@ -11,7 +11,7 @@ from pympa.kernels.virtual import VirtualKernels
 from pympa.runtime.arena import Arena
 from pympa.runtime.trace import Trace
 from pympa.verify import reference
-from support.compare import assert_close, assert_each_close, assert_same_bits, normal, wide
+from support.compare import assert_close, assert_same_bits, normal, wide
 
 ISA = _core.supported_isas()[0]
 examples = settings(
@@ -22,91 +22,6 @@ examples = settings(
 @pytest.fixture
 def kernels(all_kernels):
     return all_kernels
-
-
-def select(kernels, logits, choices, *, renormalize=False, threads=1):
-    experts = np.full((len(logits), choices), -7, np.int32)
-    weights = np.full((len(logits), choices), np.nan, np.float32)
-    broken = kernels.core.select_experts(logits, experts, weights, renormalize, kernels.on(threads))
-    return experts, weights, broken
-
-
-def plain_select(logits, choices, renormalize):
-    p = np.exp(wide(logits) - wide(logits).max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    experts = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :choices], axis=1)
-    weights = np.take_along_axis(p, experts, axis=1)
-    return experts, weights / weights.sum(axis=1, keepdims=True) if renormalize else weights
-
-
-@pytest.mark.parametrize("renormalize", [False, True])
-@pytest.mark.parametrize(
-    ("rows", "count", "choices"),
-    [(1, 1, 1), (5, 8, 2), (33, 17, 17), (40, 64, 6), (3, 257, 20), (0, 8, 2), (9, 3, 1)],
-)
-def test_select_matches_the_formula(kernels, rng, rows, count, choices, renormalize):
-    wide_logits = rng.standard_normal((rows, count + 5)).astype(np.float32) * 4
-    logits = wide_logits[:, 2 : 2 + count]
-    experts, weights, broken = select(kernels, logits, choices, renormalize=renormalize)
-    want_experts, want_weights = plain_select(logits, choices, renormalize)
-    assert broken == -1
-    np.testing.assert_array_equal(experts, want_experts)
-    assert_each_close(weights, want_weights, np.float32)
-    if renormalize:  # as large as their sum, so each may be off by half as much
-        assert_each_close(2 * weights.sum(axis=1) - 1, np.ones(rows), np.float32)
-
-
-@examples
-@given(st.data(), st.integers(1, 40), st.integers(0, 12))
-def test_ties_go_to_the_lower_id(kernels, data, count, rows):
-    choices = data.draw(st.integers(1, count))
-    values = st.sampled_from([-2.0, -0.0, 0.0, 1.5])
-    logits = np.array(
-        data.draw(
-            st.lists(st.lists(values, min_size=count, max_size=count), min_size=rows, max_size=rows)
-        ),
-        np.float32,
-    ).reshape(rows, count)
-    experts, weights, broken = select(kernels, logits, choices)
-    want_experts, want_weights = plain_select(logits, choices, False)
-    assert broken == -1
-    np.testing.assert_array_equal(experts, want_experts)
-    assert_each_close(weights, want_weights, np.float32)
-
-
-def test_select_is_safe_at_the_ends_of_float32(kernels):
-    logits = np.array([[3e38, -3e38, 3e38], [-3e38, -3e38, -3.1e38], [0, 100, -100]], np.float32)
-    experts, weights, broken = select(kernels, logits, 2)
-    assert broken == -1
-    np.testing.assert_array_equal(experts, [[0, 2], [0, 1], [0, 1]])
-    assert 0 <= weights[2, 0] < 1e-40, "the exponential of -100, or nothing"
-    weights[2, 0] = 0
-    np.testing.assert_array_equal(weights, [[0.5, 0.5], [0.5, 0.5], [0, 1]])
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_logits_that_are_not_finite_are_reported(kernels, rng, value, threads):
-    logits = rng.standard_normal((30, 37)).astype(np.float32)
-    whole, *_ = select(kernels, logits, 3)
-    logits[17, 36] = logits[11, 0] = logits[29, 20] = value
-    experts, weights, broken = select(kernels, logits, 3, renormalize=True, threads=threads)
-    assert broken == 11
-    hit = [11, 17, 29]
-    np.testing.assert_array_equal(experts[hit], [[0, 1, 2]] * 3)
-    assert not weights[hit].any()
-    np.testing.assert_array_equal(np.delete(experts, hit, 0), np.delete(whole, hit, 0))
-
-
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_selection_of_a_row_depends_on_that_row_only(kernels, rng, renormalize):
-    logits = rng.standard_normal((29, 61)).astype(np.float32)
-    options = {"renormalize": renormalize}
-    experts, weights, _ = select(kernels, logits, 5, **options)
-    for threads, rows in ((2, slice(0, 29)), (3, slice(4, 17)), (1, slice(28, 29))):
-        part = select(kernels, logits[rows], 5, threads=threads, **options)
-        assert part[0].tobytes() == experts[rows].tobytes()
-        assert part[1].tobytes() == weights[rows].tobytes()
 
 
 @st.composite
@@ -186,9 +101,9 @@ def test_counting_and_dropping_by_segment(kernels, routing, data):
     np.testing.assert_array_equal(used, want_used)
 
 
-def combine(kernels, rows, inverse, weights, base=None, threads=1):
+def combine(kernels, rows, inverse, weights, base=None, gate=None, threads=1):
     out = np.full((len(inverse), rows.shape[1]), np.nan, rows.dtype)
-    kernels.core.combine_rows(rows, inverse, weights, base, out, kernels.on(threads))
+    kernels.core.combine_rows(rows, inverse, weights, base, gate, out, kernels.on(threads))
     return out
 
 
@@ -207,7 +122,7 @@ def test_combine(kernels, dtype, rng, m, n, choices, columns, with_base):
     want = np.einsum("nc,ncd->nd", wide(weights), padded[inverse])
     assert_close(out, want + wide(base) if with_base else want, dtype)
     if with_base:
-        kernels.core.combine_rows(rows, inverse, weights, base, base, kernels.on(1))
+        kernels.core.combine_rows(rows, inverse, weights, base, None, base, kernels.on(1))
         assert base.tobytes() == out.tobytes()
 
 
@@ -236,6 +151,42 @@ def test_bits_of_a_combined_row(kernels, dtype, n, choices, columns, seed):
         kernels, rows, inverse[first:last], weights[first:last], base[first:last], threads=2
     )
     assert part.tobytes() == whole[first:last].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "choices", "columns"),
+    [(20, 9, 2, 70), (1, 1, 1, 1), (50, 31, 8, 129), (0, 4, 2, 33), (5, 0, 2, 16), (6, 3, 0, 20)],
+)
+def test_combine_with_a_gate(kernels, dtype, rng, m, n, choices, columns):
+    rows, base = normal(rng, (m, columns), dtype), normal(rng, (n, columns), dtype)
+    inverse = rng.integers(-1, m, (n, choices)).astype(np.int32)
+    weights = rng.random((n, choices), np.float32)
+    memory = normal(rng, (n, 3), np.float32, 3.0)
+    gate = memory[:, 1:2]
+    out = combine(kernels, rows, inverse, weights, base, gate)
+    padded = np.concatenate([wide(rows), np.zeros((1, columns))])
+    want = np.einsum("nc,ncd->nd", wide(weights), padded[inverse])
+    assert_close(out, want + wide(base) / (1 + np.exp(-wide(gate))), dtype)
+    assert_same_bits(combine(kernels, rows, inverse, weights, base, gate, threads=3), out)
+    if n > 1:
+        part = combine(kernels, rows, inverse[1:], weights[1:], base[1:], gate[1:])
+        assert_same_bits(part, out[1:])
+    kernels.core.combine_rows(rows, inverse, weights, base, gate, base, kernels.on(1))
+    assert_same_bits(base, out)
+
+
+def test_gates_at_their_ends(kernels, dtype, rng):
+    """A gate of nothing leaves the sum, an open one adds the base; NaN reaches its row only."""
+    rows, base = normal(rng, (7, 50), dtype), normal(rng, (4, 50), dtype)
+    inverse = rng.integers(0, 7, (4, 2)).astype(np.int32)
+    weights = rng.random((4, 2), np.float32)
+    gate = np.array([[-1e30], [1e30], [np.nan], [0.0]], np.float32)
+    out = combine(kernels, rows, inverse, weights, base, gate)
+    assert_same_bits(out[:1], combine(kernels, rows, inverse, weights)[:1])
+    assert_same_bits(out[1:2], combine(kernels, rows, inverse, weights, base)[1:2])
+    assert np.isnan(wide(out)).all(axis=1).tolist() == [False, False, True, False]
+    half = (base.astype(np.float32) / 2).astype(dtype)
+    assert_close(out[3:], combine(kernels, rows, inverse, weights, half)[3:], dtype)
 
 
 def copy_of(source):

@@ -71,6 +71,8 @@ def test_costs_by_curves():
     assert mlp == pytest.approx(once + 3e-11 * 100 * 64 * 256 + 1e-10 * 100 * 64)
     assert costs.by_rows("copy", 10, 1000) == pytest.approx(once + 1e-10 * 10 * 1000)
     assert costs.by_rows("never measured", 10, 1000) == costs.by_rows("copy", 10, 1000)
+    clamped = costs.linears(multiplied(100, activation="swiglu_clamped", gated=True))
+    assert clamped == gated, "a function without a curve is as dear as SiLU"
 
 
 def test_weights_that_no_cache_holds():

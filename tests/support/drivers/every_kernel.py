@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pympa.kernels import AttentionSpec, KvBlock, MlpWeights
 from pympa.plan.layout import Layout, Range
+from pympa.spec import Routing
 from support.compare import ALL_DTYPES, HALVES, normal
 from support.rig import Rig, device_rig
 
@@ -44,7 +45,11 @@ def _rows(rig: Rig, rng: np.random.Generator, dtype: np.dtype) -> None:
     out = rig.empty((rows, columns), dtype)
     for kind in ("rms", "layer"):
         rig.kernels.norm(x[0], gain, bias, out, eps=1e-6, kind=kind)
-    rig.kernels.norm(x[0][:, 1:], gain[1:], None, out[:, 1:], eps=1e-6, kind="rms")
+    rig.kernels.norm(x[0][:, 1:], gain[1:], None, out[:, 1:], eps=1e-6, kind="rms", offset=1.0)
+    squares = rig.empty((rows, 1), np.float32)
+    rig.kernels.sum_squares(x[0], squares)
+    part = {"squares": squares, "width": columns}
+    rig.kernels.norm(x[0][:, 3:], gain[3:], None, out[:, 3:], eps=1e-6, kind="rms", **part)
     rig.kernels.add(x[0], x[1], out)
     rig.kernels.sum_partials(x, bias, out)
     rig.kernels.copy(x[0][:, 3:], out[:, 3:])
@@ -52,11 +57,15 @@ def _rows(rig: Rig, rng: np.random.Generator, dtype: np.dtype) -> None:
     rig.kernels.gather_rows(x[1], index, rig.empty((29, columns), dtype))
     heads = rig.put(normal(rng, (rows, 3, 50), dtype))
     cos, sin = (rig.put(normal(rng, (9, 21), np.float32)) for _ in range(2))
-    rig.kernels.rope(heads, cos, sin, rng.integers(0, 9, rows).astype(np.int32))
+    for interleaved in (False, True):
+        index = rng.integers(0, 9, rows).astype(np.int32)
+        rig.kernels.rope(heads[:, :, 5:], cos, sin, index, interleaved=interleaved)
     inverse = rig.put(rng.integers(-1, rows, (19, 3)).astype(np.int32))
     weights = rig.put(rng.random((19, 3), np.float32))
     combined = rig.put(normal(rng, (19, columns), dtype))
-    rig.kernels.combine_rows(x[0], inverse, weights, combined, combined)
+    gate = rig.put(normal(rng, (19, 1), np.float32))
+    for base_gate in (None, gate):
+        rig.kernels.combine_rows(x[0], inverse, weights, combined, combined, base_gate=base_gate)
 
 
 def _products(rig: Rig, rng: np.random.Generator, dtype: np.dtype) -> None:
@@ -70,7 +79,11 @@ def _products(rig: Rig, rng: np.random.Generator, dtype: np.dtype) -> None:
         rig.kernels.mlp(x, MlpWeights(up, down, activation), out, bias=bias)
     gated = MlpWeights(up, down, "silu", gate=gate)
     rig.kernels.mlp(x, gated, out, bias=bias, residual=x, branch=branch)
-    rig.kernels.linear(x, up, rig.empty((rows, hidden), np.float32))
+    clamped = MlpWeights(up, down, "swiglu_clamped", gate=gate, limit=7.0, alpha=1.702)
+    rig.kernels.mlp(x, clamped, out)
+    logits = rig.empty((rows, hidden), np.float32)
+    rig.kernels.linear(x, up, logits)
+    rig.kernels.softcap(logits, 30.0)
     groups = rig.weight(normal(rng, (3, width, width), dtype, 0.1))
     rig.kernels.linear(x, groups, out, group_rows=np.array([5, 0, rows - 5]))
 
@@ -93,6 +106,9 @@ def _attention(
     scores = rig.empty((rows + 1, heads, 99), np.float32)
     rig.kernels.score_tile(q, k[:99], kv_head_of_q, scores)
     rig.kernels.fold_tile(scores, 600, 512, v[:99], state, spec)
+    rig.kernels.start_state(other, rig.put(normal(rng, (heads,), dtype)))
+    rig.kernels.attend_block(q, q_layout, kv, other, spec)
+    rig.kernels.merge(state, other)
     o, _ = rig.finish(state, dtype)
     assert np.isfinite(o.astype(np.float32)).all()
 
@@ -103,6 +119,14 @@ def _routing(rig: Rig, rng: np.random.Generator) -> None:
     experts, inverse = (rig.empty((rows, choices), np.int32) for _ in range(2))
     weights = rig.empty((rows, choices), np.float32)
     rig.kernels.select_experts(logits, experts, weights, renormalize=True)
+    groups = Routing(
+        score="sigmoid", choice_bias=True, groups=4, top_groups=2, group_score="top2", scale=2.5
+    )
+    bias = rig.put(normal(rng, (36,), np.float32))
+    chosen = rig.empty((rows, choices), np.int32)
+    rig.kernels.select_experts(
+        logits[:, :36], chosen, weights, renormalize=True, routing=groups, choice_bias=bias
+    )
     rig.kernels.sort_rows(experts, count, rig.empty((rows * choices,), np.int32), inverse)
     segments = np.array([100, 0, 201])
     used = rig.kernels.count_experts(experts, segments, count)
