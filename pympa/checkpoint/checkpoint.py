@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pympa.checkpoint.families import Description, describe
+from pympa.checkpoint.gguf_file import open_gguf
+from pympa.checkpoint.gguf_model import FREQUENCIES, describe_gguf
+from pympa.checkpoint.gguf_names import gguf_tensors
+from pympa.checkpoint.gguf_tokenizer import gguf_tokenizer
 from pympa.checkpoint.json_file import read_json
-from pympa.checkpoint.model_directory import find_model, member
-from pympa.checkpoint.places import find_places, stored_bytes
+from pympa.checkpoint.model_directory import ModelFiles, find_model, member
+from pympa.checkpoint.places import family_places, find_places, stored_bytes
 from pympa.checkpoint.safetensors_files import open_safetensors
 from pympa.checkpoint.source import CheckpointSource
+from pympa.checkpoint.tensors import Tensors
+from pympa.checkpoint.tokenizer import Tokenizer
+from pympa.checkpoint.tokenizer_files import has_tokenizer, read_tokenizer
 from pympa.checkpoint.widened import widened
 from pympa.spec import ModelSpec
 from pympa.text.escape import shown
@@ -26,15 +33,29 @@ class Checkpoint:
 
     Attributes:
         where: the path that the user gave.
+        files: the files of the weights.
         description: the family, the model, and the fields that were ignored.
         source: the weights.
         stored_bytes: the bytes of the weights in files.
     """
 
     where: str
+    files: ModelFiles
     description: Description
     source: CheckpointSource
     stored_bytes: int
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer; None if the directory has none.
+
+        Raises:
+            RefusedError: its files are broken, or of a kind that is not known.
+        """
+        if self.files.kind == "gguf":
+            file = open_gguf(self.files)
+            return gguf_tokenizer(file.metadata, file.where)
+        directory = self.files.directory
+        return read_tokenizer(directory) if has_tokenizer(directory) else None
 
     @property
     def dtype(self) -> str | None:
@@ -53,7 +74,7 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
     Weights are mapped, not read.
 
     Args:
-        path: a directory with config.json and safetensors.
+        path: a directory with config.json and safetensors, or a GGUF file.
         ignore_fields: the names of unknown fields of config.json to go on without.
 
     Raises:
@@ -61,16 +82,19 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
             missing, of a wrong shape, or not used; the message names it.
     """
     files = find_model(path)
-    values = read_config(files.directory)
-    description = describe(values, _where(files.directory), ignore_fields)
-    tensors = widened(open_safetensors(files), values.get("quantization_config"))
-    places = find_places(description.spec, description.family.name, tensors)
-    return Checkpoint(
-        str(path),
-        description,
-        CheckpointSource(tensors, places),
-        stored_bytes(tensors, places),
-    )
+    if files.kind == "gguf":
+        file = open_gguf(files)
+        tensors: Tensors = file
+        description = describe_gguf(file)
+        known = dict(gguf_tensors(description.spec))
+        places = find_places(description.spec, known, tensors, FREQUENCIES)
+    else:
+        values = read_config(files.directory)
+        description = describe(values, _where(files.directory), ignore_fields)
+        tensors = widened(open_safetensors(files), values.get("quantization_config"))
+        places = family_places(description.spec, description.family.name, tensors)
+    source = CheckpointSource(tensors, places)
+    return Checkpoint(str(path), files, description, source, stored_bytes(tensors, places))
 
 
 def describe_directory(path: str | Path, ignore_fields: Iterable[str] = ()) -> Description:

@@ -6,7 +6,6 @@ one that is not, such as a bias that the configuration does not know, would chan
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,23 +29,39 @@ _UNUSED = re.compile(
 _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
 
 
-def find_places(spec: ModelSpec, family: str, tensors: Tensors) -> Places:
-    """Return where the tensors of a model are stored.
+def family_places(spec: ModelSpec, family: str, tensors: Tensors) -> Places:
+    """Return where the tensors of a model are in files of its family; see `find_places`.
 
     Args:
         spec: the model.
         family: the name of its family.
         tensors: the stored tensors.
+    """
+    dialect = Dialect(family, _prefix(family, tensors))
+    return find_places(spec, dict(dialect.tensors(spec)), tensors)
+
+
+def find_places(
+    spec: ModelSpec,
+    known: Mapping[str, Alternatives],
+    tensors: Tensors,
+    unused: Iterable[str] = (),
+) -> Places:
+    """Return where the tensors of a model are stored.
+
+    Args:
+        spec: the model.
+        known: the places where each tensor may be.
+        tensors: the stored tensors.
+        unused: the names of stored tensors that are used for something else.
 
     Raises:
         RefusedError: a tensor is missing, has a wrong shape, or is stored and not used.
     """
-    dialect = Dialect(family, _prefix(family, tensors))
-    known = dict(dialect.tensors(spec))
     wanted = model_weights(spec)
     places = {name: _first_stored(tensors, known[name]) for name in wanted}
     _check_shapes(tensors, wanted, places)
-    _refuse_unused(spec, tensors, places, known)
+    _refuse_unused(spec, tensors, {part.name for part in places.values()} | {*unused}, known)
     return places
 
 
@@ -95,10 +110,9 @@ def stored_shape(parts: Iterable[tuple[WeightSpec, Part]]) -> tuple[int, ...]:
 
 
 def _refuse_unused(
-    spec: ModelSpec, tensors: Tensors, places: Places, known: Mapping[str, Alternatives]
+    spec: ModelSpec, tensors: Tensors, used: set[str], known: Mapping[str, Alternatives]
 ) -> None:
     """Refuse a stored tensor that no tensor of the model is in, unless it changes no logits."""
-    used = {part.name for part in places.values()}
     heads = {part.name for part in known["head"]} if spec.tied_head else set()
     unused = [
         tensor
@@ -128,8 +142,3 @@ def _unknown(tensors: Tensors, unused: list[StoredTensor]) -> RefusedError:
 def stored_bytes(tensors: Tensors, places: Places) -> int:
     """Return the bytes in files of the tensors that a model uses."""
     return sum(tensors.stored[name].nbytes for name in {part.name for part in places.values()})
-
-
-def elements(weights: Mapping[str, WeightSpec]) -> int:
-    """Return the number of elements of tensors."""
-    return sum(math.prod(weight.shape) for weight in weights.values())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pympa.bench.experiment.description import Experiment, Size
+    from pympa.footprint.fits import Memory
     from pympa.footprint.rehearsal import Rehearsal
     from pympa.plan.mesh import Plan
     from pympa.plan.partition import Stages
@@ -65,6 +66,12 @@ def build_parser(prog: str = "pympa footprint") -> Parser:
         type=byte_count,
         metavar="BYTES",
         help="cut layers into stages so that no rank holds more bytes of weight matrices than this",
+    )
+    add(
+        "--cluster",
+        metavar="NAME",
+        help="tell whether the plan fits this hardware, a name or a TOML file, instead of this "
+        "host with all ranks on it",
     )
     add("--threads", type=thread_count, default=1, metavar="N", help="threads of each rank (1)")
     add("--isa", metavar="NAME", help="instruction set of the kernels; default: the best")
@@ -113,7 +120,8 @@ class _Request:
 
 
 def _print_footprint(options: argparse.Namespace) -> None:
-    from pympa.cli.footprint_table import layer_table, rank_table, working_set_table
+    from pympa.cli.footprint_table import fit_line, layer_table, rank_table, working_set_table
+    from pympa.footprint.fits import find_fit
     from pympa.footprint.survey import survey
     from pympa.hardware.caches import cache_of_rank
     from pympa.text.table import show
@@ -137,6 +145,20 @@ def _print_footprint(options: argparse.Namespace) -> None:
     for table in tables:
         show(table)
         print()
+    memory = _memory(options, asked.plan)
+    print(fit_line(find_fit(memory, asked.rehearsal, asked.plan.world, size.lengths), size.lengths))
+
+
+def _memory(options: argparse.Namespace, plan: Plan) -> Memory:
+    """Return the memory that is asked about: that of this host for all ranks, or of a cluster."""
+    from pympa.costs.cluster import load_cluster
+    from pympa.footprint.fits import Memory
+    from pympa.hardware.memory import available_bytes
+
+    if options.cluster is None:
+        return Memory("this host, with all ranks on it", available_bytes(), plan.world)
+    device = load_cluster(options.cluster).device
+    return Memory(device.name, int(device.memory_bytes), 1)
 
 
 def _fitting(asked: _Request, cache: int | None) -> list[int | None]:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pympa.bench.report.published_figures import Figure
 from pympa.command.line import number_list
+from pympa.footprint.fits import Fit
 from pympa.footprint.survey import Survey
 from pympa.runtime.ledger import USES
 from pympa.text.table import Table
@@ -93,6 +94,24 @@ def working_set_table(survey: Survey, fitting: Sequence[int | None]) -> Table:
         shown = "-" if rows is None else f"{rows:,}"
         table.add_row(number_list(numbers), *(_in(unit, size) for size in sizes), shown)
     return table
+
+
+def fit_line(fit: Fit, lengths: Sequence[int]) -> str:
+    """Return whether a plan fits a memory with all keys and values, and what the most is.
+
+    Args:
+        fit: what was found.
+        lengths: the number of tokens of each sequence.
+    """
+    memory, batch = fit.memory, len(lengths)
+    answer = "fits" if fit.fits else "does not fit"
+    sequences = "1 sequence" if batch == 1 else f"{batch:,} sequences"
+    return (
+        f"With all keys and values it {answer} {memory.name}: {_readable(fit.needed_bytes)} of "
+        f"{_readable(memory.size_bytes)}, {_readable(fit.kv_bytes)} of them keys and values. "
+        f"The most that fits: {fit.longest:,} tokens with {sequences}, or "
+        f"{fit.most_sequences:,} sequences of {max(lengths):,} tokens."
+    )
 
 
 def figure_table(title: str, figures: Iterable[Figure]) -> Table:

@@ -19,7 +19,7 @@ from pympa.model.resources import RankResources, connect
 from pympa.plan.mesh import Plan
 from pympa.plan.partition import Stages
 from pympa.runtime.arena import DEVICE_ALIGNMENT_BYTES, Arena
-from pympa.runtime.ledger import Ledger
+from pympa.runtime.ledger import USES, Ledger
 from pympa.runtime.loops import Loops
 from pympa.runtime.trace import Trace
 from pympa.spec import ModelSpec
@@ -99,6 +99,7 @@ class Rehearsal:
         arena: the arena, which has no memory.
         ledger: the ledger of the arena's bytes by use.
         model: this rank's part of the model.
+        loading_bytes: the most bytes that are in use while weights are loaded.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Rehearsal:
         self.arena, self.ledger = resources.arena, Ledger()
         self.arena.ledger = self.ledger
         self.model = Model(spec, resources, dtype, stages=stages)
+        self.loading_bytes = self.arena.peak_bytes
 
     def step(
         self,
@@ -140,6 +142,22 @@ class Rehearsal:
         ids = [np.broadcast_to(np.int32(0), (length,)) for length in lengths]
         with self.arena.scope():
             self.model.forward(self.model.prepare(ids, micro_batches, all_logits=all_logits))
+
+
+def peak_uses(rehearsal: Rehearsal, lengths: Sequence[int]) -> dict[str, int]:
+    """Return the bytes by use at the peak of a step, without those of loading.
+
+    Args:
+        rehearsal: the rehearsal of a rank; it is run.
+        lengths: the number of tokens of each sequence.
+    """
+    ledger = rehearsal.ledger
+    ledger.restart_peak(rehearsal.arena.used_bytes)
+    rehearsal.step(lengths)
+    found: dict[str, int] = dict.fromkeys(USES, 0)
+    for (_, use), size in ledger.peak.items():
+        found[use] += size
+    return found
 
 
 def rehearse(

@@ -81,6 +81,11 @@ class Attention:
             softcap=spec.softcap,
         )
 
+    @property
+    def kv_row_bytes(self) -> int:
+        """The bytes of a token's keys and values on this rank."""
+        return self._ring_kv_heads * (self._qk_dim + self._v_dim) * self._layer.dtype.itemsize
+
     def cache(self, parts: Sequence[MicroBatch], visible: VisibleKeys) -> KvCache:
         """Return a cache for the keys and values of micro-batches, in the arena.
 

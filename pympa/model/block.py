@@ -43,6 +43,11 @@ class Block:
         self._mlp = None if layer.spec.experts else Mlp(layer)
         self._moe = Moe(layer) if layer.spec.experts else None
 
+    @property
+    def kv_row_bytes(self) -> int:
+        """The bytes of a token's keys and values on this rank."""
+        return self._attention.kv_row_bytes
+
     def start_step(
         self,
         parts: Sequence[MicroBatch],

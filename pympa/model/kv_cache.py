@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pympa.kernels import KvBlock
 from pympa.model.batch import MicroBatch
-from pympa.plan.layout import Layout
+from pympa.plan.layout import Layout, split_batch, split_tokens
+from pympa.plan.mesh import Mesh
 from pympa.runtime.arena import Arena, Array
+
+
+def kept_rows(mesh: Mesh, lengths: Sequence[int], window: int | None) -> int:
+    """Return the rows of keys that a rank keeps of whole sequences, in one layer.
+
+    Args:
+        mesh: the rank's coordinates.
+        lengths: the number of tokens of each sequence of the batch.
+        window: the keys that a query sees; None means all.
+    """
+    plan = mesh.plan
+    seen = [length if window is None else min(length, window) for length in lengths]
+    group = split_batch(seen, plan.dp)[mesh.coordinate("dp")]
+    layouts = split_tokens(group, plan.cp, plan.balance)
+    first = mesh.coordinate("cp") // plan.head_exchange * plan.head_exchange
+    return sum(layout.rows for layout in layouts[first : first + plan.head_exchange])
 
 
 class VisibleKeys:

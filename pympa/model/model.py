@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pympa.model.batch import Batch, MicroBatch, lay_out_batch
 from pympa.model.block import Block, BlockStep
-from pympa.model.kv_cache import VisibleKeys
+from pympa.model.kv_cache import VisibleKeys, kept_rows
 from pympa.model.layer import Layer, Probe, normed
 from pympa.model.projections import RopeTable
 from pympa.model.random_weights import random_weights
@@ -115,6 +115,20 @@ class Model:
     def parameters(self) -> int:
         """The number of elements of all weights on this rank, including norms and biases."""
         return self._weights.elements
+
+    def kv_bytes(self, lengths: Sequence[int]) -> int:
+        """Return the bytes of the keys and values of all layers of this rank for whole sequences.
+
+        Of a layer with a window only the keys count that a next token sees.
+        """
+        rows = {
+            window: kept_rows(self.mesh, lengths, window)
+            for window in {layer.window for layer in self.spec.blocks}
+        }
+        return sum(
+            rows[self.spec.blocks[index].window] * block.kv_row_bytes
+            for index, block in self._blocks.items()
+        )
 
     def prepare(
         self,

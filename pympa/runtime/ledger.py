@@ -49,6 +49,11 @@ class Ledger:
         _keep_most(self.parts, self.part, {use: self._of(use) for use in USES if use != "loading"})
         self._record_working_set()
 
+    def restart_peak(self, used_bytes: int) -> None:
+        """Restart `peak` from the bytes in use."""
+        self._peak_bytes = used_bytes
+        self.peak = {key: held for key, held in self._held.items() if key[1] != TILE}
+
     def read(self, size: int) -> None:
         """Record that a kernel reads a weight in tiles of `size` bytes."""
         self._add(TILE, size)

@@ -15,7 +15,7 @@ from pympa.checkpoint.array_tensors import ArrayTensors
 from pympa.checkpoint.checkpoint import open_checkpoint, read_config
 from pympa.checkpoint.families import describe
 from pympa.checkpoint.names import Part
-from pympa.checkpoint.places import find_places
+from pympa.checkpoint.places import family_places
 from pympa.checkpoint.source import CheckpointSource
 from pympa.errors import RefusedError
 from pympa.model.random_weights import random_weights
@@ -83,7 +83,7 @@ def find_request(
         where,
         spec,
         weights,
-        lambda tensors: find_places(spec, family, tensors),
+        lambda tensors: family_places(spec, family, tensors),
         description.dtype,
     )
 

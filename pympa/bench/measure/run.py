@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pympa.bench.experiment.description import (
     Experiment,
     Size,
@@ -36,7 +39,7 @@ from pympa.costs.cluster import Cluster
 from pympa.errors import RefusedError
 from pympa.kernels.cuda import check_dtype
 from pympa.kernels.peaks import Machine
-from pympa.model.random_weights import random_weights
+from pympa.model.random_weights import philox_bits, random_weights
 from pympa.model.weights import WeightSource
 from pympa.session.room import Room
 from pympa.session.team import Team
@@ -236,9 +239,26 @@ def _find_candidates(
         else:
             candidates.append(replace(found, forecast=forecast))
     if candidates:  # the input fits into memory
-        ids = tuple(team.check(lambda: load_ids(options.input, task.size)))
+        ids = tuple(team.check(lambda: _input_ids(options.input, task)))
         candidates = [replace(each, job=replace(each.job, ids=ids)) for each in candidates]
     return candidates, failures
+
+
+def _input_ids(path: str | None, task: Task) -> Sequence[NDArray[np.int32]]:
+    """Return the token ids of a task; of a model without a tokenizer, any ids that it knows."""
+    if task.checkpoint is None:
+        return load_ids(path, task.size)
+    tokenizer = task.checkpoint.tokenizer()
+    if tokenizer is None:
+        return load_ids(path, task.size, partial(_any_ids, vocabulary=task.size.model.vocabulary))
+    return load_ids(path, task.size, tokenizer.encode)
+
+
+def _any_ids(text: str, vocabulary: int) -> Sequence[int]:
+    """Return as many token ids as a text has characters, the same ones for the same length."""
+    bits = philox_bits("ids", 0, len(text))
+    found: list[int] = (bits % np.uint32(vocabulary)).tolist()
+    return found
 
 
 def _measure(
