@@ -65,13 +65,14 @@ def test_dry_counts_as_a_real_one(sizes):
      Plan(dp=2, cp=2, balance="contiguous")],
     ids=str,
 )  # fmt: skip
+@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.SLIDING], ids=["dense", "windows"])
 @pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16"], [1]))
-def test_rehearsal_needs_what_a_run_needs(plan, dtype):
+def test_rehearsal_needs_what_a_run_needs(plan, spec, dtype):
     lengths = (2500, 3, 700)
 
     def body(endpoint):
         rank = build_resources(endpoint, plan, isa=worlds.ISA)
-        model = Model(worlds.DENSE, rank, DTYPES[dtype])
+        model = Model(spec, rank, DTYPES[dtype])
         prepared = model.prepare(worlds.batch(lengths))
         model.forward(prepared)
         blocks = rank.arena.blocks
@@ -82,7 +83,7 @@ def test_rehearsal_needs_what_a_run_needs(plan, dtype):
     measured = LocalWorld(plan.world).run(body)
     rehearsed = []
     for r in range(plan.world):
-        rehearsal = Rehearsal(worlds.DENSE, plan, r, DTYPES[dtype], isa=worlds.ISA)
+        rehearsal = Rehearsal(spec, plan, r, DTYPES[dtype], isa=worlds.ISA)
         rehearsal.step(lengths)
         rehearsed.append((rehearsal.arena.peak_bytes, rehearsal.arena.mapped_bytes))
     assert measured == rehearsed

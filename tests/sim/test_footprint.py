@@ -47,6 +47,7 @@ def rehearsal_of(spec, plan, stages=None):
         (worlds.DENSE, "cp=3,pp=2,micro_batches=30"),
         (worlds.DENSE, "cp=4,ulysses=2"),
         (worlds.DENSE, "tp=2,dim=2"),
+        (worlds.SLIDING, "cp=4,micro_batches=9"),
         (worlds.ODD, "tp=2,dp=3"),
         (worlds.EXPERTS, "tp=2,cp=2,ep=2"),
         (worlds.EXPERTS, "tp=4,ep=2,etp=2"),

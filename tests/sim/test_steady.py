@@ -35,6 +35,11 @@ MIXED = ModelSpec(
         LayerSpec(repeat=4, heads=4, kv_heads=2, head_dim=16, mlp_hidden=40, gated=True),
     ),
 )
+WINDOWS = ModelSpec(
+    d_model=64,
+    vocabulary=256,
+    layers=(LayerSpec(repeat=6, heads=8, head_dim=16, mlp_hidden=72, window=70),),
+)
 CASES = [
     (MIXED, "cp=4"),
     (MIXED, "cp=4,balance=contiguous"),
@@ -46,6 +51,9 @@ CASES = [
     (MIXED, "tp=2,pp=4,micro_batches=16"),
     (MIXED, "pp=2,micro_batches=64"),
     (MIXED, "cp=4,cp_scheme=ulysses"),
+    (WINDOWS, "cp=8"),
+    (WINDOWS, "cp=4,dim=2"),
+    (WINDOWS, "cp=2,pp=2,micro_batches=64"),
     (MOE, "dp=4,ep=4"),
     (MOE, "tp=4,pp=2,ep=4,micro_batches=8"),
     (MOE, "cp=2,tp=2,ep=2"),

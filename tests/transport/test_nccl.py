@@ -141,7 +141,7 @@ def test_order_alone_keeps_ranks_from_a_circle(spec, plan, how, monkeypatch):
         (worlds.DENSE, Plan(cp=2, dim=2, dim_algo="reduce")),
         (worlds.DENSE, Plan(cp=4, ulysses=2)),
         (worlds.DENSE, Plan(cp=3, cp_scheme="allgather")),
-        (worlds.WINDOWED, Plan(cp=4, balance="contiguous")),
+        (worlds.SLIDING, Plan(cp=4)),
         (worlds.EXPERTS, Plan(dp=2, tp=2, ep=2, etp=2)),
         (worlds.ODD_EXPERTS, Plan(cp=2, dp=2, ep=4)),
     ],

@@ -70,6 +70,7 @@ def test_a_message_of_another_size(sizes):
         (worlds.DENSE, Plan(tp=2, pp=2, micro_batches=3)),
         (worlds.DENSE, Plan(cp=2, dim=2)),
         (worlds.DENSE, Plan(cp=4, ulysses=2)),
+        (worlds.SLIDING, Plan(cp=4)),
         (worlds.ODD_EXPERTS, Plan(cp=2, dp=2, ep=4)),
     ],
     ids=lambda value: str(value) if isinstance(value, Plan) else "",
