@@ -77,7 +77,7 @@ class LoadedModel:
         longest = declared.context or _DEFAULT_CONTEXT
         self._stages = stage_bounds(self.spec, plan, longest, itemsize=dtype.itemsize)
         rehearsal = self._rehearsal()
-        weights = rehearsal.arena.mapped_bytes
+        weights = rehearsal.model.parameters * dtype.itemsize
         if declared.context:
             rehearsal.step([declared.context] * declared.batch)
         self._refuse_shortage(f"{request.title}: plan {plan}", rehearsal.arena.mapped_bytes)
