@@ -122,7 +122,8 @@ class _Fields:
         value = self.metadata.get(_PREFIX + name, np.zeros(len(self.tokens)))
         if not isinstance(value, np.ndarray) or len(value) != len(self.tokens):
             raise self.wrong(name, f"{len(self.tokens):,} numbers", "another value")
-        return value.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN of a broken file
+            return value.astype(np.float64)
 
     def of(self, kind: TokenType) -> list[str]:
         """Return the tokens of a type."""

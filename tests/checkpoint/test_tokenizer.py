@@ -172,6 +172,16 @@ def test_a_broken_file_is_refused(tmp_path, bytes_of_llama, name, text, why):
         load_tokenizer(tmp_path)
 
 
+def test_a_template_of_tokens_without_ids_is_refused_before_the_package_panics(
+    tmp_path, bytes_of_llama, capfd
+):
+    path = write_directory(tmp_path, bytes_of_llama) / "tokenizer.json"
+    path.write_text(path.read_text().replace('"id": "<|start|>"', '"id": "<|other|>"', 1))
+    with pytest.raises(RefusedError, match=r"without the token '<\|other\|>'"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", None])
 def test_a_directory_without_tokenizer_json_says_how_to_get_one(tmp_path, name):
     (tmp_path / "model.safetensors").write_bytes(b"")
