@@ -54,17 +54,19 @@ class Split:
 
     Attributes:
         expressions: the regular expressions, each applied to the pieces of the one before.
+        compose: whether text is brought to Unicode's composed form (NFC) before.
         whole_words: whether a piece that is a token is taken without merges.
         add_bos: whether a text starts with the bos token, if the file does not say.
     """
 
     expressions: tuple[str, ...]
+    compose: bool = False
     whole_words: bool = False
     add_bos: bool = False
 
 
 _LLAMA_3 = Split((_words("{1,3}"),), whole_words=True, add_bos=True)
-_QWEN_2 = Split((_words(""),))
+_QWEN_2 = Split((_words(""),), compose=True)
 _PLAIN, _BY_DIGIT = Split((_GPT2,)), Split((_DIGIT, _GPT2))
 _GPT_4O = Split((_cased("{1,3}", f"{_ENDINGS}?"),))
 SPLITS = {

@@ -8,7 +8,7 @@ tokenizers package. Gemma's scores do not give its order, positions in the vocab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -122,7 +122,8 @@ class _Fields:
         value = self.metadata.get(_PREFIX + name, np.zeros(len(self.tokens)))
         if not isinstance(value, np.ndarray) or len(value) != len(self.tokens):
             raise self.wrong(name, f"{len(self.tokens):,} numbers", "another value")
-        return value.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN of a broken file
+            return value.astype(np.float64)
 
     def of(self, kind: TokenType) -> list[str]:
         """Return the tokens of a type."""
@@ -155,13 +156,12 @@ def _byte_level(fields: _Fields) -> tuple[tokenizers.Tokenizer, bool]:
     if split is None:
         known = ", ".join(SPLITS)
         raise fields.wrong("pre", f"one of {known}", name or "none, as in files of 2023")
-    merges = []
-    for merge in fields.texts("merges"):
-        left, _, right = merge.partition(" ")
-        merges.append((left, right))
+    merges = _listed_merges(fields)
     with refused(f"{fields.where}: expected merges of its tokens"):
         model = models.BPE(vocab=fields.ids, merges=merges, ignore_merges=split.whole_words)
         backend = tokenizers.Tokenizer(model)
+    if split.compose:
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(one), "isolated") for one in split.expressions),
@@ -175,10 +175,12 @@ def _byte_level(fields: _Fields) -> tuple[tokenizers.Tokenizer, bool]:
 def _sentencepiece(fields: _Fields) -> tokenizers.Tokenizer:
     """Return a tokenizer for the BPE of SentencePiece, with bytes for unknown characters."""
     unknown = fields.token_id("unknown")
+    listed = _PREFIX + "merges" in fields.metadata
+    merges = _listed_merges(fields) if listed else _rebuilt_merges(fields)
     with refused(f"{fields.where}: expected a vocabulary of SentencePiece"):
         model = models.BPE(
             vocab=fields.ids,
-            merges=[*_merges(fields)],
+            merges=merges,
             unk_token=None if unknown is None else fields.tokens[unknown],
             fuse_unk=True,
             byte_fallback=bool(fields.of(TokenType.BYTE)),
@@ -194,19 +196,25 @@ def _sentencepiece(fields: _Fields) -> tokenizers.Tokenizer:
     return backend
 
 
-def _merges(fields: _Fields) -> Iterator[tuple[str, str]]:
-    """Yield the merges of a vocabulary that has scores only, the best first."""
+def _listed_merges(fields: _Fields) -> list[tuple[str, str]]:
+    """Return the merges that a file lists, the first one before all others."""
+    halves = (merge.partition(" ") for merge in fields.texts("merges"))
+    return [(left, right) for left, _, right in halves]
+
+
+def _rebuilt_merges(fields: _Fields) -> list[tuple[str, str]]:
+    """Return the merges of a vocabulary that has scores only, the best first."""
     order = np.argsort(-fields.numbers("scores"), kind="stable")
     if str(fields.metadata.get("general.architecture")).startswith(_BY_POSITION):
         order = np.arange(len(fields.tokens))
-    ids = fields.ids
     single = np.isin(fields.types, [TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE])
+    ids, merges = fields.ids, []
     for index in order[~single[order]].tolist():
         token = fields.tokens[index]
         halves = ((token[:at], token[at:]) for at in range(1, len(token)))
         found = [(ids[a], ids[b], a, b) for a, b in halves if a in ids and b in ids]
-        for _, _, left, right in sorted(found):
-            yield left, right
+        merges += [(left, right) for _, _, left, right in sorted(found)]
+    return merges
 
 
 def _ends(fields: _Fields) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ from pympa.text.files import read_file
 
 MOST_JSON_BYTES = 1 << 28  # the vocabularies of today have 33 MB, indexes of shards 9 MB
 _MOST_LEVELS = 64  # of nested brackets: published configurations have 6
-_MOST_BITS = 64  # of a whole number
-_DIGITS = 20  # of a whole number of 64 bits
+_MOST_BITS = 128  # of a whole number: many a tokenizer_config.json has int(1e30) for "no limit"
+_DIGITS = 39  # of a whole number of 128 bits
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_JSON_BYTES, *, start: bool = False) -> bytes:
@@ -63,7 +63,7 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
 
     Raises:
         RefusedError: the text is not JSON, is no object, is nested too deeply, has a name twice in
-            an object, or has a whole number beyond 64 bits.
+            an object, or has a whole number beyond 128 bits.
     """
     try:
         value = json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_whole)
@@ -99,7 +99,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    """Return a whole number of at most 64 bits."""
+    """Return a whole number that is not absurdly long."""
     if len(digits.lstrip("-")) <= _DIGITS:
         number = int(digits)
         if number.bit_length() <= _MOST_BITS:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pympa.checkpoint.json_file import read_json
 from pympa.checkpoint.mapped import MappedFiles
-from pympa.checkpoint.model_directory import ModelFiles, find_model, member
+from pympa.checkpoint.model_directory import ModelFiles, find_model, member, optional_member
 from pympa.checkpoint.safetensors_header import DTYPES, read_header
 from pympa.checkpoint.tensors import Spans, StoredTensor, find_tensor, select
 from pympa.errors import RefusedError
@@ -74,6 +74,12 @@ def _read_shards(files: ModelFiles) -> dict[str, StoredTensor]:
     if len(shards) > _MOST_SHARDS:
         raise RefusedError(
             f"{where}: weight_map: expected at most {_MOST_SHARDS:,} files; got {len(shards):,}"
+        )
+    absent = [shard for shard in shards if optional_member(files.directory, shard) is None]
+    if absent:
+        raise RefusedError(
+            f"{where}: expected {len(shards):,} files of weights; {len(absent):,} are missing, "
+            f"the first is {shown(absent[0])}; download the model again"
         )
     found: dict[str, StoredTensor] = {}
     for shard in shards:

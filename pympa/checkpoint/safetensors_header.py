@@ -8,7 +8,6 @@ it; offsets are read here, because the package hands out copies and pympa wants 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,6 +17,7 @@ import safetensors
 
 from pympa.checkpoint.foreign import refused
 from pympa.checkpoint.json_file import parse_json, read_bytes
+from pympa.checkpoint.mapped import map_file
 from pympa.checkpoint.tensors import StoredTensor
 from pympa.errors import RefusedError
 from pympa.text.escape import shown
@@ -68,7 +68,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         )
     data = _LENGTH_BYTES + length
     text = read_bytes(path, data, start=True)[_LENGTH_BYTES:]
-    file_bytes = os.path.getsize(path)
+    file_bytes = map_file(path).size
     if len(text) < length:
         raise RefusedError(
             f"{where}: expected a header of {length:,} bytes; got {len(text):,}; {_AGAIN}"

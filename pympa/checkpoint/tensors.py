@@ -24,7 +24,7 @@ from pympa.plan.layout import Bounds
 from pympa.text.escape import shown
 
 Spans = Sequence[Bounds] | None
-"""The (start, stop) of the parts of an axis in ascending order; None means the whole axis."""
+"""The (start, stop) of parts of an axis, one after the other; None means the whole axis."""
 _PIECE_ELEMENTS = 1 << 22  # limits what is widened at a time to 16 MB of float32
 _LONGEST_NAME = 200  # of a tensor for which another one is suggested
 
@@ -146,7 +146,7 @@ def select(array: NDArray[Any], spans: Sequence[Spans]) -> NDArray[Any]:
         spans: the spans of each axis, from the first; axes left out are taken whole.
 
     Raises:
-        ValueError: spans are not ascending, or not within the array.
+        ValueError: spans are not within the array.
     """
     check_spans(array.shape, spans)
     if all(of_axis is None or len(of_axis) == 1 for of_axis in spans):
@@ -168,21 +168,19 @@ def selected_shape(shape: Sequence[int], spans: Sequence[Spans]) -> tuple[int, .
 
 
 def check_spans(shape: Sequence[int], spans: Sequence[Spans]) -> None:
-    """Refuse spans that are not ascending, or not within an array.
+    """Refuse spans that are not within an array.
 
     Raises:
-        ValueError: spans are not allowed, or are more than axes.
+        ValueError: a span is not within its axis, or there are more of them than axes.
     """
     if len(spans) > len(shape):
         raise ValueError(f"spans: expected at most {len(shape)} axes; got {len(spans)}")
     for axis, (of_axis, extent) in enumerate(zip(spans, shape, strict=False)):
-        at = 0
         for start, stop in of_axis or ():
-            if not at <= start <= stop <= extent:
+            if not 0 <= start <= stop <= extent:
                 raise ValueError(
-                    f"spans: axis {axis}: expected ascending spans within {extent}; got {of_axis}"
+                    f"spans: axis {axis}: expected spans within {extent}; got {start} to {stop}"
                 )
-            at = stop
 
 
 def _placed(of_axis: Spans, extent: int) -> Iterator[tuple[slice, slice]]:

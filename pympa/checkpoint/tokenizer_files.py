@@ -8,6 +8,7 @@ file has the last word follows transformers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     text = read_bytes(path)
     with refused(f"{where}: {_TOKENIZER}: expected a tokenizer"):
         backend = tokenizers.Tokenizer.from_str(text.decode())
+        _refuse_undefined_ends(backend)
     config = _optional(directory, _CONFIG)
     named = _named_tokens(directory, config)
     ids = {name: _id_of(backend, token) for name, token in named.items()}
@@ -95,6 +97,19 @@ def _id_of(backend: tokenizers.Tokenizer, token: str) -> int | None:
     with refused(f"token {shown(token)}: expected Unicode"):
         found: int | None = backend.token_to_id(token)
     return found
+
+
+def _refuse_undefined_ends(backend: tokenizers.Tokenizer) -> None:
+    """Refuse a template of added tokens that names one without an id: the package would panic."""
+    if backend.post_processor is None:
+        return
+    state = json.loads(backend.post_processor.__getstate__())
+    for one in state.get("processors", [state]):
+        pieces = [*one.get("single", ()), *one.get("pair", ())]
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        missing = sorted(named - one.get("special_tokens", {}).keys())
+        if missing and one["type"] == "TemplateProcessing":
+            raise ValueError(f"a post_processor without the token {missing[0]!r}")
 
 
 def _add_bos(backend: tokenizers.Tokenizer, bos: str, where: str) -> None:

@@ -21,7 +21,8 @@ from pympa.text.escape import shown
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("F32", "F16", "BF16", "F8_E8M0")
-_SUFFIXES = {"fp8": "_scale_inv", "compressed-tensors": "_scale", "fbgemm_fp8": "_scale"}
+_SCALED = ("fp8", "fbgemm_fp8", "compressed-tensors")  # values of quant_method
+_SUFFIXES = ("_scale_inv", "_scale")  # both multiply, whatever the first is called
 _METHODS = "fp8, fbgemm_fp8, compressed-tensors (float-quantized) or mxfp4"
 _BLOCKS, _EXPONENTS = "_blocks", "_scales"  # the suffixes of MXFP4
 _GROUP_BYTES = MXFP4_GROUP // 2
@@ -48,7 +49,7 @@ def widened(tensors: Tensors, quantization: Mapping[str, Any] | None) -> Tensors
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     if method == "mxfp4":
         return WidenedTensors(tensors, _mxfp4(tensors))
-    if not isinstance(method, str) or method not in _SUFFIXES:
+    if not isinstance(method, str) or method not in _SCALED:
         raise RefusedError(
             f"{where}: quant_method: expected {_METHODS}; got {shown(repr(method))}; use weights "
             "that are not quantised, or a GGUF file"
@@ -60,7 +61,7 @@ def widened(tensors: Tensors, quantization: Mapping[str, Any] | None) -> Tensors
             "are not quantised, or a GGUF file"
         )
     block = _block(method, quantization, where)
-    return WidenedTensors(tensors, _scaled(tensors, _SUFFIXES[method], block))
+    return WidenedTensors(tensors, _scaled(tensors, block))
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,13 @@ class WidenedTensors:
         return widen_scaled(values, scales.reshape(quantised.shape), quantised.blocks, *spans)
 
 
-def _scaled(tensors: Tensors, suffix: str, block: tuple[int, int] | None) -> list[_Quantised]:
+def _scaled(tensors: Tensors, block: tuple[int, int] | None) -> list[_Quantised]:
     """Return the fp8 tensors with their scales."""
     found = []
     for name, tensor in tensors.stored.items():
         if tensor.dtype in _FP8:
-            scales = find_tensor(tensors, name + suffix)
+            names = [name + suffix for suffix in _SUFFIXES]
+            scales = find_tensor(tensors, next(filter(tensors.stored.get, names), names[0]))
             where = f"{tensors.where}: tensor {shown(scales.name)}"
             if scales.dtype not in _SCALES:
                 raise RefusedError(

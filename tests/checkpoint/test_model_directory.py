@@ -126,13 +126,19 @@ def test_the_parts_of_a_split_file(tmp_path):
         (b"null", "got null"),
         (b'"x"', "got a text"),
         (b'{"a": {"b": 1, "b": 2}}', "'b' twice"),
-        (b'{"a": 36893488147419103232}', "64 bits"),
+        (b'{"a": 680564733841876926926749214863536422912}', "128 bits"),
         (b"[" * 1_000_000, "levels of brackets"),
     ],
 )
 def test_json_that_is_refused(text, why):
     with pytest.raises(RefusedError, match=why):
         parse_json(text, "config.json")
+
+
+def test_json_may_have_the_largest_number_of_published_files():
+    assert parse_json(b'{"model_max_length": %d}' % int(1e30), "t") == {
+        "model_max_length": int(1e30)
+    }
 
 
 def test_json_that_is_too_long(tmp_path):

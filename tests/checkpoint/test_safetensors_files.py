@@ -69,7 +69,7 @@ def test_a_read_of_one_span_an_axis_is_a_view_that_nobody_can_write(tmp_path):
     np.testing.assert_array_equal(part, MATRIX[3:9, 8:16])
 
 
-@pytest.mark.parametrize("rows", [None, [], [(0, 37)], [(2, 5), (5, 6), (30, 37)], [(4, 4)]])
+@pytest.mark.parametrize("rows", [None, [], [(0, 37)], [(2, 5), (30, 37), (5, 6)], [(4, 4)]])
 @pytest.mark.parametrize("cols", [None, [], [(1, 24)], [(0, 3), (7, 24)]])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_spans_of_rows_and_columns(tmp_path, monkeypatch, rows, cols, dtype):
@@ -87,7 +87,7 @@ def test_spans_of_rows_and_columns(tmp_path, monkeypatch, rows, cols, dtype):
     np.testing.assert_array_equal(out, expected)
 
 
-@pytest.mark.parametrize("spans", [[[(3, 2)]], [[(0, 38)]], [[(5, 6), (0, 1)]], [None] * 3])
+@pytest.mark.parametrize("spans", [[[(3, 2)]], [[(0, 38)]], [[(-1, 1)]], [None] * 3])
 def test_spans_must_lie_within_a_tensor(spans):
     with pytest.raises(ValueError, match="spans: "):
         select(MATRIX, spans)
@@ -172,13 +172,13 @@ def test_a_file_cut_after_it_was_opened_is_refused_not_read(tmp_path):
         ({"weight_map": []}, "weight_map"),
         ({"weight_map": {"a": 3}}, "weight_map"),
         ({"weight_map": {"d": "one.safetensors"}}, "expected tensor d in one.safetensors"),
-        ({"weight_map": {"a": "three.safetensors"}}, "No such file"),
+        ({"weight_map": {"a": "three.safetensors"}}, "1 are missing, the first is three"),
         ({"weight_map": {"a": "../one.safetensors"}}, "plain file name"),
         ({"weight_map": {"a": "/etc/passwd"}}, "plain file name"),
         ({"weight_map": {"a": ".."}}, "plain file name"),
         ({"weight_map": {"a": "x\0y"}}, "plain file name"),
         ({"weight_map": {"a": "\ud800"}}, ""),
-        ({"weight_map": {"a": "n" * 5000}}, "too long"),
+        ({"weight_map": {"a": "n" * 5000}}, "are missing"),
     ],
 )
 def test_an_index_that_leads_astray_is_refused(tmp_path, index, why):

@@ -21,6 +21,7 @@ SPANS = [
     (None, None),
     ([(3, 140)], [(100, 131)]),
     ([(0, 1), (127, 129), (250, 300)], [(5, 6), (31, 64), (127, 260)]),
+    ([(250, 300), (0, 1)], [(128, 200), (3, 4), (4, 70)]),
     ([], [(0, 7)]),
     ([(2, 5)], []),
 ]
@@ -137,7 +138,7 @@ def test_a_checkpoint_of_fp8_blocks_is_seen_plain(tmp_path, scale_dtype):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (30,), (30, 1)])
-@pytest.mark.parametrize("method", ["compressed-tensors", "fbgemm_fp8"])
+@pytest.mark.parametrize("method", ["compressed-tensors", "fbgemm_fp8", "fp8"])
 def test_a_checkpoint_of_fp8_rows_is_seen_plain(tmp_path, shape, method):
     values, scales = fp8(30, 26), np.asarray(positive(*shape))
     quantization = FLOAT_QUANTIZED if method == "compressed-tensors" else {"quant_method": method}

@@ -26,6 +26,7 @@ TEXTS = [
     "unseen: žluťoučký 🎉 kůň\u0301\r\nx\t\ty   z",
     "<|turn|>user\nHi there<|end|> and <think> so",
     "The The the THE tHe 1 12 123 1234 00012",
+    "cafe\u0301 in two forms: café",
 ]
 SPECIAL = ["<|start|>", "<|end|>", "<|turn|>"]
 USER_DEFINED = ["<think>"]
