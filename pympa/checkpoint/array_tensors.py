@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ class ArrayTensors:
             )
             for name, array in arrays.items()
         }
+
+    @property
+    def identity(self) -> str:
+        """A text that tells these arrays from others, by their names and first elements."""
+        digest = hashlib.sha256()
+        for name in sorted(self.stored):
+            stored = self.stored[name]
+            first = self.read(name, *([(0, 1)] for _ in stored.shape[:-1]))
+            digest.update(repr((name, stored.dtype, stored.shape)).encode() + first.tobytes())
+        return f"arrays {digest.hexdigest()[:16]}"
 
     def read(self, name: str, *spans: Spans) -> NDArray[Any]:
         """See `Tensors.read`."""

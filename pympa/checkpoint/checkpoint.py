@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pympa.checkpoint.families import Description, describe
+from pympa.checkpoint.fingerprint import fingerprint
 from pympa.checkpoint.gguf_file import open_gguf
 from pympa.checkpoint.gguf_model import FREQUENCIES, describe_gguf
 from pympa.checkpoint.gguf_names import gguf_tensors
@@ -84,16 +85,17 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
     files = find_model(path)
     if files.kind == "gguf":
         file = open_gguf(files)
-        tensors: Tensors = file
-        description = describe_gguf(file)
+        stored: Tensors = file
+        tensors, description = stored, describe_gguf(file)
         known = dict(gguf_tensors(description.spec))
         places = find_places(description.spec, known, tensors, FREQUENCIES)
     else:
         values = read_config(files.directory)
         description = describe(values, _where(files.directory), ignore_fields)
-        tensors = widened(open_safetensors(files), values.get("quantization_config"))
+        stored = open_safetensors(files)
+        tensors = widened(stored, values.get("quantization_config"))
         places = family_places(description.spec, description.family.name, tensors)
-    source = CheckpointSource(tensors, places)
+    source = CheckpointSource(tensors, places, f"checkpoint {fingerprint(stored)}")
     return Checkpoint(str(path), files, description, source, stored_bytes(tensors, places))
 
 

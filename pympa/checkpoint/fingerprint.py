@@ -26,7 +26,7 @@ def fingerprint(tensors: Tensors) -> str:
     Raises:
         RefusedError: a file has changed since it was opened.
     """
-    digest, files = hashlib.sha256(), MappedFiles()
+    digest, files = hashlib.sha256(), MappedFiles(streams=False)
     every = -(-len(tensors.stored) // _MOST_SAMPLED)
     for index, name in enumerate(sorted(tensors.stored)):
         tensor = tensors.stored[name]

@@ -16,27 +16,40 @@ _AHEAD_BYTES = 64 << 20  # of a file that the system reads while a tensor before
 
 
 class _Map:
-    """One file's map, of which the system reads parts ahead."""
+    """One file's map. The system reads parts of it ahead, and may forget those of before."""
 
     def __init__(self, path: Path) -> None:
         self._pages = _mapped(path)
         self.data = np.frombuffer(self._pages, np.uint8)
-        self._asked = 0  # bytes from the start of the file, of which the system knows
+        self._now = (0, 0)
 
-    def read_ahead(self, start: int, stop: int) -> None:
-        """Let the system read a part of the file, and some that follows, without waiting."""
-        first = max(start, self._asked if self._asked < stop + _AHEAD_BYTES else start)
-        first = first // mmap.PAGESIZE * mmap.PAGESIZE
-        last = min(stop + _AHEAD_BYTES, self.data.size)
-        if first < last and hasattr(mmap, "MADV_WILLNEED"):
-            self._pages.madvise(mmap.MADV_WILLNEED, first, last - first)
-            self._asked = last
+    def move_to(self, start: int, stop: int) -> None:
+        """Ask for a part of the file and for some that follows, without waiting for it.
+
+        The part that was asked for before no longer counts as memory of this process; it stays in
+        the system's cache of files, which ranks share.
+        """
+        if (start, stop) == self._now:
+            return
+        self._advise("MADV_DONTNEED", *self._now)
+        self._advise("MADV_WILLNEED", start, min(stop + _AHEAD_BYTES, self.data.size))
+        self._now = (start, stop)
+
+    def _advise(self, advice: str, start: int, stop: int) -> None:
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < stop and hasattr(mmap, advice):
+            self._pages.madvise(getattr(mmap, advice), first, stop - first)
 
 
 class MappedFiles:
-    """The memory maps of some files. A map lives as long as this object or a view of it."""
+    """The memory maps of some files. A map lives as long as this object or a view of it.
 
-    def __init__(self) -> None:
+    Args:
+        streams: whether tensors are read one after the other, as when they are loaded.
+    """
+
+    def __init__(self, *, streams: bool = True) -> None:
+        self._streams = streams
         self._maps: dict[Path, _Map] = {}
 
     def bytes_of(self, tensor: StoredTensor) -> NDArray[np.uint8]:
@@ -55,7 +68,8 @@ class MappedFiles:
                 f"{shown(str(tensor.file))}: expected {stop:,} bytes, as when it was opened; got "
                 f"{found.data.size:,}"
             )
-        found.read_ahead(tensor.offset, stop)
+        if self._streams:
+            found.move_to(tensor.offset, stop)
         return found.data[tensor.offset : stop]
 
 

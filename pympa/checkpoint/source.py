@@ -6,7 +6,6 @@ that lies together is converted from the map straight into the array of the kern
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from pympa.model.weights import WeightSpec
 from pympa.plan.layout import Bounds
 
 _PIECE_ELEMENTS = 1 << 20  # elements that are converted at once: 4 MB of float32
-_SAMPLED_TENSORS = 256  # tensors whose first bytes are part of the identity
 
 
 class CheckpointSource:
@@ -29,11 +27,11 @@ class CheckpointSource:
     Args:
         tensors: the stored tensors, all of plain numbers.
         places: the place of each tensor of the model.
+        identity: the text that identifies the weights.
     """
 
-    def __init__(self, tensors: Tensors, places: Places) -> None:
-        self._tensors, self._places = tensors, places
-        self._identity = _fingerprint(tensors, places)
+    def __init__(self, tensors: Tensors, places: Places, identity: str) -> None:
+        self._tensors, self._places, self._identity = tensors, places, identity
 
     @property
     def identity(self) -> str:
@@ -52,7 +50,7 @@ class CheckpointSource:
         width = out.shape[1] if out.ndim == 2 else 1
         if out.size == 0:
             return
-        for first, last in rows or [(0, spec.shape[0])]:
+        for first, last in [(0, spec.shape[0])] if rows is None else rows:
             for start, stop in _pieces(first, last, max(1, _PIECE_ELEMENTS // width), part.rows):
                 found = self._read(part, (start, stop), cols if out.ndim == 2 else None)
                 out[at : at + stop - start] = found
@@ -107,16 +105,3 @@ def _pieces(first: int, last: int, most: int, rows: Rows | None) -> Iterator[Bou
         stop = min(last, (first // step + 1) * step if block > 1 else first + step)
         yield first, stop
         first = stop
-
-
-def _fingerprint(tensors: Tensors, places: Places) -> str:
-    """Return a digest of names, dtypes and shapes, and of the first elements of some tensors."""
-    names = sorted({part.name for part in places.values()})
-    digest = hashlib.sha256()
-    for name in names:
-        stored = tensors.stored[name]
-        digest.update(f"{name} {stored.dtype} {stored.shape} {stored.nbytes}\n".encode())
-    for name in names[:: -(-len(names) // _SAMPLED_TENSORS)]:
-        first = tensors.read(name, *([(0, 1)] for _ in tensors.stored[name].shape[:-1]))
-        digest.update(np.ascontiguousarray(first).tobytes())
-    return f"checkpoint {digest.hexdigest()[:16]}"

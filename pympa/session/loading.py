@@ -96,7 +96,9 @@ def _from_arrays(
     dtype: str | None,
 ) -> LoadRequest:
     tensors = ArrayTensors(weights, host_array)
-    return LoadRequest(title, spec, CheckpointSource(tensors, places(tensors)), dtype)
+    return LoadRequest(
+        title, spec, CheckpointSource(tensors, places(tensors), tensors.identity), dtype
+    )
 
 
 class CountedSource:
