@@ -23,6 +23,7 @@ from pympa.session.arrays import token_ids
 from pympa.session.loading import CountedSource, LoadRequest
 from pympa.session.room import DEVICE_BYTES, Need, Room
 from pympa.session.team import Team
+from pympa.transport import Transport
 
 _ID_BYTES = 2 * 4  # one token id, on every rank, while ids are made
 _DEFAULT_CONTEXT = 4096  # tokens for which layers are cut into stages if none are declared
@@ -136,9 +137,7 @@ class LoadedModel:
         with resources.arena.scope():
             prepared = self._model.prepare(ids, all_logits=not last)
             found = self._model.forward(prepared)
-            counts = [1] * len(ids) if last else lengths
-            starts = [length - 1 for length in lengths] if last else [0] * len(ids)
-            return self._collect(found, counts, starts, everywhere=everywhere)
+            return collect_logits(self._model, team.world, found, lengths, last, everywhere)
 
     def _checked(self, sequences: Sequence[Any]) -> list[NDArray[np.int32]]:
         """Return the token ids of a call, after checking that the plan can run them."""
@@ -150,31 +149,6 @@ class LoadedModel:
         self.spec.within(max(lengths))
         check_plan(self.plan, self.spec, self.plan.world, len(ids), sum(lengths))
         return ids
-
-    def _collect(
-        self,
-        found: Sequence[Logits],
-        counts: Sequence[int],
-        starts: Sequence[int],
-        *,
-        everywhere: bool,
-    ) -> list[NDArray[np.float32]] | None:
-        """Return the logits of all ranks by sequence, micro-batch by micro-batch. Collective."""
-        team, root = self._team(), None if everywhere else 0
-        mine = everywhere or team.rank == 0
-        whole = np.empty((sum(counts) if mine else 0, self.spec.vocabulary), np.float32)
-        first_rows = sequence_starts(counts) - np.array(starts)
-        for number in range(self._model.mesh.plan.micro_batches):
-            part = None
-            if number < len(found):
-                logits = found[number]
-                values = self._model.read(logits.values)
-                part = logits.layout.rows_from(first_rows), logits.vocabulary, values
-            for piece in team.world.gather_objects(part, root=root):
-                if piece is not None:
-                    rows, (first, last), values = piece
-                    whole[rows, first:last] = values
-        return np.split(whole, np.cumsum(counts)[:-1]) if mine else None
 
     def _rehearsal(self) -> Rehearsal:
         team = self._team()
@@ -217,3 +191,39 @@ class LoadedModel:
                 f"{what} does not fit: {short}; use more nodes, another plan, or shorter or fewer "
                 "sequences"
             )
+
+
+def collect_logits(
+    model: Model,
+    world: Transport,
+    found: Sequence[Logits],
+    lengths: Sequence[int],
+    last: bool = False,
+    everywhere: bool = False,
+) -> list[NDArray[np.float32]] | None:
+    """Return the logits of all ranks by sequence, micro-batch by micro-batch. Collective.
+
+    Args:
+        model: this rank's part of the model.
+        world: the transport over all ranks.
+        found: the logits of this rank, from `Model.forward`.
+        lengths: the number of tokens of each sequence.
+        last: whether they are those of last tokens only.
+        everywhere: whether all ranks get the result; otherwise only rank 0, and others None.
+    """
+    counts = [1] * len(lengths) if last else list(lengths)
+    starts = [length - 1 for length in lengths] if last else [0] * len(lengths)
+    first_rows = sequence_starts(counts) - np.array(starts)
+    mine = everywhere or world.index == 0
+    whole = np.empty((sum(counts) if mine else 0, model.spec.vocabulary), np.float32)
+    for number in range(model.mesh.plan.micro_batches):
+        part = None
+        if number < len(found):
+            logits = found[number]
+            values = model.read(logits.values)
+            part = logits.layout.rows_from(first_rows), logits.vocabulary, values
+        for piece in world.gather_objects(part, root=None if everywhere else 0):
+            if piece is not None:
+                rows, (first, stop), values = piece
+                whole[rows, first:stop] = values
+    return np.split(whole, np.cumsum(counts)[:-1]) if mine else None
