@@ -105,8 +105,7 @@ __device__ __forceinline__ float sum_of_squares(Row<T>& row, float mean) {
   return row_sum(sum);
 }
 
-// What a row is divided by comes from itself, or rms from the squares of a row of which it is a
-// part.
+// The kind, and whether a row's mean square comes from the sum over a row of which it is a part.
 enum class Way { kLayer, kRms, kRmsOfPart };
 
 template <bool kWhole, Way kWay, class T>
