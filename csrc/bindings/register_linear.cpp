@@ -48,10 +48,10 @@ void bind_gated_linear(const Array& x, const Array& packed_gate, const Array& pa
   const OptionalView bias_up_view(op, "bias_up", bias_up);
   const OptionalView group_rows_view = OptionalView::host(op, "group_rows", group_rows);
   const TensorView workspace_view = output(op, "workspace", workspace);
-  const GateFunction function{parse_activation(op, activation), limit, alpha};
+  const ActivationRule rule{parse_activation(op, activation), limit, alpha};
   py::gil_scoped_release release;
-  gated_linear(x_view, gate_view, up_view, out_view, bias_gate_view.get(), bias_up_view.get(),
-               function, group_rows_view.get(), workspace_view, on);
+  gated_linear(x_view, gate_view, up_view, out_view, bias_gate_view.get(), bias_up_view.get(), rule,
+               group_rows_view.get(), workspace_view, on);
 }
 
 }  // namespace

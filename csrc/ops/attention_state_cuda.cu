@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const StartArgs args) {
   args.state.row_sum[row] = 0.0F;
 }
 
-// A row that has a sink is read.
+// A row with a sink counts as one that has seen a key: its `out` will be read.
 template <class T>
 __global__ void __launch_bounds__(kThreads) start_with_sinks_kernel(const StartArgs args) {
   const std::int64_t row = row_of_warp();

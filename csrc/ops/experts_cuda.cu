@@ -45,7 +45,7 @@ __global__ void combine_rows_kernel(Combine<T> args) {
         if (args.base.at) {
           float y[kCount];
           load<kWhole>(args.base(row, column), left, y);
-          // Times 1 it is the sum, whose bits are the same.
+          // A factor of 1 leaves the bits of a sum as they are.
           const float gate = args.base_gate.at ? sigmoid(*args.base_gate(row, 0)) : 1.0F;
 #pragma unroll
           for (int i = 0; i < kCount; ++i) sums[i] = fmaf(y[i], gate, sums[i]);

@@ -34,7 +34,7 @@ void linear(const TensorView& x, const TensorView& packed, const TensorView& out
             const Execution& on) {
   const char* op = "linear";
   LinearArgs args = common_args(op, x, out, group_rows, on);
-  set_function(op, args, {activation, 0.0, 0.0}, false);
+  set_activation(op, args, {activation, 0.0, 0.0}, false);
   set_workspace(op, args, workspace, false);
   set_weight(op, args, 0, packed, bias, group_rows != nullptr);
   set_residual(op, args, residual, branch);
@@ -43,11 +43,11 @@ void linear(const TensorView& x, const TensorView& packed, const TensorView& out
 
 void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
-                  const GateFunction& function, const TensorView* group_rows,
+                  const ActivationRule& rule, const TensorView* group_rows,
                   const TensorView& workspace, const Execution& on) {
   const char* op = "gated_linear";
   LinearArgs args = common_args(op, x, out, group_rows, on);
-  set_function(op, args, function, true);
+  set_activation(op, args, rule, true);
   set_workspace(op, args, workspace, true);
   set_weight(op, args, 0, packed_gate, bias_gate, group_rows != nullptr);
   set_weight(op, args, 1, packed_up, bias_up, group_rows != nullptr);

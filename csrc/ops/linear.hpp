@@ -84,17 +84,16 @@ void linear(const TensorView& x, const TensorView& packed, const TensorView& out
             const TensorView* branch, const TensorView* group_rows, const TensorView& workspace,
             const Execution& on);
 
-// A function, and the parameters that only kSwigluClamped has.
-struct GateFunction {
+// An activation, and the numbers that only kSwigluClamped has.
+struct ActivationRule {
   Activation activation;
   double limit, alpha;
 };
 
-// out = round(act(x Wg^T + bg) * (x Wu^T + bu)), or round(swiglu_clamped(x Wg^T + bg, x Wu^T +
-// bu)).
+// out = round(act(x Wg^T + bg) * (x Wu^T + bu)); kSwigluClamped takes the two sums itself.
 void gated_linear(const TensorView& x, const TensorView& packed_gate, const TensorView& packed_up,
                   const TensorView& out, const TensorView* bias_gate, const TensorView* bias_up,
-                  const GateFunction& function, const TensorView* group_rows,
+                  const ActivationRule& rule, const TensorView* group_rows,
                   const TensorView& workspace, const Execution& on);
 
 std::int64_t mlp_workspace_bytes(std::int64_t item_rows, std::int64_t hidden, std::int64_t n,
@@ -105,7 +104,7 @@ struct MlpWeights {
   const TensorView *gate, *up, *down;
   const TensorView *gate_bias, *up_bias, *bias;
   std::int64_t hidden;
-  GateFunction function;
+  ActivationRule rule;
 };
 
 // linear, or gated_linear, and the linear after it, with their bits, but the hidden state between

@@ -30,15 +30,15 @@ inline LinearArgs common_args(const char* op, const TensorView& x, const TensorV
   return args;
 }
 
-inline void set_function(const char* op, LinearArgs& args, const GateFunction& function,
-                         bool gated) {
-  args.activation = function.activation;
-  if (function.activation != Activation::kSwigluClamped) return;
+inline void set_activation(const char* op, LinearArgs& args, const ActivationRule& rule,
+                           bool gated) {
+  args.activation = rule.activation;
+  if (rule.activation != Activation::kSwigluClamped) return;
   if (!gated) {
     fail(op, "activation", "none, gelu, gelu_tanh or silu without a gate", "'swiglu_clamped'");
   }
-  args.limit = check_range(op, "limit", function.limit, kLeastNormal, kMostFactor);
-  args.alpha = check_range(op, "alpha", function.alpha, kLeastNormal, kMostFactor);
+  args.limit = check_range(op, "limit", rule.limit, kLeastNormal, kMostFactor);
+  args.alpha = check_range(op, "alpha", rule.alpha, kLeastNormal, kMostFactor);
 }
 
 inline void set_workspace(const char* op, LinearArgs& args, const TensorView& workspace,

@@ -23,7 +23,7 @@ void mlp(const TensorView& x, const MlpWeights& weights, const TensorView& out,
                mlp_workspace_bytes(item_rows, weights.hidden, args.down.n, x.dtype, gated, on));
   args.up = args.down;
   args.up.n = args.down.k = weights.hidden;
-  set_function(op, args.up, weights.function, gated);
+  set_activation(op, args.up, weights.rule, gated);
   args.up.workspace = workspace.data;
   args.item_rows = item_rows;
   if (gated) set_weight(op, args.up, 0, *weights.gate, weights.gate_bias, grouped);

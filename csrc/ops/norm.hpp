@@ -56,7 +56,7 @@ void norm(const TensorView& x, const TensorView& weight, const TensorView* bias,
           NormKind kind, double offset, const WholeRows& whole, const TensorView& out,
           const Execution& on);
 
-// out float32 [rows, 1]. Where x has whole rows, `norm` makes the same bits of them as by itself.
+// out float32 [rows, 1]. Where x has whole rows, `norm` gives the same bits with and without them.
 void sum_squares(const TensorView& x, const TensorView& out, const Execution& on);
 
 }  // namespace pympa

@@ -20,17 +20,23 @@ float mean_of(const T* x, int64_t columns) {
   return sum_lanes(sums) / static_cast<float>(columns);
 }
 
-// The sum of (x - mean)^2.
+// The sum of (x - mean)^2: of blocks, so that few numbers are added to a large one.
 template <class T>
 float sum_of_squares(const T* x, int64_t columns, float mean) {
-  V sums{};
-  for (int64_t i = 0; i < columns; i += W) {
-    V centred = load(x + i, columns - i) - splat(mean);
-    // Lanes past the end hold -mean, not 0.
-    if (columns - i < W) centred = lane_index() < static_cast<int>(columns - i) ? centred : V{};
-    sums = fma(centred, centred, sums);
+  constexpr int64_t kBlock = 512;
+  V total{};
+  for (int64_t first = 0; first < columns; first += kBlock) {
+    const int64_t last = min_of(first + kBlock, columns);
+    V sums{};
+    for (int64_t i = first; i < last; i += W) {
+      V centred = load(x + i, last - i) - splat(mean);
+      // Lanes past the end hold -mean, not 0.
+      if (last - i < W) centred = lane_index() < static_cast<int>(last - i) ? centred : V{};
+      sums = fma(centred, centred, sums);
+    }
+    total += sums;
   }
-  return sum_lanes(sums);
+  return sum_lanes(total);
 }
 
 template <class T>

@@ -105,12 +105,16 @@ __device__ __forceinline__ float sum_of_squares(Row<T>& row, float mean) {
   return row_sum(sum);
 }
 
-template <bool kWhole, NormKind kKind, class T>
+// The kind, and whether a row's mean square comes from the sum over a row of which it is a part.
+enum class Way { kLayer, kRms, kRmsOfPart };
+
+template <bool kWhole, Way kWay, class T>
 __device__ __forceinline__ void norm_row(const Norm<T>& args, std::int64_t at) {
   Row<T> row{args.x(at, 0), args.columns, {}};
   row.template hold<kWhole>();
-  const float mean = kKind == NormKind::kLayer ? mean_of<kWhole>(row) : 0.0F;
-  const float squares = args.squares.at ? *args.squares(at, 0) : sum_of_squares<kWhole>(row, mean);
+  const float mean = kWay == Way::kLayer ? mean_of<kWhole>(row) : 0.0F;
+  const float squares =
+      kWay == Way::kRmsOfPart ? *args.squares(at, 0) : sum_of_squares<kWhole>(row, mean);
   const float inverse = 1.0F / sqrtf(squares / static_cast<float>(args.width) + args.eps);
   row.template for_each<kWhole>([&](const Group<T>& x, std::int64_t column) {
     const std::int64_t left = args.columns - column;
@@ -129,14 +133,14 @@ __device__ __forceinline__ void norm_row(const Norm<T>& args, std::int64_t at) {
   });
 }
 
-template <class T, NormKind kKind>
+template <class T, Way kWay>
 __global__ void __launch_bounds__(kMostThreads) norm_kernel(Norm<T> args) {
   const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (at >= args.rows) return;
   if (args.whole) {
-    norm_row<true, kKind>(args, at);
+    norm_row<true, kWay>(args, at);
   } else {
-    norm_row<false, kKind>(args, at);
+    norm_row<false, kWay>(args, at);
   }
 }
 
@@ -187,8 +191,9 @@ void norm_typed(const NormArgs& args) {
   norm.whole = args.columns % kGroup<T> == 0 && is_aligned(norm.x) && is_aligned(norm.out) &&
                is_aligned(Rows<const T>{norm.weight, 0}) && is_aligned(Rows<const T>{norm.bias, 0});
   const auto [grid, block] = threads_of<T>(args.rows, args.columns);
-  const auto kernel = args.kind == NormKind::kLayer ? norm_kernel<T, NormKind::kLayer>
-                                                    : norm_kernel<T, NormKind::kRms>;
+  const auto kernel = args.kind == NormKind::kLayer ? norm_kernel<T, Way::kLayer>
+                      : args.squares                ? norm_kernel<T, Way::kRmsOfPart>
+                                                    : norm_kernel<T, Way::kRms>;
   launch(kernel, grid, block, 0, args.on.stream, norm);
 }
 

@@ -12,8 +12,8 @@ struct TensorView;
 enum class ScoreKind { kSoftmax, kSigmoid };
 enum class GroupScore { kLargest, kTop2 };
 
-// Experts that a row may have where it takes others than those with its largest logits: their
-// values lie on a thread's stack, or in a GPU's shared memory.
+// The most experts where others than those with the largest logits are chosen: their ranks lie on a
+// thread's stack, or in a GPU's shared memory.
 constexpr std::int64_t kMostRanked = 2048;
 
 struct SelectArgs {
@@ -30,7 +30,7 @@ struct SelectArgs {
   std::int64_t groups, top_groups;
   GroupScore group_score;
   bool by_logits;      // logits rank experts as they are: a softmax keeps their order
-  bool limits_groups;  // some groups have no choice
+  bool limits_groups;  // some groups are left out
   bool is_plain;       // the experts with the largest logits are chosen
   float least_sum;     // is added to the sum by which weights are divided
   float scale;

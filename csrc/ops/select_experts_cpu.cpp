@@ -129,7 +129,7 @@ PYMPA_NOINLINE void choose_by_rank(const SelectArgs& args, const float* x, int32
   for (int64_t i = 0; i < args.chosen; ++i) weights[i] = x[ids[i]];
 }
 
-// ExpertScores of the chosen experts, whose logits are in `chosen`. Where the largest logit may not
+// Scores of the chosen experts, whose logits are in `chosen`. Where the largest logit may not
 // be among them, weights that will be divided by their sum are a softmax of the chosen logits
 // alone: the others could leave nothing of them.
 ExpertScores scores_of_chosen(const SelectArgs& args, const float* x, const float* chosen) {

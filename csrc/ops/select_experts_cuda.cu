@@ -130,7 +130,7 @@ __device__ __forceinline__ float largest_chosen(const float* x, const float* ran
   return first_of_warp({most, 0}).value;
 }
 
-// ExpertScores of the chosen experts, all up to `last` in order of rank. Where the largest logit
+// Scores of the chosen experts, all up to `last` in order of rank. Where the largest logit
 // may not be among them, weights that will be divided by their sum are a softmax of the chosen
 // logits alone: the others could leave nothing of them.
 __device__ __forceinline__ ExpertScores scores_of_chosen(const SelectArgs& args, const float* x,

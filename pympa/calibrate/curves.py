@@ -12,8 +12,9 @@ import numpy as np
 from pympa.calibrate.interpreter import LARGE_BYTES, SMALL_BYTES, between_kernels
 from pympa.calibrate.stopwatch import Stopwatch
 from pympa.costs.curves import Curve
-from pympa.kernels.ops import OPS, Workload
+from pympa.kernels.ops import OPS
 from pympa.kernels.rig import Rig
+from pympa.kernels.workloads import Workload
 from pympa.session.team import Team
 from pympa.spec import numpy_dtype
 

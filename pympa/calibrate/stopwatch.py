@@ -11,8 +11,8 @@ import itertools
 import statistics
 from collections.abc import Callable
 
-from pympa.kernels.ops import POOL_BYTES, Run
 from pympa.kernels.rig import Rig
+from pympa.kernels.workloads import POOL_BYTES, Run
 
 _SETS = 64  # sets of arrays; together they are smaller than a third-level cache
 _SAMPLES, _SAMPLE_SECONDS = 3, 2e-3

@@ -1,5 +1,7 @@
 """Mixture of experts: routing against plain NumPy, and the bits of what comes back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from pympa.kernels import MlpWeights
 from pympa.kernels.virtual import VirtualKernels
 from pympa.runtime.arena import Arena
 from pympa.runtime.trace import Trace
+from pympa.spec import Routing
 from pympa.verify import reference
 from support.compare import assert_close, assert_same_bits, normal, wide
 
@@ -246,7 +249,7 @@ def test_shapes_alone():
     assert weights.data.shape == (3, *one.data.shape)
     experts, inverse = arena.empty((7, 2), np.int32), arena.empty((7, 2), np.int32)
     sources, shares = arena.empty((14,), np.int32), arena.empty((7, 2), np.float32)
-    logits = arena.empty((7, 3), np.float32)
+    logits, bias = arena.empty((7, 3), np.float32), arena.empty((3,), np.float32)
     assert virtual.select_experts(logits, experts, shares, renormalize=True) == -1
     assert virtual.sort_rows(experts, 3, sources, inverse).tolist() == [5, 5, 4]
     assert virtual.count_experts(experts, np.array([3, 4]), 3).tolist() == [[0] * 3] * 2
@@ -258,4 +261,12 @@ def test_shapes_alone():
     gated = MlpWeights(weights, down, "silu", gate=weights)
     virtual.mlp(x, gated, x, group_rows=np.array([5, 5, 4]))
     virtual.combine_rows(out, inverse, shares, None, out[:7])
+    virtual.combine_rows(out, inverse, shares, out[7:], out[:7], base_gate=logits[:, :1])
+    routing = Routing(score="sigmoid", choice_bias=True)
+    options = {"routing": routing, "choice_bias": bias}
+    assert virtual.select_experts(logits, experts, shares, renormalize=True, **options) == -1
+    clamped = replace(gated, activation="swiglu_clamped", limit=7.0, alpha=1.702)
+    virtual.mlp(x, clamped, x, group_rows=np.array([5, 5, 4]))
+    virtual.sum_squares(x, logits[:, :1])
+    virtual.softcap(logits, 30.0)
     assert arena.used_bytes == before < arena.peak_bytes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pympa.verify import reference
-from support.compare import assert_close, assert_each_close, assert_same_bits, normal, wide
+from support.compare import HALVES, assert_close, assert_each_close, assert_same_bits, normal, wide
 
 
 @pytest.fixture
@@ -83,12 +83,14 @@ def test_gains_with_an_offset(kernels, dtype, rng, kind, offset, rows, columns):
     assert_close(out, reference.norm(wide(x), wide(weight) + offset, wide(bias), 1e-5, kind), dtype)
 
 
-def test_an_offset_is_added_in_float32(kernels, dtype, rng):
-    """1 + w of a small w is 1 in 16 bits; then no row would show its weight."""
-    x, weight = normal(rng, (9, 300), dtype), normal(rng, 300, dtype, 1e-3)
-    gain = (weight.astype(np.float32) + np.float32(1)).astype(np.float32)
-    one = run_norm(kernels, x.astype(np.float32), gain, None, "rms")
-    assert_same_bits(run_norm(kernels, x, weight, None, "rms", offset=1.0), one.astype(dtype))
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("half", HALVES)
+def test_an_offset_is_added_in_float32(kernels, rng, half, kind):
+    """A gain that was rounded to 16 bits first would round every other element otherwise."""
+    x, weight = normal(rng, (40, 300), half), normal(rng, 300, half, 1e-2)
+    out = run_norm(kernels, x, weight, None, kind, offset=1.0)
+    want = reference.norm(wide(x), wide(weight) + 1, None, 1e-5, kind).astype(half)
+    assert (out == want).mean() > 0.99
 
 
 @pytest.mark.parametrize(

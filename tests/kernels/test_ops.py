@@ -35,6 +35,8 @@ def test_extents_count_rows_and_their_bytes():
     x = np.zeros((7, 10), np.float32)
     assert extent("add", {"a": x, "b": x, "out": x}) == (7, 120)
     assert extent("norm", {"x": x, "out": x, "weight": x[0]}) == (7, 80)
+    assert extent("softcap", {"x": x, "cap": 30.0}) == (7, 80)
+    assert extent("sum_squares", {"x": x, "out": x[:, :1].copy()}) == (7, 44)
     assert extent("gather_rows", {"source": np.zeros((900, 10)), "out": x}) == (7, 80)
     experts, counts = np.zeros((7, 2), np.int32), np.zeros(5, np.int64)
     assert extent("sort_rows", {"experts": experts, "counts": counts}) == (14, 5)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from support.compare import assert_close, assert_same_bits, normal, wide
+from support.compare import assert_close, assert_same_bits, normal
+from support.oracles import rotated
 
 
 @pytest.fixture
@@ -14,17 +15,6 @@ def kernels(all_kernels):
 def tables(half, positions=64):
     angle = np.arange(positions)[:, None] * 100.0 ** (-np.arange(half) / max(half, 1))
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-
-def rotated(x, cos, sin, index, interleaved):
-    """Return x in float64 with its pairs rotated, one by one."""
-    want, half = wide(x), cos.shape[1]
-    for i in range(half):
-        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
-        c, s = wide(cos)[index, i, None], wide(sin)[index, i, None]
-        want[..., a] = wide(x)[..., a] * c - wide(x)[..., b] * s
-        want[..., b] = wide(x)[..., b] * c + wide(x)[..., a] * s
-    return want
 
 
 def rotate(kernels, x, cos, sin, index, interleaved, threads=1):

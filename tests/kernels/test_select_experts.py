@@ -1,14 +1,13 @@
 """The choice of experts: against plain NumPy, ties, groups, and the bits of a row."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pympa.spec import Routing
-from support.compare import assert_each_close, normal, wide
+from support.compare import assert_each_close, normal
+from support.oracles import Choice, plain_select
 
 examples = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -36,12 +35,6 @@ def kernels(all_kernels):
     return all_kernels
 
 
-class Choice(NamedTuple):
-    experts: np.ndarray
-    weights: np.ndarray
-    broken: int = -1
-
-
 def select(
     kernels, logits, choices, routing=LARGEST, bias=None, *, renormalize=False, threads=1
 ):  # fmt: skip
@@ -52,27 +45,6 @@ def select(
         logits, experts, weights, renormalize, *rule, routing.scale, bias, kernels.on(threads)
     )
     return Choice(experts, weights, broken)
-
-
-def plain_select(logits, choices, routing=LARGEST, bias=None, *, renormalize=False):
-    """Return what `select` does, by the formulas of `Routing`, in float64."""
-    x = wide(logits)
-    if routing.score == "softmax":
-        scores = np.exp(x - x.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
-    else:
-        scores = 1 / (1 + np.exp(-x))
-    ranks = x.copy() if routing.by_logits else scores + (0 if bias is None else wide(bias))
-    size = x.shape[1] // routing.groups
-    grouped = np.sort(ranks.reshape(-1, routing.groups, size), axis=2)
-    of_group = grouped[..., -1] if routing.group_score == "largest" else grouped[..., -2:].sum(2)
-    dropped = np.argsort(-of_group, axis=1, kind="stable")[:, routing.chosen_groups :]
-    np.put_along_axis(ranks.reshape(grouped.shape), dropped[..., None], -np.inf, axis=1)
-    experts = np.sort(np.argsort(-ranks, axis=1, kind="stable")[:, :choices], axis=1)
-    weights = np.take_along_axis(scores, experts, axis=1)
-    if renormalize:
-        weights /= weights.sum(axis=1, keepdims=True)
-    return Choice(experts, weights * routing.scale)
 
 
 def assert_same_choice(got, want):
@@ -95,7 +67,7 @@ def test_largest_logits(kernels, rng, rows, count, choices, renormalize):
     wide_logits = rng.standard_normal((rows, count + 5)).astype(np.float32) * 4
     logits = wide_logits[:, 2 : 2 + count]
     chosen = select(kernels, logits, choices, renormalize=renormalize)
-    assert_same_choice(chosen, plain_select(logits, choices, renormalize=renormalize))
+    assert_same_choice(chosen, plain_select(logits, choices, LARGEST, renormalize=renormalize))
     if renormalize:  # as large as their sum, so each may be off by half as much
         assert_each_close(2 * chosen.weights.sum(axis=1) - 1, np.ones(rows), np.float32)
 
@@ -130,7 +102,7 @@ def test_routings_choose_otherwise(rng):
 def test_ties_go_to_the_lower_id(kernels, data, count, rows):
     choices = data.draw(st.integers(1, count))
     logits = tied_logits(data, rows, count, [-2.0, -0.0, 0.0, 1.5])
-    assert_same_choice(select(kernels, logits, choices), plain_select(logits, choices))
+    assert_same_choice(select(kernels, logits, choices), plain_select(logits, choices, LARGEST))
 
 
 @examples
