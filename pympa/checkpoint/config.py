@@ -88,6 +88,10 @@ class Config:
         """Return a number."""
         return float(self._checked(name, _is_number, "a number"))
 
+    def positive(self, name: str) -> float:
+        """Return a number above 0."""
+        return float(self._checked(name, lambda v: _is_number(v) and v > 0, "a positive number"))
+
     def optional_number(self, name: str) -> float | None:
         """Return a number, or None for null or a missing field."""
         value = self._checked(name, lambda v: v is None or _is_number(v), "a number or null", None)

@@ -13,6 +13,7 @@ from pympa.checkpoint.layers import (
     gated_mlp,
     heads_of,
     kinds_of_layers,
+    layer_count,
     model,
     windows,
 )
@@ -30,7 +31,7 @@ def llama(config: Config) -> ModelSpec:
         "attention_bias": config.flag("attention_bias"),
         "mlp_bias": config.flag("mlp_bias"),
     }
-    return model(config, [layer] * config.size("num_hidden_layers"))
+    return model(config, [layer] * layer_count(config))
 
 
 def mistral(config: Config) -> ModelSpec:
@@ -42,7 +43,7 @@ def mistral(config: Config) -> ModelSpec:
         "rope": rope_of(config, heads["head_dim"]),
         "window": window,
     }
-    return model(config, [layer] * config.size("num_hidden_layers"))
+    return model(config, [layer] * layer_count(config))
 
 
 def qwen2(config: Config) -> ModelSpec:
@@ -109,7 +110,7 @@ def _gemma(
         "norm_offset": True,
         "norm_order": "sandwich",
         "attention_bias": config.flag("attention_bias"),
-        "attention_scale": 1.0 / math.sqrt(config.number("query_pre_attn_scalar")),
+        "attention_scale": 1.0 / math.sqrt(config.positive("query_pre_attn_scalar")),
         "softcap": config.optional_number("attn_logit_softcapping"),
     }
     layers = [
@@ -135,7 +136,7 @@ def phi3(config: Config) -> ModelSpec:
         "rope": rope_of(config, heads["head_dim"], kinds=kinds),
         "window": window,
     }
-    return model(config, [layer] * config.size("num_hidden_layers"))
+    return model(config, [layer] * layer_count(config))
 
 
 def olmo2(config: Config) -> ModelSpec:
@@ -149,7 +150,7 @@ def olmo2(config: Config) -> ModelSpec:
         "qk_norm": "all",
         "norm_order": "post",
     }
-    return model(config, [layer] * config.size("num_hidden_layers"))
+    return model(config, [layer] * layer_count(config))
 
 
 def gpt_neox(config: Config) -> ModelSpec:
@@ -171,4 +172,4 @@ def gpt_neox(config: Config) -> ModelSpec:
         "norm_eps": config.number("layer_norm_eps"),
         "parallel": config.flag("use_parallel_residual"),
     }
-    return model(config, [layer] * config.size("num_hidden_layers"))
+    return model(config, [layer] * layer_count(config))

@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 
 from pympa.checkpoint.config import Config
-from pympa.checkpoint.layers import Fields, gated_mlp, heads_of, kinds_of_layers, model, windows
+from pympa.checkpoint.layers import (
+    Fields,
+    gated_mlp,
+    heads_of,
+    kinds_of_layers,
+    layer_count,
+    model,
+    windows,
+)
 from pympa.checkpoint.rope_config import rope_of, yarn_scale
 from pympa.spec import Latent, ModelSpec, Routing
 
@@ -24,7 +32,7 @@ def mixtral(config: Config) -> ModelSpec:
         "experts": config.size("num_local_experts"),
         "top_k": config.size("num_experts_per_tok"),
     }
-    return model(config, [layer] * config.size("num_hidden_layers"))
+    return model(config, [layer] * layer_count(config))
 
 
 def qwen2_moe(config: Config) -> ModelSpec:
@@ -42,7 +50,7 @@ def qwen2_moe(config: Config) -> ModelSpec:
 
 def qwen3_moe(config: Config) -> ModelSpec:
     """Qwen3-MoE: experts in some layers, a norm of each q and k head."""
-    count = config.size("num_hidden_layers")
+    count = layer_count(config)
     window = config.optional_size("sliding_window")
     found = [window if config.flag("use_sliding_window") else None] * count
     attention = {"attention_bias": config.flag("attention_bias"), "qk_norm": "head"}
@@ -167,7 +175,7 @@ def _deepseek(config: Config, more: Fields, *, interleaved: bool) -> ModelSpec:
         "shared_experts": config.optional_size("n_shared_experts") or 0,
     }
     dense = {name: value for name, value in layer.items() if name not in ("routing", "renormalize")}
-    count, first = config.size("num_hidden_layers"), config.count("first_k_dense_replace")
+    count, first = layer_count(config), config.count("first_k_dense_replace")
     return model(config, [dense if i < first else layer | sparse for i in range(count)])
 
 

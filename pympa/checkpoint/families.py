@@ -34,6 +34,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LONGEST = 64  # letters of a name for which the nearest one is looked up
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _QWEN = _COMMON | {"use_sliding_window": False, "max_window_layers": 28}
 _BIASES = {"attention_bias": False, "mlp_bias": False}
@@ -157,8 +158,14 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
         name = kind
     if isinstance(name, str) and name in known:
         return known[name]
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+    stems = {_stem(other): other for other in known}
+    near = stems[difflib.get_close_matches(_stem(str(name))[:_LONGEST], stems, 1, 0.0)[0]]
     raise RefusedError(
         f"{where}: architectures: expected one of {', '.join(known)}; got {shown(str(name))}. The "
         f"nearest family is {known[near].title} ({near})"
     )
+
+
+def _stem(architecture: str) -> str:
+    """Return the name of a class without the task: LlamaForCausalLM is Llama."""
+    return architecture.partition("For")[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pympa.checkpoint.config import Config
 from pympa.checkpoint.rope_config import FULL, SLIDING
-from pympa.spec import Activation, LayerSpec, ModelSpec
+from pympa.spec import MOST_LAYERS, Activation, LayerSpec, ModelSpec
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -45,6 +45,18 @@ def gated_mlp(config: Config, hidden: str = "intermediate_size") -> Fields:
     }
 
 
+def layer_count(config: Config) -> int:
+    """Return the number of layers.
+
+    Raises:
+        RefusedError: there are more than any model of ours may have.
+    """
+    count = config.size("num_hidden_layers")
+    if count > MOST_LAYERS:
+        raise config.wrong("num_hidden_layers", f"at most {MOST_LAYERS:,}", count)
+    return count
+
+
 def kinds_of_layers(config: Config, default: Callable[[int], bool]) -> tuple[str, ...]:
     """Return the kind of each layer, full or sliding attention.
 
@@ -52,7 +64,7 @@ def kinds_of_layers(config: Config, default: Callable[[int], bool]) -> tuple[str
         config: the configuration.
         default: a function that returns whether a layer slides, if there is no `layer_types`.
     """
-    count = config.size("num_hidden_layers")
+    count = layer_count(config)
     found = config.words("layer_types", count, (FULL, SLIDING))
     return found or tuple(SLIDING if default(index) else FULL for index in range(count))
 

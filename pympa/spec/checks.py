@@ -6,6 +6,8 @@ import msgspec
 
 MOST_SIZE, MOST_FACTOR = 1 << 30, 1e30
 """The largest numbers of a model, whole and other: more is a typing error, or overflows float32."""
+MOST_EXPERTS = 1 << 16
+"""The most experts of a layer, and a 16th of those of all layers: each has tensors of its own."""
 LEAST_FACTOR = 2.0**-126
 """The smallest normal float32 number: kernels round smaller ones, or treat them as 0."""
 LEAST_SOFTCAP, MOST_SOFTCAP = LEAST_FACTOR, 1e5

@@ -9,6 +9,7 @@ import msgspec
 
 from pympa.spec.checks import (
     LEAST_FACTOR,
+    MOST_EXPERTS,
     MOST_FACTOR,
     SpecError,
     check_eps,
@@ -188,6 +189,11 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             )
 
     def _check_experts(self) -> None:
+        if max(self.experts, self.shared_experts) > MOST_EXPERTS:
+            raise SpecError(
+                f"experts, shared_experts: expected at most {MOST_EXPERTS:,}; "
+                f"got {self.experts:,} and {self.shared_experts:,}"
+            )
         if self.experts < 0 or self.shared_experts < 0:
             raise SpecError(
                 "experts, shared_experts: expected numbers of at least 0; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pympa.spec.checks import SpecError, check_positive, check_softcap
+from pympa.spec.checks import MOST_EXPERTS, SpecError, check_positive, check_softcap
 from pympa.spec.layer import LayerSpec
 
 MOST_LAYERS = 10_000
@@ -43,6 +43,12 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         layers = sum(layer.repeat for layer in self.layers)
         if layers > MOST_LAYERS:
             raise SpecError(f"layers: expected at most {MOST_LAYERS:,} of them; got {layers:,}")
+        experts = sum(layer.repeat * layer.experts for layer in self.layers)
+        if experts > 16 * MOST_EXPERTS:
+            raise SpecError(
+                f"layers: expected at most {16 * MOST_EXPERTS:,} experts in all of them; "
+                f"got {experts:,}"
+            )
 
     @property
     def blocks(self) -> tuple[LayerSpec, ...]:

@@ -186,6 +186,8 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             )
         if isinstance(scaling, DynamicScaling) and rotated == 2:
             raise SpecError("rope.scaling: dynamic: expected at least 2 pairs; got rotated_dim=2")
+        if isinstance(scaling, YarnScaling) and self.theta <= 1.0:
+            raise SpecError(f"rope.theta: expected more than 1 with yarn; got {self.theta:g}")
 
     def rotated(self, head_dim: int) -> int:
         """Return the number of dimensions of a head that rotate."""

@@ -95,7 +95,8 @@ ODDITIES = {
                       capacity_group=2, shared_experts=2),
             LayerSpec(repeat=5, heads=1, head_dim=2, mlp_hidden=8, qk_norm="head", experts=2,
                       top_k=2, rope=Rope(theta=1e6, scaling=LinearScaling(factor=4.0)),
-                      attention_bias=True, activation="silu", capacity_factor=1.25, capacity_group=16),
+                      attention_bias=True, activation="silu", capacity_factor=1.25,
+                      capacity_group=16),
         ), (2, 64, 100, 8, 8), "float16", "tp=1",
     ),
     "seventy layers": (
