@@ -26,6 +26,7 @@ from pympa.session.team import Team
 from pympa.transport import Transport
 
 _ID_BYTES = 2 * 4  # one token id, on every rank, while ids are made
+MOST_CONTEXT, MOST_BATCH = 1 << 40, 1 << 24  # more is a typing error
 _DEFAULT_CONTEXT = 4096  # tokens for which layers are cut into stages if none are declared
 
 
@@ -40,6 +41,22 @@ class Declared:
 
     context: int | None
     batch: int
+
+    def check(self) -> None:
+        """Refuse numbers that are not allowed.
+
+        Raises:
+            RefusedError: a number is not whole, or out of its range.
+        """
+        for name, value, most in (
+            ("context", self.context, MOST_CONTEXT),
+            ("batch", self.batch, MOST_BATCH),
+        ):
+            allowed = name == "context" and value is None
+            if not allowed and (type(value) is not int or not 1 <= value <= most):
+                raise RefusedError(
+                    f"{name}: expected a whole number from 1 to {most:,}; got {value!r}"
+                )
 
 
 class LoadedModel:
@@ -79,9 +96,14 @@ class LoadedModel:
         self._stages = stage_bounds(self.spec, plan, longest, itemsize=dtype.itemsize)
         rehearsal = self._rehearsal()
         weights = rehearsal.model.parameters * dtype.itemsize
-        if declared.context:
-            rehearsal.step([declared.context] * declared.batch)
-        self._refuse_shortage(f"{request.title}: plan {plan}", rehearsal.arena.mapped_bytes)
+        what = f"{request.title}: plan {plan}"
+        if declared.context is not None:
+            lengths = [declared.context] * declared.batch
+            what = f"{what}, {declared.batch:,} sequences of {declared.context:,} tokens"
+            kv_bytes = rehearsal.model.kv_bytes(lengths)
+            self._refuse_shortage(what, rehearsal.arena.mapped_bytes + kv_bytes)
+            rehearsal.step(lengths)  # of a length that fits, so it does not take long
+        self._refuse_shortage(what, rehearsal.arena.mapped_bytes)
         source = CountedSource(request.source, request.title, weights, shows=shows_progress)
         self._resources: RankResources | None = team().resources(plan)
         self._model = Model(self.spec, self._resources, dtype, source, stages=self._stages)
@@ -185,7 +207,7 @@ class LoadedModel:
         need = Need(host_bytes + arena_bytes)
         if team.accelerator is not None:
             need = Need(host_bytes, arena_bytes + DEVICE_BYTES)
-        short = Room(team).shortage(team, need)
+        short = Room(team).shortage(team, [need])
         if short is not None:
             raise RefusedError(
                 f"{what} does not fit: {short}; use more nodes, another plan, or shorter or fewer "

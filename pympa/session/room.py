@@ -73,24 +73,25 @@ class Room:
             for pool, seen in of_rank.items():
                 self.present[pool] = min(seen, self.present.get(pool, seen))
 
-    def shortage(self, team: Team, need: Need, idle_bytes: int = 0) -> Shortage | None:
+    def shortage(self, team: Team, needs: Sequence[Need], idle_bytes: int = 0) -> Shortage | None:
         """Return the first memory that is too small for some ranks together. Collective.
 
         Args:
             team: these ranks.
-            need: the need of this rank.
+            needs: the needs of this rank at one time after the other, as many on all ranks.
             idle_bytes: the bytes that each other rank needs meanwhile.
         """
-        everyone = team.world.gather_objects((self._host, self._device, need))
-        total: defaultdict[str, list[Need]] = defaultdict(list)
-        for hosts, devices, of_rank in everyone:
-            for pool in hosts:
-                total[pool].append(of_rank)
-            for pool in devices:
-                total[pool].append(Need(of_rank.device))
-        for pool, of_pool in total.items():
-            idle = max(self.ranks[pool] - len(of_pool), 0)
-            needed = sum(each.host for each in of_pool) + idle * idle_bytes
-            if needed > self.present[pool]:
-                return Shortage(pool, needed, self.present[pool], of_pool)
+        everyone = team.world.gather_objects((self._host, self._device, needs))
+        for moment in range(len(needs)):
+            total: defaultdict[str, list[Need]] = defaultdict(list)
+            for hosts, devices, of_rank in everyone:
+                for pool in hosts:
+                    total[pool].append(of_rank[moment])
+                for pool in devices:
+                    total[pool].append(Need(of_rank[moment].device))
+            for pool, of_pool in total.items():
+                idle = max(self.ranks[pool] - len(of_pool), 0)
+                needed = sum(need.host for need in of_pool) + idle * idle_bytes
+                if needed > self.present[pool]:
+                    return Shortage(pool, needed, self.present[pool], of_pool)
         return None

@@ -341,6 +341,7 @@ class Session:
         request = team.check(lambda: find_request(model, weights, ignore_fields))
         found = team.check(lambda: numpy_dtype(dtype or request.dtype or "float32"))
         declared = Declared(context, batch)
+        team.check(declared.check)
         told = (request.spec, request.source.identity, found.name, context, batch)
         team.agree("load", repr(told))
         team.check(lambda: check_whole_plan(self.plan, request.spec, self.plan.world, batch))

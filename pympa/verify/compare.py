@@ -150,8 +150,8 @@ def compare_sampled(
             chosen = run[f"layers.{index}.{ROUTING}"]
             gates = functools.partial(reference.gate_values, layer, before, block)
             check_routing(f"layers.{index}.{ROUTING}", layer, chosen[rows], gates)
-            valid = is_choice(chosen, layer.experts)
-            chosen = chosen if valid else np.broadcast_to(np.arange(layer.top_k), chosen.shape)
+            if not is_choice(chosen, layer):
+                chosen = np.broadcast_to(np.arange(layer.top_k), (len(chosen), layer.top_k))
             keep = reference.kept(layer, chosen)[rows]
             exact = functools.partial(
                 reference.moe_branch, layer, before, block, chosen[rows], keep

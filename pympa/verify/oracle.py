@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.model.weights import WeightSource, full_weight, model_weights
-from pympa.spec import ModelSpec
+from pympa.spec import LayerSpec, ModelSpec
 from pympa.verify import reference
 from pympa.verify.collect import LOGITS, ROUTING, Outputs
 
@@ -41,7 +41,7 @@ def oracle(
         rounding: the rounding of arrays and sums; by default exact, in an emulation that of a run.
     """
     if routing is not None and not all(
-        is_choice(routing[f"layers.{i}.{ROUTING}"], layer.experts)
+        is_choice(routing[f"layers.{i}.{ROUTING}"], layer)
         for i, layer in enumerate(spec.blocks)
         if layer.experts
     ):
@@ -51,10 +51,12 @@ def oracle(
     return {**outputs, LOGITS: logits}
 
 
-def is_choice(chosen: NDArray[Any], experts: int) -> bool:
-    """Return whether each row has different experts in ascending order."""
+def is_choice(chosen: NDArray[Any], layer: LayerSpec) -> bool:
+    """Return whether each row has `top_k` different experts in ascending order."""
+    if chosen.shape[1] != layer.top_k:
+        return False
     ascending = bool((np.diff(chosen, axis=1) > 0).all())
-    return ascending and bool(((chosen >= 0) & (chosen < experts)).all())
+    return ascending and bool(((chosen >= 0) & (chosen < layer.experts)).all())
 
 
 def oracle_weights(

@@ -131,10 +131,10 @@ def routing_error(
     Returns:
         The shortfall of a chosen value in the row that is closest to its limit, or exceeds it most,
         in the units of `tolerance`, as norm and worst row, and that limit; infinite if a row does
-        not have different experts in ascending order, or experts of too many groups.
+        not have `top_k` different experts in ascending order, or has some of too many groups.
     """
     worst, broken, source = 0.0, [], "the tolerance"
-    if not is_choice(chosen, values.shape[1]):
+    if not is_choice(chosen, layer):
         worst = math.inf
     elif len(chosen):
         limits = np.full(len(chosen), tolerance)

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 
 from pympa.bench.experiment.description import Size
-from pympa.bench.measure import room
-from pympa.bench.measure.room import Room, checks_of
+from pympa.bench.measure.room import checks_of, lacking
 from pympa.bench.measure.truth import Job
 from pympa.bench.records.record import Record
 from pympa.hardware.memory import memory_limits
 from pympa.model.random_weights import random_weights
 from pympa.plan.mesh import Plan, parse_plan
 from pympa.plan.partition import stage_bounds
+from pympa.session import room
 from pympa.spec import DTYPES, ModelSpec, SpecError
 from support import worlds
 from support.experiments import TINY
@@ -50,9 +50,9 @@ def fitting(limits: list[dict[str, int]], job: Job, plan: Plan, check: str, monk
                 isa=worlds.ISA, threads=1, reaches=None, size=len(limits),
             )  # fmt: skip
             monkeypatch.setattr(room, "memory_limits", lambda seen=seen: dict(seen))
-            lacking = Room(team).lacking(team, job, plan, stages, check)
+            short = lacking(team, room.Room(team), job, plan, stages, check)
             if turn:
-                told.append(lacking)
+                told.append(short)
             else:
                 everyone.append(said)
     return told

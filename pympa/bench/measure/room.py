@@ -78,11 +78,8 @@ def lacking(
         stages: the layers of each stage.
         check: the way to verify it.
     """
-    for need in _needs(team, job, plan, stages, check):
-        found = room.shortage(team, need, _input_bytes(job))
-        if found is not None:
-            return _refusal(found, job, plan)
-    return None
+    found = room.shortage(team, _needs(team, job, plan, stages, check), _input_bytes(job))
+    return None if found is None else _refusal(found, job, plan)
 
 
 def _refusal(found: Shortage, job: Job, plan: Plan) -> str:
