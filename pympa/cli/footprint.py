@@ -120,7 +120,7 @@ class _Request:
 
 
 def _print_footprint(options: argparse.Namespace) -> None:
-    from pympa.cli.footprint_table import fit_line, layer_table, rank_table, working_set_table
+    from pympa.cli.footprint_table import fit_table, layer_table, rank_table, working_set_table
     from pympa.footprint.fits import find_fit
     from pympa.footprint.survey import survey
     from pympa.hardware.caches import cache_of_rank
@@ -133,6 +133,8 @@ def _print_footprint(options: argparse.Namespace) -> None:
     experiment, size = _load(options)
     asked = _request(options, experiment, size)
     found = survey(size.model, asked.plan, size.lengths, asked.rehearsal)
+    memory = _memory(options, asked.plan)
+    found_fit = find_fit(memory, asked.rehearsal, asked.plan.world, size.lengths)
     cache = options.cache or cache_of_rank(options.threads)
     ours = "" if size.ours is None else f" ({size.ours})"
     title = f"{options.model}: {size} tokens{ours}, {asked.dtype.name}, {asked.plan}, {asked.isa}"
@@ -141,12 +143,11 @@ def _print_footprint(options: argparse.Namespace) -> None:
         layer_table(found),
         working_set_table(found, _fitting(asked, cache)),
         *_published(options, experiment),
+        fit_table(found_fit, size.lengths),
     ]
     for table in tables:
         show(table)
         print()
-    memory = _memory(options, asked.plan)
-    print(fit_line(find_fit(memory, asked.rehearsal, asked.plan.world, size.lengths), size.lengths))
 
 
 def _memory(options: argparse.Namespace, plan: Plan) -> Memory:

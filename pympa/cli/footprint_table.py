@@ -96,22 +96,33 @@ def working_set_table(survey: Survey, fitting: Sequence[int | None]) -> Table:
     return table
 
 
-def fit_line(fit: Fit, lengths: Sequence[int]) -> str:
+def fit_table(fit: Fit, lengths: Sequence[int]) -> Table:
     """Return whether a plan fits a memory with all keys and values, and what the most is.
 
     Args:
         fit: what was found.
         lengths: the number of tokens of each sequence.
     """
-    memory, batch = fit.memory, len(lengths)
+    unit, sequences = _unit([fit.needed_bytes]), f"{len(lengths):,}"
     answer = "fits" if fit.fits else "does not fit"
-    sequences = "1 sequence" if batch == 1 else f"{batch:,} sequences"
-    return (
-        f"With all keys and values it {answer} {memory.name}: {_readable(fit.needed_bytes)} of "
-        f"{_readable(memory.size_bytes)}, {_readable(fit.kv_bytes)} of them keys and values. "
-        f"The most that fits: {fit.longest:,} tokens with {sequences}, or "
-        f"{fit.most_sequences:,} sequences of {max(lengths):,} tokens."
+    caption = (
+        f"{unit} with the keys and values of all layers over the whole context; the most: to half "
+        "a percent, the other number as it is"
     )
+    headings = ("needed", "keys/values", "available", "tokens", "most tokens", "sequences",
+                "most sequences")  # fmt: skip
+    table = _table(f"{answer} {fit.memory.name}", caption, "memory", *headings)
+    table.add_row(
+        "each" if fit.memory.ranks == 1 else "all ranks",
+        _in(unit, fit.needed_bytes),
+        _in(unit, fit.kv_bytes),
+        _in(unit, fit.memory.size_bytes),
+        f"{max(lengths):,}",
+        f"{fit.longest:,}",
+        sequences,
+        f"{fit.most_sequences:,}",
+    )
+    return table
 
 
 def figure_table(title: str, figures: Iterable[Figure]) -> Table:

@@ -7,6 +7,8 @@ memory, as those of a host do, count together.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,10 @@ from typing import NamedTuple
 from pympa.footprint.rehearsal import Rehearsal, peak_uses
 
 _MOST = 1 << 30  # tokens or sequences: more is not looked for
-_CLOSE = 1.005  # the search stops when what fits and what does not are so close
+_MOST_ROWS = 1 << 15  # of a rank in a step that is run; a row above needs as much as one below
+_FEWEST = 8  # numbers, below which there are too few to tell what one more needs
+_FASTEST = 16  # times as many are tried at once
+_BY_LINES = 8  # numbers that are tried along lines, before halves
 
 
 class Memory(NamedTuple):
@@ -82,17 +87,21 @@ def find_fit(
     of_need = {needs[rank]: rank for rank in fullest}
     rehearsals = [(rehearsal_of(of_need[need]), count) for need, count in alike.items()]
 
-    def fits(some: Sequence[int]) -> bool:
-        total = sum(count * _need(rehearsal, some).total for rehearsal, count in rehearsals)
-        return total <= memory.size_bytes
+    def needed(some: Sequence[int]) -> int:
+        kept = sum(count * rehearsal.model.kv_bytes(some) for rehearsal, count in rehearsals)
+        if kept > memory.size_bytes:  # so a step of this size need not be run
+            return kept
+        return sum(count * _need(rehearsal, some).total for rehearsal, count in rehearsals)
 
-    longest = max(lengths)
+    longest, count, limit = max(lengths), len(lengths), memory.size_bytes
+    by_tokens = _extended(lambda tokens: needed([tokens] * count), _MOST_ROWS * world // count)
+    by_count = _extended(lambda some: needed([longest] * some), _MOST_ROWS * world // longest)
     return Fit(
         memory,
         sum(needs[rank].total for rank in fullest),
         sum(needs[rank].kv for rank in fullest),
-        _most(lambda tokens: fits([tokens] * len(lengths)), longest),
-        _most(lambda count: fits([longest] * count), len(lengths)),
+        most_within(limit, by_tokens, longest),
+        most_within(limit, by_count, count),
     )
 
 
@@ -103,17 +112,62 @@ def _need(rehearsal: Rehearsal, lengths: Sequence[int]) -> _Need:
     return _Need(max(running, rehearsal.loading_bytes), kv_bytes)
 
 
-def _most(fits: Callable[[int], bool], start: int) -> int:
-    """Return the largest number that fits, to half a percent; 0 if 1 does not.
+def _extended(need: Callable[[int], int], most: int) -> Callable[[int], int]:
+    """Return a need that goes on in proportion above a number, where it would take long to find.
+
+    A step of so many rows works in chunks of the same size, so each row needs as much as others.
 
     Args:
-        fits: a function that returns whether a number fits; smaller ones than one that does fit.
+        need: a function from a number to its need.
+        most: the largest number for which it is called.
+    """
+    if most < _FEWEST:
+        return need
+    two = functools.cache(lambda: (need(most // 2), need(most)))
+
+    def extended(number: int) -> int:
+        if number <= most:
+            return need(number)
+        near, far = two()
+        return far + (far - near) * (number - most) // (most - most // 2)
+
+    return extended
+
+
+def most_within(limit: int, need: Callable[[int], int], start: int) -> int:
+    """Return the largest number whose need is within a limit, to half a percent; 0 if none is.
+
+    The need grows nearly in proportion, so a line through the last two points leads there soon.
+
+    Args:
+        limit: the limit.
+        need: a function from a number to its need, which grows with it.
         start: the number to begin with.
     """
-    low, high = 0, start
-    while high < _MOST and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1 and (low == 0 or high / low > _CLOSE):
-        middle = (low + high) // 2 if low else max(high // 2, 1)
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    low, high, points = 0, _MOST, [(0, 0)]
+    number = start
+    for tried in itertools.count():
+        points.append((number, need(number)))
+        if points[-1][1] <= limit:
+            low = number
+        else:
+            high = number
+        if high - low <= max(low // 200, 1):
+            return low
+        number = _next_number(limit, points[-2:], low, high, by_halves=tried > _BY_LINES)
     return low
+
+
+def _next_number(
+    limit: int, points: Sequence[tuple[int, int]], low: int, high: int, *, by_halves: bool
+) -> int:
+    """Return the next number to try, between one within the limit and one beyond it."""
+    (one, need_one), (other, need_other) = points
+    slope = (need_other - need_one) / (other - one) if other != one else 0.0
+    guess = int(one + (limit - need_one) / slope) if slope > 0 else 2 * low
+    if by_halves or not slope:
+        guess = (low + high) // 2 if high < _MOST else 2 * low
+    if guess <= low + low // 400:  # found from below; the other end of the bracket is missing
+        guess = low + max(low // 250, 1)
+    most = min(high - 1, _FASTEST * max(low, 1))
+    return max(low + 1, min(guess, most))

@@ -83,6 +83,8 @@ def test_every_kernel_of_a_step_is_measured():
         *((worlds.ODD, plan) for plan in ("tp=1", "tp=4", "pp=2,micro_batches=9")),
         *((worlds.EXPERTS, plan) for plan in ("tp=2,dp=2,ep=2", "dp=3,ep=3", "cp=4,ep=2")),
         *((worlds.ODD_EXPERTS, plan) for plan in ("tp=1", "tp=2,cp=2,ep=2", "tp=2,ep=2,etp=1")),
+        (worlds.SANDWICH, "tp=1"), (worlds.POST_AND_PARALLEL, "tp=2"), (worlds.LATENT, "tp=1"),
+        (worlds.SINKS, "cp=2"),
     ]  # fmt: skip
     asked = set().union(*(curves_asked_for(*step) for step in steps))
     measured = {workload.curve for op in OPS for workload in op.workloads} | {"between"}

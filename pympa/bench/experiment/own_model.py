@@ -102,6 +102,6 @@ def load_described(name: str, batch: Batch, *, with_weights: bool) -> Described:
 def _experiment(name: str, model: ModelSpec, batch: Batch, dtype: str | None) -> Experiment:
     if dtype is None:
         raise RefusedError(
-            f"{name}: --dtype: expected a dtype, because the model declares none; got none"
+            f"{name}: --dtype: expected a dtype, because the file describes only a model; got none"
         )
     return Experiment(title=name, dtype=dtype, sizes={"local": batch.size(model)}, plans=())
