@@ -30,11 +30,13 @@ class Memory(NamedTuple):
         name: the name of the device.
         size_bytes: the bytes that ranks can use.
         ranks: the number of neighbouring ranks that share it.
+        each_bytes: the bytes that a rank needs beside its arena, as for libraries.
     """
 
     name: str
     size_bytes: int
     ranks: int
+    each_bytes: int
 
 
 @dataclass(frozen=True)
@@ -81,27 +83,30 @@ def find_fit(
         lengths: the number of tokens of each sequence.
     """
     needs = [_need(rehearsal_of(rank), lengths) for rank in range(world)]
+    size = memory.size_bytes
     groups = [range(at, min(at + memory.ranks, world)) for at in range(0, world, memory.ranks)]
     fullest = max(groups, key=lambda group: sum(needs[rank].total for rank in group))
+    others = len(fullest) * memory.each_bytes
     alike = Counter(needs[rank] for rank in fullest)  # ranks with equal needs are run once
     of_need = {needs[rank]: rank for rank in fullest}
     rehearsals = [(rehearsal_of(of_need[need]), count) for need, count in alike.items()]
 
     def needed(some: Sequence[int]) -> int:
         kept = sum(count * rehearsal.model.kv_bytes(some) for rehearsal, count in rehearsals)
-        if kept > memory.size_bytes:  # so a step of this size need not be run
+        if kept > size:  # so a step of this size need not be run
             return kept
-        return sum(count * _need(rehearsal, some).total for rehearsal, count in rehearsals)
+        arenas = sum(count * _need(rehearsal, some).total for rehearsal, count in rehearsals)
+        return others + arenas
 
-    longest, count, limit = max(lengths), len(lengths), memory.size_bytes
+    longest, count = max(lengths), len(lengths)
     by_tokens = _extended(lambda tokens: needed([tokens] * count), _MOST_ROWS * world // count)
     by_count = _extended(lambda some: needed([longest] * some), _MOST_ROWS * world // longest)
     return Fit(
         memory,
-        sum(needs[rank].total for rank in fullest),
+        others + sum(needs[rank].total for rank in fullest),
         sum(needs[rank].kv for rank in fullest),
-        most_within(limit, by_tokens, longest),
-        most_within(limit, by_count, count),
+        most_within(size, by_tokens, longest),
+        most_within(size, by_count, count),
     )
 
 

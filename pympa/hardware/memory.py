@@ -6,6 +6,9 @@ import platform
 import resource
 from pathlib import Path
 
+PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, in addition to its arena
+DEVICE_BYTES = 1 << 30  # an upper estimate of what NCCL, cuBLASLt and the driver use of a GPU
+
 
 def memory_limits(root: Path = Path("/")) -> dict[str, int]:
     """Return the bytes that this process can still allocate, by the name of each limit.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pympa.checkpoint.tokenizer import Tokenizer
 from pympa.errors import RefusedError
 from pympa.footprint.rehearsal import Rehearsal
+from pympa.hardware.memory import DEVICE_BYTES
 from pympa.model.model import Logits, Model
 from pympa.model.resources import RankResources
 from pympa.plan.layout import sequence_starts
@@ -21,7 +24,7 @@ from pympa.plan.partition import stage_bounds
 from pympa.plan.rules import check_plan
 from pympa.session.arrays import token_ids
 from pympa.session.loading import CountedSource, LoadRequest
-from pympa.session.room import DEVICE_BYTES, Need, Room
+from pympa.session.room import Need, Room
 from pympa.session.team import Team
 from pympa.transport import Transport
 
@@ -92,6 +95,7 @@ class LoadedModel:
         if declared.context is not None:
             self.spec = self.spec.within(declared.context)
         self._team, self._dtype = team, dtype
+        self._read_tokenizer = request.tokenizer
         longest = declared.context or _DEFAULT_CONTEXT
         self._stages = stage_bounds(self.spec, plan, longest, itemsize=dtype.itemsize)
         rehearsal = self._rehearsal()
@@ -126,6 +130,15 @@ class LoadedModel:
         if self._resources is not None:
             self._resources.arena.close()
             self._resources = None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, read when it is first used; None if it has none.
+
+        Raises:
+            RefusedError: its files are broken, or of a kind that is not known.
+        """
+        return self._read_tokenizer()
 
     def logits(
         self, sequences: Sequence[Any], *, everywhere: bool = False, last: bool = False

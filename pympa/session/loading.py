@@ -17,6 +17,7 @@ from pympa.checkpoint.families import describe
 from pympa.checkpoint.names import Part
 from pympa.checkpoint.places import family_places
 from pympa.checkpoint.source import CheckpointSource
+from pympa.checkpoint.tokenizer import Tokenizer
 from pympa.errors import RefusedError
 from pympa.model.random_weights import random_weights
 from pympa.model.weights import WeightSource, WeightSpec, model_weights
@@ -37,12 +38,14 @@ class LoadRequest:
         spec: the model.
         source: the weights.
         dtype: the name of the dtype that the files declare, or None.
+        tokenizer: a function that reads the model's tokenizer; it returns None if there is none.
     """
 
     title: str
     spec: ModelSpec
     source: WeightSource
     dtype: str | None
+    tokenizer: Callable[[], Tokenizer | None] = lambda: None
 
 
 def find_request(
@@ -74,7 +77,7 @@ def find_request(
         where, values = "config", model
     elif weights is None:
         found = open_checkpoint(model, ignore_fields)
-        return LoadRequest(found.where, found.spec, found.source, found.dtype)
+        return LoadRequest(found.where, found.spec, found.source, found.dtype, found.tokenizer)
     else:
         where, values = str(model), read_config(Path(model))
     description = describe(values, where, ignore_fields)

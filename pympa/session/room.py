@@ -9,8 +9,6 @@ from typing import NamedTuple
 from pympa.hardware.memory import memory_limits
 from pympa.session.team import Team
 
-DEVICE_BYTES = 1 << 30  # an upper estimate of what NCCL, cuBLASLt and the driver use of a GPU
-
 
 class Need(NamedTuple):
     """The bytes that a rank needs at one time.

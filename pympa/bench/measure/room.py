@@ -6,10 +6,11 @@ from typing import Literal
 
 from pympa.bench.measure.truth import WHOLE_ORACLE_FLOPS, Job
 from pympa.footprint.rehearsal import Rehearsal
+from pympa.hardware.memory import DEVICE_BYTES, PROCESS_BYTES
 from pympa.plan.layout import split_batch
 from pympa.plan.mesh import Mesh, Plan
 from pympa.plan.partition import Stages
-from pympa.session.room import DEVICE_BYTES, Need, Room, Shortage
+from pympa.session.room import Need, Room, Shortage
 from pympa.session.team import Team
 from pympa.verify.oracle_cost import (
     compare_bytes,
@@ -20,7 +21,6 @@ from pympa.verify.oracle_cost import (
     whole_flops,
 )
 
-PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, in addition to its arena
 SEQUENCE_BYTES = 2000  # Python objects of one sequence on a rank
 _ID_BYTES = 2 * 4  # one token id of the batch, on every rank, while ids are made
 _ROW_BYTES = 24  # one token of a rank: its id, the row of its position, and its position

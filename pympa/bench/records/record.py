@@ -182,6 +182,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         stages: the layers of each stage and their working set; None without stages.
         experts: the load of the experts; None for a dense model.
         router_skew: the value of --router-skew; None if it is not given.
+        context: the tokens by which dynamic and longrope embeddings were chosen; None if the model
+            has none.
         shared_memory: whether ranks read other ranks' keys and values in shared memory.
         simulation: the origin of the figures, if simulated.
         forecast: the simulated result of the same row at the paper's size, for a measured row.
@@ -238,6 +240,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stages: StageUse | None = None
     experts: ExpertUse | None = None
     router_skew: float | None = None
+    context: int | None = None
     shared_memory: bool = False
     simulation: Simulation | None = None
     forecast: Forecast | None = None
