@@ -87,7 +87,7 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
         file = open_gguf(files)
         stored: Tensors = file
         tensors, description = stored, describe_gguf(file)
-        known = dict(gguf_tensors(description.spec))
+        known = dict(gguf_tensors(description.spec, file.stored))
         places = find_places(description.spec, known, tensors, FREQUENCIES)
     else:
         values = read_config(files.directory)

@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pympa.checkpoint.config import Config
 from pympa.checkpoint.families import Description, describe
 from pympa.checkpoint.gguf_file import GgufFile
-from pympa.checkpoint.rope_config import FULL, SLIDING
+from pympa.checkpoint.layers import layer_count
 from pympa.errors import RefusedError
-from pympa.spec import LayerSpec, LongRopeScaling
+from pympa.spec import LayerSpec, LongRopeScaling, SpecError
 from pympa.text.escape import shown
 
 Fields = dict[str, Any]
@@ -70,19 +71,19 @@ class _Architecture:
     """
 
     family: str
-    more: Callable[[Fields, Mapping[str, Any]], None] = lambda fields, values: None
+    more: Callable[[Fields, Mapping[str, Any], GgufFile], None] = lambda *_: None
     turned: bool = False
     gains: bool = False
 
 
-def _add_softcaps(fields: Fields, values: Mapping[str, Any]) -> None:
+def _add_softcaps(fields: Fields, values: Mapping[str, Any], _: GgufFile) -> None:
     """Add what Gemma 2 has; the scale of its 27B is by d_model, as the converter knows it."""
     fields["attn_logit_softcapping"] = values.get("attn_logit_softcapping", 50.0)
     fields["final_logit_softcapping"] = values.get("final_logit_softcapping", 30.0)
     _add_gemma_scale(fields, large=46)
 
 
-def _add_gemma3(fields: Fields, values: Mapping[str, Any]) -> None:
+def _add_gemma3(fields: Fields, values: Mapping[str, Any], _: GgufFile) -> None:
     fields["rope_local_base_freq"] = values.get("rope.freq_base_swa", 10000.0)
     fields["final_logit_softcapping"] = values.get("final_logit_softcapping")
     fields["sliding_window_pattern"] = 6
@@ -96,15 +97,18 @@ def _add_gemma_scale(fields: Fields, large: int) -> None:
     fields["hidden_activation"] = "gelu_pytorch_tanh"
 
 
-def _add_experts(fields: Fields, values: Mapping[str, Any]) -> None:
+def _add_experts(fields: Fields, values: Mapping[str, Any], file: GgufFile) -> None:
     fields["moe_intermediate_size"] = values.get("expert_feed_forward_length")
     fields["norm_topk_prob"] = True
+    layers = range(layer_count(Config(fields, file.where)))
+    routers = (f"blk.{index}.ffn_gate_inp.weight" for index in layers)
+    fields["mlp_only_layers"] = [i for i, name in enumerate(routers) if name not in file.stored]
 
 
-def _add_gpt_oss(fields: Fields, values: Mapping[str, Any]) -> None:
+def _add_gpt_oss(fields: Fields, values: Mapping[str, Any], _: GgufFile) -> None:
     fields["intermediate_size"] = values.get("expert_feed_forward_length")
-    count = fields["num_hidden_layers"]
-    fields["layer_types"] = [SLIDING if i % 2 == 0 else FULL for i in range(count)]
+    if "rope_scaling" in fields:  # as it was trained; the file does not say so
+        fields["rope_scaling"]["truncate"] = False
 
 
 _ARCHITECTURES = {
@@ -140,13 +144,16 @@ def describe_gguf(file: GgufFile) -> Description:
         if key.startswith(prefix)
     }
     fields = _fields(file, values)
-    known.more(fields, values)
+    known.more(fields, values, file)
     experts = "num_local_experts" in fields
     architecture = "MixtralForCausalLM" if name == "llama" and experts else known.family
     fields["architectures"] = [architecture]
     found = describe(fields, file.where)
-    layers = tuple(_as_stored(layer, known, file) for layer in found.spec.layers)
-    spec = msgspec.structs.replace(found.spec, layers=layers)
+    try:
+        layers = tuple(_as_stored(layer, known, values, file) for layer in found.spec.layers)
+        spec = msgspec.structs.replace(found.spec, layers=layers)
+    except SpecError as error:
+        raise RefusedError(f"{file.where}: {error}") from None
     return Description(found.family, spec, found.ignored, None)
 
 
@@ -177,28 +184,37 @@ def _fields(file: GgufFile, values: Mapping[str, Any]) -> Fields:
     return fields
 
 
-def _as_stored(layer: LayerSpec, architecture: _Architecture, file: GgufFile) -> LayerSpec:
+def _as_stored(
+    layer: LayerSpec, architecture: _Architecture, values: Mapping[str, Any], file: GgufFile
+) -> LayerSpec:
     """Return a layer whose weights are as the converter has written them."""
     rope = layer.rope
-    if rope is not None and architecture.turned:
-        rope = msgspec.structs.replace(rope, interleaved=True)
-    divisors = {name: _divisors(file, name) for name in FREQUENCIES if name in file.stored}
-    if rope is not None and divisors:
-        plain = divisors.get(FREQUENCIES[0], ())
-        trained = file.metadata.get(f"{file.metadata['general.architecture']}.context_length")
-        original = f"{file.metadata['general.architecture']}.rope.scaling.original_context_length"
-        factor = file.metadata.get(original.replace("original_context_length", "attn_factor"))
+    if rope is not None:
+        rotated = values.get("rope.dimension_count", layer.head_dim)
         rope = msgspec.structs.replace(
             rope,
-            scaling=LongRopeScaling(
-                short=divisors.get(FREQUENCIES[2], plain),
-                long=divisors.get(FREQUENCIES[1], plain),
-                trained_context=int(file.metadata.get(original, trained or 2)),
-                attention_factor=1.0 if plain else (None if factor is None else float(factor)),
-            ),
+            interleaved=architecture.turned,
+            rotated_dim=None if rotated == layer.head_dim else rotated,
+            scaling=_stored_scaling(values, file) or rope.scaling,
         )
     offset = layer.norm_offset and not architecture.gains
     return msgspec.structs.replace(layer, rope=rope, norm_offset=offset)
+
+
+def _stored_scaling(values: Mapping[str, Any], file: GgufFile) -> LongRopeScaling | None:
+    """Return the scaling whose divisors are tensors: of Llama 3, or longrope; None without them."""
+    found = {name: _divisors(file, name) for name in FREQUENCIES if name in file.stored}
+    if not found:
+        return None
+    plain = found.get(FREQUENCIES[0], ())
+    trained = values.get("rope.scaling.original_context_length") or values.get("context_length")
+    factor = 1.0 if plain else values.get("rope.scaling.attn_factor")
+    return LongRopeScaling(
+        short=found.get(FREQUENCIES[2], plain),
+        long=found.get(FREQUENCIES[1], plain),
+        trained_context=int(trained or 2),
+        attention_factor=None if factor is None else float(factor),
+    )
 
 
 def _divisors(file: GgufFile, name: str) -> tuple[float, ...]:

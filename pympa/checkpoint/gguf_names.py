@@ -6,7 +6,7 @@ and up of gpt-oss are apart, DeepSeek's and GPT-NeoX's are cut in ways of its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from pympa.checkpoint.names import Alternatives, Part, Rows
 from pympa.spec import LayerSpec, ModelSpec
@@ -25,24 +25,29 @@ _NORMS = {
 }
 
 
-def gguf_tensors(spec: ModelSpec) -> Iterator[tuple[str, Alternatives]]:
-    """Yield the name of each tensor of a model, with the places where it may be in a GGUF file."""
+def gguf_tensors(spec: ModelSpec, stored: Container[str]) -> Iterator[tuple[str, Alternatives]]:
+    """Yield the name of each tensor of a model, with the places where it may be in a GGUF file.
+
+    Args:
+        spec: the model.
+        stored: the names of the tensors in the file.
+    """
     yield "embedding", (Part("token_embd.weight"),)
     yield "final_norm.weight", (Part("output_norm.weight"),)
     yield "head", (Part("output.weight"),)
     for index, layer in enumerate(spec.blocks):
         at = f"blk.{index}."
-        for name, parts in _layer(layer):
+        for name, parts in _layer(layer, apart=f"{at}ffn_gate.weight" in stored):
             places = tuple(part._replace(name=at + part.name) for part in parts)
             yield f"layers.{index}.{name}", places
 
 
-def _layer(layer: LayerSpec) -> Iterator[tuple[str, Alternatives]]:
+def _layer(layer: LayerSpec, *, apart: bool) -> Iterator[tuple[str, Alternatives]]:
     for name in layer.norms:
         yield f"{name}.weight", tuple(Part(f"{stored}.weight") for stored in _NORMS[name])
     yield from _attention(layer)
     if not layer.experts:
-        yield from _mlp(layer)
+        yield from _mlp(layer, apart=apart)
         return
     yield "router", (Part("ffn_gate_inp.weight"),)
     yield "router_bias", (Part("ffn_gate_inp.bias"),)
@@ -72,11 +77,15 @@ def _attention(layer: LayerSpec) -> Iterator[tuple[str, Alternatives]]:
     yield "attention.sinks", (Part("attn_sinks.weight"),)
 
 
-def _mlp(layer: LayerSpec) -> Iterator[tuple[str, Alternatives]]:
-    """Yield the weights of an MLP; without a stored gate, gate and up are one tensor (Phi-3)."""
+def _mlp(layer: LayerSpec, *, apart: bool) -> Iterator[tuple[str, Alternatives]]:
+    """Yield the weights of an MLP; gate and up may be one tensor (Phi-3)."""
     hidden = layer.mlp_hidden
-    yield "mlp.gate", (Part("ffn_gate.weight"), Part("ffn_up.weight", Rows(hidden, 0, 0)))
-    yield "mlp.up", (Part("ffn_up.weight"),)
+    if layer.gated and not apart:
+        yield "mlp.gate", (Part("ffn_up.weight", Rows(hidden, 0, 0)),)
+        yield "mlp.up", (Part("ffn_up.weight", Rows(hidden, 0, hidden)),)
+    else:
+        yield "mlp.gate", (Part("ffn_gate.weight"),)
+        yield "mlp.up", (Part("ffn_up.weight"),)
     yield "mlp.down", (Part("ffn_down.weight"),)
     for kind in ("gate", "up", "down"):
         yield f"mlp.{kind}_bias", (Part(f"ffn_{kind}.bias"),)

@@ -25,12 +25,14 @@ def prompt(tokens: int) -> NDArray[np.int32]:
 def weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the elements of a stored tensor."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    values = rng.standard_normal(shape, np.float32)
+    values = np.asarray(rng.standard_normal(shape, np.float32))
     if name.endswith(("norm.weight", "layer_norm.weight")):
-        return np.float32(1.0) + np.float32(0.3) * values
-    if len(shape) == 1 or name.endswith("_bias"):
-        return np.float32(0.3) * values
-    return values * np.float32(1.2 / np.sqrt(shape[-1]))
+        values = np.float32(1.0) + np.float32(0.3) * values
+    elif len(shape) < 2 or name.endswith("_bias"):
+        values = np.float32(0.3) * values
+    else:
+        values = values * np.float32(1.2 / np.sqrt(shape[-1]))
+    return np.asarray(values, np.float32)
 
 
 def weights(tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
