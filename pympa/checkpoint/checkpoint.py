@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pympa.checkpoint.families import Description, describe
 from pympa.checkpoint.fingerprint import fingerprint
-from pympa.checkpoint.gguf_file import open_gguf
-from pympa.checkpoint.gguf_model import FREQUENCIES, describe_gguf
-from pympa.checkpoint.gguf_names import gguf_tensors
-from pympa.checkpoint.gguf_tokenizer import gguf_tokenizer
 from pympa.checkpoint.json_file import read_json
 from pympa.checkpoint.model_directory import ModelFiles, find_model, member
-from pympa.checkpoint.places import family_places, find_places, stored_bytes
+from pympa.checkpoint.places import Places, family_places, find_places, stored_bytes
 from pympa.checkpoint.safetensors_files import open_safetensors
 from pympa.checkpoint.source import CheckpointSource
 from pympa.checkpoint.tensors import Tensors
-from pympa.checkpoint.tokenizer import Tokenizer
-from pympa.checkpoint.tokenizer_files import has_tokenizer, read_tokenizer
 from pympa.checkpoint.widened import widened
 from pympa.spec import ModelSpec
 from pympa.text.escape import shown
+
+if TYPE_CHECKING:
+    from pympa.checkpoint.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 
@@ -52,7 +49,12 @@ class Checkpoint:
         Raises:
             RefusedError: its files are broken, or of a kind that is not known.
         """
+        from pympa.checkpoint.tokenizer_files import has_tokenizer, read_tokenizer
+
         if self.files.kind == "gguf":
+            from pympa.checkpoint.gguf_file import open_gguf
+            from pympa.checkpoint.gguf_tokenizer import gguf_tokenizer
+
             file = open_gguf(self.files)
             return gguf_tokenizer(file.metadata, file.where)
         directory = self.files.directory
@@ -84,19 +86,37 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
     """
     files = find_model(path)
     if files.kind == "gguf":
-        file = open_gguf(files)
-        stored: Tensors = file
-        tensors, description = stored, describe_gguf(file)
-        known = dict(gguf_tensors(description.spec, file.stored))
-        places = find_places(description.spec, known, tensors, FREQUENCIES)
-    else:
-        values = read_config(files.directory)
-        description = describe(values, _where(files.directory), ignore_fields)
-        stored = open_safetensors(files)
-        tensors = widened(stored, values.get("quantization_config"))
-        places = family_places(description.spec, description.family.name, tensors)
+        return _open_gguf(str(path), files)
+    values = read_config(files.directory)
+    description = describe(values, _where(files.directory), ignore_fields)
+    stored = open_safetensors(files)
+    tensors = widened(stored, values.get("quantization_config"))
+    places = family_places(description.spec, description.family.name, tensors)
+    return _checkpoint(str(path), files, description, stored, tensors, places)
+
+
+def _open_gguf(path: str, files: ModelFiles) -> Checkpoint:
+    from pympa.checkpoint.gguf_file import open_gguf
+    from pympa.checkpoint.gguf_model import FREQUENCIES, describe_gguf
+    from pympa.checkpoint.gguf_names import gguf_tensors
+
+    file = open_gguf(files)
+    description = describe_gguf(file)
+    known = dict(gguf_tensors(description.spec, file.stored))
+    places = find_places(description.spec, known, file, FREQUENCIES)
+    return _checkpoint(path, files, description, file, file, places)
+
+
+def _checkpoint(
+    path: str,
+    files: ModelFiles,
+    description: Description,
+    stored: Tensors,
+    tensors: Tensors,
+    places: Places,
+) -> Checkpoint:
     source = CheckpointSource(tensors, places, f"checkpoint {fingerprint(stored)}")
-    return Checkpoint(str(path), files, description, source, stored_bytes(tensors, places))
+    return Checkpoint(path, files, description, source, stored_bytes(tensors, places))
 
 
 def describe_directory(path: str | Path, ignore_fields: Iterable[str] = ()) -> Description:

@@ -26,14 +26,13 @@ class _Map:
     def move_to(self, start: int, stop: int) -> None:
         """Ask for a part of the file and for some that follows, without waiting for it.
 
-        The part that was asked for before no longer counts as memory of this process; it stays in
-        the system's cache of files, which ranks share.
+        What was read before no longer counts as memory of this process; it stays in the system's
+        cache of files, which ranks share. It is read again where it is used again.
         """
-        if (start, stop) == self._now:
-            return
         self._advise("MADV_DONTNEED", *self._now)
-        self._advise("MADV_WILLNEED", start, min(stop + _AHEAD_BYTES, self.data.size))
-        self._now = (start, stop)
+        if (start, stop) != self._now:
+            self._advise("MADV_WILLNEED", start, min(stop + _AHEAD_BYTES, self.data.size))
+            self._now = (start, stop)
 
     def _advise(self, advice: str, start: int, stop: int) -> None:
         first = start // mmap.PAGESIZE * mmap.PAGESIZE

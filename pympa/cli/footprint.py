@@ -154,11 +154,11 @@ def _memory(options: argparse.Namespace, plan: Plan) -> Memory:
     """Return the memory that is asked about: that of this host for all ranks, or of a cluster."""
     from pympa.costs.cluster import load_cluster
     from pympa.footprint.fits import Memory
-    from pympa.hardware.memory import DEVICE_BYTES, PROCESS_BYTES, available_bytes
+    from pympa.hardware.memory import DEVICE_BYTES, LIBRARY_BYTES, available_bytes
 
     if options.cluster is None:
         name = "this host, with all ranks on it"
-        return Memory(name, available_bytes(), plan.world, PROCESS_BYTES)
+        return Memory(name, available_bytes(), plan.world, LIBRARY_BYTES)
     device = load_cluster(options.cluster).device
     return Memory(device.name, int(device.memory_bytes), 1, DEVICE_BYTES)
 

@@ -114,7 +114,8 @@ def _need(rehearsal: Rehearsal, lengths: Sequence[int]) -> _Need:
     """Return what a rank needs for a batch: to load its weights, or to run with all keys."""
     uses, kv_bytes = peak_uses(rehearsal, lengths), rehearsal.model.kv_bytes(lengths)
     running = sum(uses.values()) - uses["keys/values"] + kv_bytes
-    return _Need(max(running, rehearsal.loading_bytes), kv_bytes)
+    most = max(running, rehearsal.loading_bytes)
+    return _Need(most + rehearsal.unused_bytes, kv_bytes)
 
 
 def _extended(need: Callable[[int], int], most: int) -> Callable[[int], int]:

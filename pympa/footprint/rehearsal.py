@@ -100,6 +100,8 @@ class Rehearsal:
         ledger: the ledger of the arena's bytes by use.
         model: this rank's part of the model.
         loading_bytes: the most bytes that are in use while weights are loaded.
+        unused_bytes: the bytes that a process holds beside them, because arrays in use then lay
+            in other places.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Rehearsal:
         self.arena.ledger = self.ledger
         self.model = Model(spec, resources, dtype, stages=stages)
         self.loading_bytes = self.arena.peak_bytes
+        self.unused_bytes = self.arena.touched_bytes - self.loading_bytes
 
     def step(
         self,

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 PROCESS_BYTES = 150 << 20  # interpreter, libraries and MPI of one rank, in addition to its arena
+LIBRARY_BYTES = 60 << 20  # the same of a program that only loads a model; measured, not a bound
 DEVICE_BYTES = 1 << 30  # an upper estimate of what NCCL, cuBLASLt and the driver use of a GPU
 
 

@@ -52,6 +52,7 @@ class _Block:
     size: int
     used: int = 0
     fd: int | None = None
+    touched: int = 0  # the most bytes that were in use
 
 
 class _Stack:
@@ -67,6 +68,7 @@ class _Stack:
         """Return some bytes; None if blocks have no memory."""
         block = self._block_with_room(size)
         first, block.used = block.used, block.used + size
+        block.touched = max(block.touched, block.used)
         return None if block.memory is None else block.memory[first : block.used]
 
     def mark(self) -> tuple[int, int]:
@@ -138,6 +140,11 @@ class Arena:
         More than the peak, because an array lies in one block and the end of a block may be unused.
         """
         return self._own.size + self._shared.size
+
+    @property
+    def touched_bytes(self) -> int:
+        """The bytes of blocks that have been in use, all of which a process then holds."""
+        return sum(block.touched for block in (*self._own.blocks, *self._shared.blocks))
 
     def empty(
         self,

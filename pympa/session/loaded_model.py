@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.checkpoint.tokenizer import Tokenizer
 from pympa.errors import RefusedError
 from pympa.footprint.rehearsal import Rehearsal
 from pympa.hardware.memory import DEVICE_BYTES
@@ -27,6 +26,9 @@ from pympa.session.loading import CountedSource, LoadRequest
 from pympa.session.room import Need, Room
 from pympa.session.team import Team
 from pympa.transport import Transport
+
+if TYPE_CHECKING:
+    from pympa.checkpoint.tokenizer import Tokenizer
 
 _ID_BYTES = 2 * 4  # one token id, on every rank, while ids are made
 MOST_CONTEXT, MOST_BATCH = 1 << 40, 1 << 24  # more is a typing error

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -17,13 +17,15 @@ from pympa.checkpoint.families import describe
 from pympa.checkpoint.names import Part
 from pympa.checkpoint.places import family_places
 from pympa.checkpoint.source import CheckpointSource
-from pympa.checkpoint.tokenizer import Tokenizer
 from pympa.errors import RefusedError
 from pympa.model.random_weights import random_weights
 from pympa.model.weights import WeightSource, WeightSpec, model_weights
 from pympa.plan.layout import Bounds
 from pympa.session.arrays import host_array
 from pympa.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from pympa.checkpoint.tokenizer import Tokenizer
 
 _SECONDS = 2.0  # between two lines of progress
 _GB = 1e9
