@@ -91,7 +91,7 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
     description = describe(values, _where(files.directory), ignore_fields)
     stored = open_safetensors(files)
     tensors = widened(stored, values.get("quantization_config"))
-    places = family_places(description.spec, description.family.name, tensors)
+    places = family_places(description, tensors)
     return _checkpoint(str(path), files, description, stored, tensors, places)
 
 

@@ -34,6 +34,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+_EXTRA_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
 _LONGEST = 64  # letters of a name for which the nearest one is looked up
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _QWEN = _COMMON | {"use_sliding_window": False, "max_window_layers": 28}
@@ -93,12 +94,14 @@ class Description:
         spec: the model.
         ignored: the names of fields that change nothing.
         dtype: the name of the declared dtype; None if it is none of ours.
+        extra_layers: the number of layers after the model's own that only predict more tokens.
     """
 
     family: Family
     spec: ModelSpec
     ignored: tuple[str, ...]
     dtype: str | None
+    extra_layers: int = 0
 
 
 def describe(
@@ -127,7 +130,8 @@ def describe(
     except SpecError as error:
         raise RefusedError(f"{where}: {error}") from None
     ignored = config.finish(ignore_fields)
-    return Description(family, spec, tuple(sorted(ignored)), declared_dtype(values))
+    extra = next((inner[name] for name in _EXTRA_LAYERS if type(inner.get(name)) is int), 0)
+    return Description(family, spec, tuple(sorted(ignored)), declared_dtype(values), extra)
 
 
 def declared_dtype(values: Mapping[str, Any]) -> str | None:

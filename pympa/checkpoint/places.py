@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from pympa.checkpoint.families import Description
 from pympa.checkpoint.names import Alternatives, Dialect, Part, prefixes
 from pympa.checkpoint.tensors import StoredTensor, Tensors, find_tensor
 from pympa.errors import RefusedError
@@ -26,19 +27,21 @@ _UNUSED = re.compile(
     r"|(?:.*\.)?(?:vision_tower|vision_model|multi_modal_projector|visual)\..*"
 )
 """Stored tensors that change no logits of a text: tables, masks, the scales of other runtimes."""
-_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\..*")
 
 
-def family_places(spec: ModelSpec, family: str, tensors: Tensors) -> Places:
+def family_places(described: Description, tensors: Tensors) -> Places:
     """Return where the tensors of a model are in files of its family; see `find_places`.
 
     Args:
-        spec: the model.
-        family: the name of its family.
+        described: the model and its family.
         tensors: the stored tensors.
     """
+    spec, family = described.spec, described.family.name
     dialect = Dialect(family, _prefix(family, tensors))
-    return find_places(spec, dict(dialect.tensors(spec)), tensors)
+    extra = range(len(spec.blocks), len(spec.blocks) + described.extra_layers)
+    unused = [name for name in tensors.stored if _layer_of(name) in extra]
+    return find_places(spec, dict(dialect.tensors(spec)), tensors, unused)
 
 
 def find_places(
@@ -117,17 +120,16 @@ def _refuse_unused(
     unused = [
         tensor
         for name, tensor in tensors.stored.items()
-        if name not in used | heads and not _changes_nothing(name, len(spec.blocks))
+        if name not in used | heads and _UNUSED.fullmatch(name) is None
     ]
     if unused:
         raise _unknown(tensors, unused)
 
 
-def _changes_nothing(name: str, layers: int) -> bool:
-    """Return whether a stored tensor belongs to another use of the model, by its name."""
-    of_layer = _LAYER.fullmatch(name)
-    predicts_more = of_layer is not None and int(of_layer[1]) >= layers  # multi-token prediction
-    return predicts_more or _UNUSED.fullmatch(name) is not None
+def _layer_of(name: str) -> int | None:
+    """Return the number of the layer of a stored tensor; None outside layers."""
+    found = _LAYER.fullmatch(name)
+    return None if found is None else int(found[1])
 
 
 def _unknown(tensors: Tensors, unused: list[StoredTensor]) -> RefusedError:

@@ -83,12 +83,11 @@ def find_request(
     else:
         where, values = str(model), read_config(Path(model))
     description = describe(values, where, ignore_fields)
-    spec, family = description.spec, description.family.name
     return _from_arrays(
         where,
-        spec,
+        description.spec,
         weights,
-        lambda tensors: family_places(spec, family, tensors),
+        lambda tensors: family_places(description, tensors),
         description.dtype,
     )
 

@@ -81,7 +81,7 @@ def test_broken_directories(name, tmp_path):
 MESSAGES = {
     "missing": ("model.layers.1.mlp.up_proj.weight", "expected a tensor .*up_proj.weight"),
     "extra": ("model.layers.0.mlp.extra.weight", "got also model.layers.0.mlp.extra.weight"),
-    "a layer too many": ("model.layers.7.mlp.up_proj.weight", None),
+    "a layer too many": ("model.layers.3.mlp.up_proj.weight", "got also model.layers.3.mlp.up"),
     "buffer": ("model.layers.0.self_attn.rotary_emb.inv_freq", None),
 }
 
