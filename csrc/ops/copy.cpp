@@ -28,9 +28,11 @@ CopyArgs rows_of(const TensorView& source, const TensorView& out, const Executio
   CopyArgs args{{1, 1, 1}, bytes, source.data, {}, out.data, {}, on};
   std::size_t rows = args.shape.size();  // those from here on are in use
   for (int axis = source.rank - 1; axis >= 0; --axis) {
-    const std::int64_t length = source.shape[axis];
+    const std::int64_t length = out.shape[axis];
     if (length == 1) continue;
-    const std::int64_t from = source.stride[axis] * bytes, to = out.stride[axis] * bytes;
+    const bool is_repeated = source.shape[axis] == 1;
+    const std::int64_t from = is_repeated ? 0 : source.stride[axis] * bytes;
+    const std::int64_t to = out.stride[axis] * bytes;
     const bool is_first = rows == args.shape.size();
     const std::int64_t whole = is_first ? args.row_bytes : args.shape[rows];
     const std::int64_t next_from = is_first ? whole : whole * args.source_stride[rows];
@@ -52,12 +54,12 @@ CopyArgs rows_of(const TensorView& source, const TensorView& out, const Executio
 void copy(const TensorView& source, const TensorView& out, const Execution& on) {
   const char* op = "copy";
   check_dtype(op, out, source.dtype);
-  bool same = source.rank == out.rank;
+  bool fits = source.rank == out.rank;
   for (int axis = 0; axis < source.rank; ++axis) {
-    same = same && source.shape[axis] == out.shape[axis];
+    fits = fits && (source.shape[axis] == out.shape[axis] || source.shape[axis] == 1);
   }
-  if (!same) fail(op, out.name, "shape " + source.shape_text(), out.shape_text());
-  if (source.size() == 0) return;
+  if (!fits) fail(op, out.name, "shape " + source.shape_text(), out.shape_text());
+  if (out.size() == 0) return;
   PYMPA_SELECT_KERNELS(on.isa, copy_kernels).copy(rows_of(source, out, on));
 }
 

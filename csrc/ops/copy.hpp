@@ -1,4 +1,4 @@
-// Copies between arrays of the same shape and dtype with strided rows.
+// Copies between arrays of one dtype with strided rows.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ struct CopyKernels {
 
 PYMPA_DECLARE_KERNELS(CopyKernels, copy_kernels)
 
-// out = source, which do not overlap.
+// out = source, which do not overlap. An axis of length 1 of source is repeated.
 void copy(const TensorView& source, const TensorView& out, const Execution& on);
 
 }  // namespace pympa

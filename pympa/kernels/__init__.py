@@ -360,7 +360,7 @@ class Kernels(Protocol):
         """
 
     def copy(self, source: Array, out: Array) -> None:
-        """Copy between arrays of the same shape and dtype, with any strides."""
+        """Copy to an array of the same dtype, with any strides; repeat axes of length 1."""
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """Compute out = a + b."""

@@ -124,7 +124,9 @@ class CoreKernels(LinearKernels, AttentionKernels, RoutingKernels):
 
     def copy(self, source: Array, out: Array) -> None:
         """See `Kernels.copy`."""
-        if source.shape != out.shape or source.dtype != out.dtype:
+        shapes = zip(source.shape, out.shape, strict=False)
+        fits = source.ndim == out.ndim and all(have in (1, want) for have, want in shapes)
+        if not fits or source.dtype != out.dtype:
             raise ValueError(
                 f"copy: out: expected {source.dtype} {list(source.shape)}; "
                 f"got {out.dtype} {list(out.shape)}"

@@ -128,8 +128,7 @@ class Projections:
         shared = layer.arena.empty((rows, 1, width), layer.dtype)
         self._linear("k_rotated", normed, shared)
         self.rotate(shared, rope, positions, whole=False)
-        everywhere = np.broadcast_to(shared, (rows, k.shape[1], width))
-        layer.kernels.copy(everywhere, k[:, :, k.shape[2] - width :])
+        layer.kernels.copy(shared, k[:, :, k.shape[2] - width :])
 
     def _latent(self, name: str, latent: Latent, normed: Array) -> Array:
         """Return a latent `[rows, rank]` after its norm."""

@@ -112,7 +112,7 @@ class PhiloxSource:
         """See `WeightSource.fill`."""
         width = spec.shape[1] if len(spec.shape) == 2 else 1
         at = 0
-        for first, last in rows or [(0, spec.shape[0])]:
+        for first, last in [(0, spec.shape[0])] if rows is None else rows:
             part = out[at : at + last - first]
             at += last - first
             if cols is None:

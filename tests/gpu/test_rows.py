@@ -119,3 +119,13 @@ def test_copies_between_strided_arrays(rig, data, dtype):
         rig.kernels.copy(rig.put(x)[::2, :, skip:], target[..., 1:-1])
         got = rig.get(target)
     assert_same_bits(np.ascontiguousarray(got[..., 1:-1]), np.ascontiguousarray(x[::2, :, skip:]))
+
+
+def test_copies_repeat_axes_of_one(rig):
+    """As latent attention gives every head the rotated part of a key."""
+    x = normal(np.random.default_rng(0), (7, 1, 6), np.float16)
+    with rig.scope():
+        target = rig.put(normal(np.random.default_rng(1), (7, 5, 16), np.float16))
+        rig.kernels.copy(rig.put(x), target[..., 10:])
+        got = rig.get(target)
+    assert_same_bits(np.ascontiguousarray(got[..., 10:]), np.repeat(x, 5, axis=1))

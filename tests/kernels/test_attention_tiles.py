@@ -308,5 +308,5 @@ def test_methods_and_their_shadows():
 def test_copy_refuses_another_shape():
     arena = Arena()
     kernels = CpuKernels(isa=ISA, threads=1, arena=arena, trace=Trace())
-    with pytest.raises(ValueError, match=r"copy: out: expected float32 \[1, 3\]; got float32 \[2"):
-        kernels.copy(np.ones((1, 3), F32), np.ones((2, 3), F32))
+    with pytest.raises(ValueError, match=r"copy: out: expected float32 \[2, 3\]; got float32 \[1"):
+        kernels.copy(np.ones((2, 3), F32), np.ones((1, 3), F32))

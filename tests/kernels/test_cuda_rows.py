@@ -42,9 +42,10 @@ def test_copies_between_strided_arrays(cuda_kernels, data):
 def test_copies_repeat_rows_and_stay_inside(cuda_kernels, rng):
     row, memory = rng.random((1, 1, 40), np.float32), np.zeros((4, 6, 48), np.float32)
     out = memory[1:3, ::2, 4:44]
-    cuda_kernels.core.copy(np.broadcast_to(row, out.shape), out, cuda_kernels.on())
-    assert (out == row).all()
-    assert np.count_nonzero(memory) == out.size
+    for source in (np.broadcast_to(row, out.shape), row, 2 * row[:, :, :1]):
+        cuda_kernels.core.copy(source, out, cuda_kernels.on())
+        assert (out == source).all()
+        assert np.count_nonzero(memory) == out.size
 
 
 def test_copies_of_other_arrays_are_refused(cuda_kernels):

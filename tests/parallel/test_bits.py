@@ -8,10 +8,18 @@ from support import worlds
 from support.lanes import lanes
 
 DTYPES = ["float32", "float16", "bfloat16"]
+SPECS = {
+    "dense": worlds.DENSE,
+    "odd": worlds.ODD,
+    "sandwich": worlds.SANDWICH,
+    "post, parallel": worlds.POST_AND_PARALLEL,
+    "latents": worlds.LATENT,
+    "sinks": worlds.SINKS,
+}
 
 
 @pytest.mark.parametrize("dtype", lanes(DTYPES, [2]))
-@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("micro_batches", [1, 2, 5, 31])
 @pytest.mark.parametrize("pp", [1, 2, 4])
 def test_pipeline_equals_one_rank(pp, micro_batches, spec, dtype):
@@ -39,7 +47,7 @@ def test_token_chunks_across_key_tiles(dtype):
 
 
 @pytest.mark.parametrize("dtype", lanes(DTYPES, [2]))
-@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.ODD], ids=["dense", "odd"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(
     "plan",
     ["cp=4", "cp=3,micro_batches=9", "cp=2,pp=2,micro_batches=3", "cp=4,cp_scheme=allgather",

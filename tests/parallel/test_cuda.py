@@ -78,6 +78,10 @@ SPECS = {
     "many queries": worlds.MULTI_QUERY,
     "experts": worlds.EXPERTS,
     "odd experts": worlds.ODD_EXPERTS,
+    "sandwich": worlds.SANDWICH,
+    "post, parallel": worlds.POST_AND_PARALLEL,
+    "latents": worlds.LATENT,
+    "sinks": worlds.SINKS,
 }
 
 
@@ -85,6 +89,10 @@ PLANS = [
     *(("dense", p) for n in (2, 3, 4) for p in worlds.some(worlds.plans(n, worlds.DENSE), 6)),
     *(("experts", plan) for plan in worlds.some(worlds.plans(4, worlds.EXPERTS), 8)),
     *(("odd experts", plan) for plan in worlds.some(worlds.plans(2, worlds.ODD_EXPERTS), 4)),
+    *(("sandwich", plan) for plan in worlds.some(worlds.plans(4, worlds.SANDWICH), 3)),
+    *(("post, parallel", p) for p in worlds.some(worlds.plans(2, worlds.POST_AND_PARALLEL), 3)),
+    *(("latents", plan) for plan in worlds.some(worlds.plans(2, worlds.LATENT), 3)),
+    *(("sinks", plan) for plan in worlds.some(worlds.plans(4, worlds.SINKS), 3)),
 ]
 
 

@@ -65,7 +65,12 @@ def test_dry_counts_as_a_real_one(sizes):
      Plan(dp=2, cp=2, balance="contiguous")],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("spec", [worlds.DENSE, worlds.SLIDING], ids=["dense", "windows"])
+@pytest.mark.parametrize(
+    "spec",
+    [worlds.DENSE, worlds.SLIDING, worlds.SANDWICH,
+     msgspec.structs.replace(worlds.LATENT, layers=2 * worlds.LATENT.layers[:1])],
+    ids=["dense", "windows", "sandwich", "latents"],
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16"], [1]))
 def test_rehearsal_needs_what_a_run_needs(plan, spec, dtype):
     lengths = (2500, 3, 700)
@@ -73,7 +78,7 @@ def test_rehearsal_needs_what_a_run_needs(plan, spec, dtype):
     def body(endpoint):
         rank = build_resources(endpoint, plan, isa=worlds.ISA)
         model = Model(spec, rank, DTYPES[dtype])
-        prepared = model.prepare(worlds.batch(lengths))
+        prepared = model.prepare(worlds.batch(lengths, spec.vocabulary))
         model.forward(prepared)
         blocks = rank.arena.blocks
         model.forward(prepared)
@@ -98,6 +103,10 @@ USED = {
     "experts": (worlds.ODD_EXPERTS, Plan(dp=2, tp=2, ep=2)),
     "columns": (worlds.EXPERTS, Plan(tp=4, ep=2, etp=2)),
     "rings": (worlds.EXPERTS, Plan(cp=2, ep=2, pp=2)),
+    "sandwich": (worlds.SANDWICH, Plan(tp=3, pp=2, micro_batches=7)),
+    "post, parallel": (worlds.POST_AND_PARALLEL, Plan(cp=2, dim=2)),
+    "latents": (worlds.LATENT, Plan(tp=2, cp=2, ep=2)),
+    "sinks": (worlds.SINKS, Plan(cp=4, ulysses=2)),
 }
 
 

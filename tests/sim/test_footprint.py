@@ -53,6 +53,10 @@ def rehearsal_of(spec, plan, stages=None):
         (worlds.EXPERTS, "tp=4,ep=2,etp=2"),
         (worlds.ODD_EXPERTS, "pp=3,dp=2,ep=2"),
         (worlds.ODD_EXPERTS, "dp=4,ep=4,micro_batches=2"),
+        (worlds.SANDWICH, "cp=2,tp=2"),
+        (worlds.POST_AND_PARALLEL, "tp=2,dim=2"),
+        (worlds.LATENT, "tp=2,dp=2,ep=2"),
+        (worlds.SINKS, "pp=3,cp=2,ep=2,micro_batches=2"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

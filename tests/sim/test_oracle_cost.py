@@ -45,8 +45,13 @@ CASES = [
     (worlds.DENSE, (1500,)),
     (worlds.ODD_EXPERTS, (1500, 700)),
     (msgspec.structs.replace(worlds.NOT_CAUSAL, d_model=512), (600, 700)),
+    (worlds.SANDWICH, (1500, 700)),
+    (worlds.POST_AND_PARALLEL, (1500, 700)),
+    (worlds.LATENT, (1500, 700)),
+    (worlds.SINKS, (1500, 700)),
 ]
-IDS = ["long", "wide", "short", "dense", "experts", "whole"]
+IDS = ["long", "wide", "short", "dense", "experts", "whole", "sandwich", "post, parallel",
+       "latents", "sinks"]  # fmt: skip
 SMALL = 160 << 20  # blocks and chunks of small models are smaller than they are taken to be
 
 

@@ -20,7 +20,10 @@ from support import worlds
 
 
 def test_parameters_are_the_weights():
-    for spec in (worlds.DENSE, worlds.ODD, worlds.EXPERTS, worlds.ODD_EXPERTS):
+    for spec in (
+        worlds.DENSE, worlds.ODD, worlds.EXPERTS, worlds.ODD_EXPERTS, worlds.SANDWICH,
+        worlds.POST_AND_PARALLEL, worlds.LATENT, worlds.SINKS,
+    ):  # fmt: skip
         matrices = [w for w in model_weights(spec).values() if len(w.shape) == 2]
         assert parameters(spec) == sum(int(np.prod(w.shape)) for w in matrices)
 

@@ -141,6 +141,11 @@ def test_flops_count_context_and_limits_count_tables():
         (worlds.EXPERTS, Plan(tp=4, ep=2, etp=2)),
         (worlds.ODD_EXPERTS, Plan(tp=2, dp=2, ep=2)),
         (worlds.ODD_EXPERTS, Plan(tp=2, dp=2, ep=4)),
+        (worlds.SANDWICH, Plan(tp=3)),
+        (worlds.POST_AND_PARALLEL, Plan(tp=4)),
+        (worlds.LATENT, Plan(tp=2, dp=2, ep=2)),
+        (worlds.LATENT, Plan(tp=2, dim=2)),
+        (worlds.SINKS, Plan(tp=2, dp=2, ep=2)),
     ],
     ids=lambda value: str(value) if isinstance(value, Plan) else "",
 )

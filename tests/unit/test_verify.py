@@ -190,7 +190,10 @@ def test_a_dtype_too_coarse_for_a_model_is_named():
 def test_the_emulation_rounds_as_runs_do():
     """Its errors are those of a run on one rank, in size."""
     lengths, kind = (300, 200), DTYPES["bfloat16"]
-    for spec in (worlds.DENSE, worlds.ODD, worlds.ODD_EXPERTS):
+    for spec in (
+        worlds.DENSE, worlds.ODD, worlds.ODD_EXPERTS, worlds.SANDWICH, worlds.POST_AND_PARALLEL,
+        worlds.LATENT, worlds.SINKS,
+    ):  # fmt: skip
         run = worlds.one_rank(spec, lengths, "bfloat16")
         truth = worlds.truth(spec, run, lengths, "bfloat16")
         emulated = worlds.emulated(spec, run, lengths, "bfloat16")(RoundingTo(kind))
@@ -220,7 +223,12 @@ def run_sampled(plan, dtype, spec=worlds.ODD):
 
 @pytest.mark.parametrize("dtype", lanes(sorted(DTYPES), [0]))
 @pytest.mark.parametrize("plan", [Plan(), Plan(cp=3), Plan(tp=2, pp=2), Plan(dp=2)], ids=str)
-@pytest.mark.parametrize("spec", [worlds.ODD, worlds.ODD_EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "spec",
+    [worlds.ODD, worlds.ODD_EXPERTS, worlds.SANDWICH, worlds.POST_AND_PARALLEL, worlds.LATENT,
+     worlds.SINKS],
+    ids=["dense", "experts", "sandwich", "post, parallel", "latents", "sinks"],
+)  # fmt: skip
 def test_samples(spec, plan, dtype):
     outputs, ids = run_sampled(plan, dtype, spec)
     assert len(outputs["output"]) == LONG[1]
