@@ -134,7 +134,7 @@ def _print_footprint(options: argparse.Namespace) -> None:
     asked = _request(options, experiment, size)
     found = survey(size.model, asked.plan, size.lengths, asked.rehearsal)
     memory = _memory(options, asked.plan)
-    found_fit = find_fit(memory, asked.rehearsal, asked.plan.world, size.lengths)
+    found_fit = find_fit(memory, asked.rehearsal, asked.plan, size.lengths)
     cache = options.cache or cache_of_rank(options.threads)
     ours = "" if size.ours is None else f" ({size.ours})"
     title = f"{options.model}: {size} tokens{ours}, {asked.dtype.name}, {asked.plan}, {asked.isa}"

@@ -7,17 +7,19 @@ memory, as those of a host do, count together.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from pympa.footprint.rehearsal import Rehearsal, peak_uses
+from pympa.footprint.rehearsal import Rehearsal, run_step
+from pympa.plan.mesh import Plan
 
 _MOST = 1 << 30  # tokens or sequences: more is not looked for
 _MOST_ROWS = 1 << 15  # of a rank in a step that is run; a row above needs as much as one below
+_MOST_SCORED_ROWS = 1 << 11  # the same where each tile of scores is a step of its own
 _FEWEST = 8  # numbers, below which there are too few to tell what one more needs
 _FASTEST = 16  # times as many are tried at once
 _BY_LINES = 8  # numbers that are tried along lines, before halves
@@ -71,7 +73,7 @@ class _Need(NamedTuple):
 def find_fit(
     memory: Memory,
     rehearsal_of: Callable[[int], Rehearsal],
-    world: int,
+    plan: Plan,
     lengths: Sequence[int],
 ) -> Fit:
     """Return whether a plan fits a memory, and how much more would.
@@ -79,65 +81,122 @@ def find_fit(
     Args:
         memory: the memory.
         rehearsal_of: a function that returns the rehearsal of a rank.
-        world: the number of ranks.
+        plan: the plan.
         lengths: the number of tokens of each sequence.
     """
-    needs = [_need(rehearsal_of(rank), lengths) for rank in range(world)]
-    size = memory.size_bytes
-    groups = [range(at, min(at + memory.ranks, world)) for at in range(0, world, memory.ranks)]
-    fullest = max(groups, key=lambda group: sum(needs[rank].total for rank in group))
-    others = len(fullest) * memory.each_bytes
-    alike = Counter(needs[rank] for rank in fullest)  # ranks with equal needs are run once
-    of_need = {needs[rank]: rank for rank in fullest}
-    rehearsals = [(rehearsal_of(of_need[need]), count) for need, count in alike.items()]
-
-    def needed(some: Sequence[int]) -> int:
-        kept = sum(count * rehearsal.model.kv_bytes(some) for rehearsal, count in rehearsals)
-        if kept > size:  # so a step of this size need not be run
-            return kept
-        arenas = sum(count * _need(rehearsal, some).total for rehearsal, count in rehearsals)
-        return others + arenas
-
-    longest, count = max(lengths), len(lengths)
-    by_tokens = _extended(lambda tokens: needed([tokens] * count), _MOST_ROWS * world // count)
-    by_count = _extended(lambda some: needed([longest] * some), _MOST_ROWS * world // longest)
+    memories = _Memories(memory, rehearsal_of, plan.world, lengths)
+    rows = _MOST_SCORED_ROWS if plan.dim_algo == "reduce" else _MOST_ROWS
+    rows *= plan.dp * plan.cp
+    longest, count, size = max(lengths), len(lengths), memory.size_bytes
+    longer = _Growth(lambda tokens: [tokens] * count, rows // count, 2 * plan.cp)
+    more = _Growth(lambda some: [longest] * some, rows // longest, plan.dp)
     return Fit(
         memory,
-        others + sum(needs[rank].total for rank in fullest),
-        sum(needs[rank].kv for rank in fullest),
-        most_within(size, by_tokens, longest),
-        most_within(size, by_count, count),
+        memories.asked.total,
+        memories.asked.kv,
+        most_within(size, partial(memories.needed, longer), longest),
+        most_within(size, partial(memories.needed, more), count),
     )
 
 
-def _need(rehearsal: Rehearsal, lengths: Sequence[int]) -> _Need:
-    """Return what a rank needs for a batch: to load its weights, or to run with all keys."""
-    uses, kv_bytes = peak_uses(rehearsal, lengths), rehearsal.model.kv_bytes(lengths)
-    running = sum(uses.values()) - uses["keys/values"] + kv_bytes
-    most = max(running, rehearsal.loading_bytes)
-    return _Need(most + rehearsal.unused_bytes, kv_bytes)
+class _Growth:
+    """Batches of growing size, and what ranks need for them.
 
-
-def _extended(need: Callable[[int], int], most: int) -> Callable[[int], int]:
-    """Return a need that goes on in proportion above a number, where it would take long to find.
-
-    A step of so many rows works in chunks of the same size, so each row needs as much as others.
+    A large step works in chunks of one size, so each row needs as much as others. Above some number
+    the need beside keys and values goes on in proportion, where it would take long to find.
 
     Args:
-        need: a function from a number to its need.
-        most: the largest number for which it is called.
+        lengths: a function from a number to the lengths of sequences.
+        most: the largest number for which a step is run.
+        step: the number of parts into which numbers are dealt out; the fullest part counts.
     """
-    if most < _FEWEST:
-        return need
-    two = functools.cache(lambda: (need(most // 2), need(most)))
 
-    def extended(number: int) -> int:
-        if number <= most:
-            return need(number)
-        near, far = two()
-        return far + (far - near) * (number - most) // (most - most // 2)
+    def __init__(self, lengths: Callable[[int], list[int]], most: int, step: int) -> None:
+        self._lengths, self._step = lengths, step
+        self._near = most // 2 // step * step
+        self._lines: dict[Rehearsal, tuple[int, int]] = {}
 
-    return extended
+    def kept(self, rehearsal: Rehearsal, number: int) -> int:
+        """Return the bytes of keys and values of a rank."""
+        return rehearsal.model.kv_bytes(self._lengths(number))
+
+    def need(self, rehearsal: Rehearsal, number: int) -> _Need:
+        """Return what a rank needs."""
+        beside = self._beside(rehearsal, number)
+        return _need(rehearsal, beside, self.kept(rehearsal, number))
+
+    def _beside(self, rehearsal: Rehearsal, number: int) -> int:
+        near, far = self._near, 2 * self._near
+        if near < _FEWEST * self._step or number <= far:
+            return run_step(rehearsal, self._lengths(number)).peak_beside_kept
+        if rehearsal not in self._lines:
+            steps = (run_step(rehearsal, self._lengths(n)).peak_beside_kept for n in (near, far))
+            self._lines[rehearsal] = next(steps), next(steps)
+        need_near, need_far = self._lines[rehearsal]
+        beyond = -(-number // self._step) * self._step - far
+        return need_far - (need_near - need_far) * beyond // near
+
+
+class _Memories:
+    """The ranks of all memories.
+
+    Of memories whose ranks need as much for the batch as asked, only the first is looked at, and in
+    it only the first of equal ranks: what cannot be dealt out evenly goes to first ranks.
+
+    Args:
+        memory: one memory.
+        rehearsal_of: a function that returns the rehearsal of a rank.
+        world: the number of ranks.
+        lengths: the batch as asked.
+
+    Attributes:
+        asked: what the ranks of a memory need for that batch, of the one that needs most.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        rehearsal_of: Callable[[int], Rehearsal],
+        world: int,
+        lengths: Sequence[int],
+    ) -> None:
+        needs = [_asked_need(rehearsal_of(rank), lengths) for rank in range(world)]
+        self._memory, self._groups = memory, []
+        alike = set()
+        for at in range(0, world, memory.ranks):
+            group = needs[at : at + memory.ranks]
+            counts = Counter(group)
+            if frozenset(counts.items()) not in alike:
+                alike.add(frozenset(counts.items()))
+                ranks = ((rehearsal_of(at + group.index(need)), counts[need]) for need in counts)
+                self._groups.append([*ranks])
+        groups = (needs[at : at + memory.ranks] for at in range(0, world, memory.ranks))
+        self.asked = max(map(self._together, groups))
+
+    def needed(self, growth: _Growth, number: int) -> int:
+        """Return the bytes that the fullest memory needs, or some number above its size."""
+        return max(self._needed(group, growth, number) for group in self._groups)
+
+    def _needed(self, group: Sequence[tuple[Rehearsal, int]], growth: _Growth, number: int) -> int:
+        kept = sum(count * growth.kept(rehearsal, number) for rehearsal, count in group)
+        if kept > self._memory.size_bytes:  # so a step of this size need not be run
+            return kept
+        needs = ([growth.need(rehearsal, number)] * count for rehearsal, count in group)
+        return self._together([*itertools.chain(*needs)]).total
+
+    def _together(self, needs: Sequence[_Need]) -> _Need:
+        others = len(needs) * self._memory.each_bytes
+        return _Need(others + sum(n.total for n in needs), sum(n.kv for n in needs))
+
+
+def _asked_need(rehearsal: Rehearsal, lengths: Sequence[int]) -> _Need:
+    beside = run_step(rehearsal, lengths).peak_beside_kept
+    return _need(rehearsal, beside, rehearsal.model.kv_bytes(lengths))
+
+
+def _need(rehearsal: Rehearsal, beside: int, kv: int) -> _Need:
+    """Return what a rank needs: to load its weights, or to run with all keys and values."""
+    return _Need(max(beside + kv, rehearsal.loading_bytes) + rehearsal.unused_bytes, kv)
 
 
 def most_within(limit: int, need: Callable[[int], int], start: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from pympa.costs.device_costs import Costs
@@ -124,7 +125,8 @@ class Rehearsal:
         )
         self.arena, self.ledger = resources.arena, Ledger()
         self.arena.ledger = self.ledger
-        self.model = Model(spec, resources, dtype, stages=stages)
+        shapes = msgspec.structs.replace(spec, context=None)  # it runs sequences of any length
+        self.model = Model(shapes, resources, dtype, stages=stages)
         self.loading_bytes = self.arena.peak_bytes
         self.unused_bytes = self.arena.touched_bytes - self.loading_bytes
 
@@ -147,6 +149,19 @@ class Rehearsal:
             self.model.forward(self.model.prepare(ids, micro_batches, all_logits=all_logits))
 
 
+def run_step(rehearsal: Rehearsal, lengths: Sequence[int]) -> Ledger:
+    """Run a step and return the ledger of its bytes, without those of loading.
+
+    Args:
+        rehearsal: the rehearsal of a rank.
+        lengths: the number of tokens of each sequence.
+    """
+    ledger = rehearsal.ledger
+    ledger.restart_peak(rehearsal.arena.used_bytes)
+    rehearsal.step(lengths)
+    return ledger
+
+
 def peak_uses(rehearsal: Rehearsal, lengths: Sequence[int]) -> dict[str, int]:
     """Return the bytes by use at the peak of a step, without those of loading.
 
@@ -154,9 +169,7 @@ def peak_uses(rehearsal: Rehearsal, lengths: Sequence[int]) -> dict[str, int]:
         rehearsal: the rehearsal of a rank; it is run.
         lengths: the number of tokens of each sequence.
     """
-    ledger = rehearsal.ledger
-    ledger.restart_peak(rehearsal.arena.used_bytes)
-    rehearsal.step(lengths)
+    ledger = run_step(rehearsal, lengths)
     found: dict[str, int] = dict.fromkeys(USES, 0)
     for (_, use), size in ledger.peak.items():
         found[use] += size

@@ -27,6 +27,7 @@ class Ledger:
     Attributes:
         part: the part of the model that allocates now, as in "layers.0".
         peak: the bytes by (part, use) at the arena's high-water mark.
+        peak_beside_kept: the most bytes that were in use at one time, keys and values not counted.
         parts: the bytes by use of each part at its own high-water mark, after loading.
         working: the bytes that the steps of each part use: `TILE`, "workspaces" and the arrays
             `BETWEEN` kernels, each at its maximum.
@@ -37,6 +38,7 @@ class Ledger:
         self.peak: dict[tuple[str, str], int] = {}
         self.parts: dict[str, Uses] = {}
         self.working: dict[str, Uses] = {}
+        self.peak_beside_kept = 0
         self._peak_bytes = 0
         self._held: dict[tuple[str, str], int] = {}
 
@@ -46,12 +48,14 @@ class Ledger:
         if used_bytes > self._peak_bytes:
             self._peak_bytes = used_bytes
             self.peak = {key: held for key, held in self._held.items() if key[1] != TILE}
+        self.peak_beside_kept = max(self.peak_beside_kept, used_bytes - self._kept())
         _keep_most(self.parts, self.part, {use: self._of(use) for use in USES if use != "loading"})
         self._record_working_set()
 
     def restart_peak(self, used_bytes: int) -> None:
-        """Restart `peak` from the bytes in use."""
+        """Restart `peak` and `peak_beside_kept` from the bytes in use."""
         self._peak_bytes = used_bytes
+        self.peak_beside_kept = used_bytes - self._kept()
         self.peak = {key: held for key, held in self._held.items() if key[1] != TILE}
 
     def read(self, size: int) -> None:
@@ -70,6 +74,9 @@ class Ledger:
     def _add(self, use: str, size: int) -> None:
         key = self.part, use
         self._held[key] = self._held.get(key, 0) + size
+
+    def _kept(self) -> int:
+        return sum(held for (_, use), held in self._held.items() if use == "keys/values")
 
     def _of(self, use: str) -> int:
         return self._held.get((self.part, use), 0)

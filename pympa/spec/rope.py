@@ -163,7 +163,10 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def depends_on_context(self) -> bool:
         """Whether frequencies depend on the declared context of the model."""
-        return isinstance(self.scaling, DynamicScaling | LongRopeScaling)
+        scaling = self.scaling
+        if isinstance(scaling, LongRopeScaling):
+            return scaling.short != scaling.long
+        return isinstance(scaling, DynamicScaling)
 
     def check(self, head_dim: int) -> None:
         """Refuse an embedding that does not fit a head.

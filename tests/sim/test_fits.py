@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pympa.footprint.fits import Memory, find_fit, most_within
 from pympa.footprint.rehearsal import Rehearsal
 from pympa.plan.mesh import parse_plan
+from pympa.spec import DynamicScaling, LongRopeScaling, Rope
 from support import worlds
 from support.jobs import run_job
 from support.model_files import write_family
@@ -25,7 +27,7 @@ def fit(spec, plan, lengths, size, ranks=1):
     return find_fit(
         Memory("here", size, ranks, 0),
         lambda rank: Rehearsal(spec, plan, rank, BF16, isa=worlds.ISA),
-        plan.world,
+        plan,
         lengths,
     )
 
@@ -73,6 +75,57 @@ def test_what_is_told_fits_and_a_little_more_does_not(plan):
     ):
         assert fit(spec, plan, lengths, size).fits
         assert not fit(spec, plan, wider, size).fits
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize(
+    ("spec", "plan"),
+    [
+        (worlds.DENSE, "dp=8"),
+        (worlds.DENSE, "cp=4"),
+        (worlds.DENSE, "dp=3"),
+        (worlds.DENSE, "dp=2,cp=2"),
+        (worlds.DENSE, "cp=2,dim=2,dim_algo=reduce"),
+        (worlds.EXPERTS, "pp=2"),
+        (worlds.EXPERTS, "dp=4,ep=4"),
+        (worlds.SANDWICH, "pp=2,dp=2"),
+        (worlds.LATENT, "cp=2,pp=3"),
+    ],
+)
+def test_what_is_told_fits_every_memory(spec, plan, ranks):
+    """Of a batch of one sequence, ranks without any; of stages, other ones with longer texts."""
+    size = ranks * (24 << 20)
+    found = fit(spec, plan, [400], size, ranks)
+    for lengths in ([found.longest], [400] * found.most_sequences):
+        again = fit(spec, plan, lengths, size, ranks)
+        assert again.needed_bytes <= size
+        assert again.needed_bytes > size * 0.9
+
+
+def test_experts_whose_peak_is_not_where_most_keys_are():
+    """Keys and values of all layers stay through each part of a step."""
+    spec, plan, lengths = worlds.ODD_EXPERTS, parse_plan("pp=3"), [700, 300]
+    found = fit(spec, "pp=3", lengths, 10**9)
+    needs = []
+    for rank in range(plan.world):
+        rehearsal = Rehearsal(spec, plan, rank, BF16, isa=worlds.ISA)
+        rehearsal.arena.empty((rehearsal.model.kv_bytes(lengths),), np.uint8)
+        rehearsal.step(lengths)
+        needs.append(rehearsal.arena.peak_bytes)
+    assert max(needs) * 0.9 < found.needed_bytes <= max(needs) + (1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_models_whose_positions_depend_on_the_context(kind):
+    scaling = (
+        DynamicScaling(factor=2.0, trained_context=64)
+        if kind == "dynamic"
+        else LongRopeScaling(short=(1.0,) * 8, long=(2.0,) * 8, trained_context=64)
+    )
+    layer = msgspec.structs.replace(worlds.DENSE.layers[0], rope=Rope(scaling=scaling))
+    spec = msgspec.structs.replace(worlds.DENSE, layers=(layer,), context=100)
+    plain = fit(worlds.DENSE, "tp=2", [100], 30 << 20)
+    assert fit(spec, "tp=2", [100], 30 << 20) == plain
 
 
 def test_weights_that_do_not_fit():
