@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pympa.checkpoint.tensors import Spans, StoredTensor, find_tensor, select
+from pympa.errors import RefusedError
+from pympa.text.escape import shown
 
-_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+_DTYPES = {
+    "float32": ("F32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "float64": ("F64", 8),
+}
+"""The names of files and the bytes of an element."""
+_SAMPLED = 16  # rows of an array, by which ranks compare theirs
 
 
 class ArrayTensors:
@@ -28,27 +38,23 @@ class ArrayTensors:
     def __init__(
         self, arrays: Mapping[str, Any], on_host: Callable[[Any, str], NDArray[Any]]
     ) -> None:
+        if not isinstance(arrays, Mapping) or not all(isinstance(name, str) for name in arrays):
+            raise RefusedError(f"weights: expected arrays by name; got {type(arrays).__name__}")
         self._arrays, self._on_host = arrays, on_host
         self.stored: Mapping[str, StoredTensor] = {
-            name: StoredTensor(
-                name,
-                _dtype_name(array),
-                tuple(int(size) for size in array.shape),
-                Path("weights"),
-                0,
-                int(np.prod(array.shape, dtype=np.int64)) * 2,
-            )
-            for name, array in arrays.items()
+            name: _described(name, array) for name, array in arrays.items()
         }
 
     @property
     def identity(self) -> str:
-        """A text that tells these arrays from others, by their names and first elements."""
+        """A text that tells these arrays from others, by their names and a sample of rows."""
         digest = hashlib.sha256()
         for name in sorted(self.stored):
             stored = self.stored[name]
-            first = self.read(name, *([(0, 1)] for _ in stored.shape[:-1]))
-            digest.update(repr((name, stored.dtype, stored.shape)).encode() + first.tobytes())
+            digest.update(repr((name, stored.dtype, stored.shape)).encode())
+            rows = sorted({round(row) for row in np.linspace(0, stored.shape[0] - 1, _SAMPLED)})
+            for row in rows:
+                digest.update(self.read(name, [(row, row + 1)]).tobytes())
         return f"arrays {digest.hexdigest()[:16]}"
 
     def read(self, name: str, *spans: Spans) -> NDArray[Any]:
@@ -57,6 +63,20 @@ class ArrayTensors:
         return select(self._on_host(self._arrays[name], f"weights[{name!r}]"), spans)
 
 
-def _dtype_name(array: Any) -> str:
-    name = str(array.dtype).removeprefix("torch.")
-    return _NAMES.get(name, name)
+def _described(name: str, array: Any) -> StoredTensor:
+    """Return the description of an array.
+
+    Raises:
+        RefusedError: it is no array of floating-point numbers.
+    """
+    dtype = str(getattr(array, "dtype", type(array).__name__)).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise RefusedError(
+            f"weights[{shown(repr(name))}]: expected an array of {', '.join(_DTYPES)}; "
+            f"got {shown(dtype)}"
+        )
+    shape = tuple(int(size) for size in array.shape)
+    if not shape:
+        raise RefusedError(f"weights[{shown(repr(name))}]: expected an axis; got a number")
+    known, itemsize = _DTYPES[dtype]
+    return StoredTensor(name, known, shape, Path("weights"), 0, math.prod(shape) * itemsize)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pympa.checkpoint.families import Description, describe
 from pympa.checkpoint.fingerprint import fingerprint
 from pympa.checkpoint.json_file import read_json
-from pympa.checkpoint.model_directory import ModelFiles, find_model, member
+from pympa.checkpoint.model_directory import INDEX, ModelFiles, find_model, member
 from pympa.checkpoint.places import Places, family_places, find_places, stored_bytes
 from pympa.checkpoint.safetensors_files import open_safetensors
 from pympa.checkpoint.source import CheckpointSource
@@ -56,6 +56,8 @@ class Checkpoint:
             from pympa.checkpoint.gguf_tokenizer import gguf_tokenizer
 
             file = open_gguf(self.files)
+            if "tokenizer.ggml.model" not in file.metadata:
+                return None
             return gguf_tokenizer(file.metadata, file.where)
         directory = self.files.directory
         return read_tokenizer(directory) if has_tokenizer(directory) else None
@@ -84,7 +86,7 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
         RefusedError: a file is missing or broken, the family or a field is unknown, or tensors are
             missing, of a wrong shape, or not used; the message names it.
     """
-    files = find_model(path)
+    files = find_model(_directory_of(path))
     if files.kind == "gguf":
         return _open_gguf(str(path), files)
     values = read_config(files.directory)
@@ -122,10 +124,21 @@ def _checkpoint(
 def describe_directory(path: str | Path, ignore_fields: Iterable[str] = ()) -> Description:
     """Return what the config.json of a directory describes; weights need not be there.
 
+    A GGUF file, or a directory that has no config.json beside one, describes itself.
+
     Raises:
         RefusedError: the file is missing or broken, or the family or a field is unknown.
     """
-    return describe(read_config(Path(path)), _where(Path(path)), ignore_fields)
+    directory = Path(_directory_of(path))
+    has_config = (directory / CONFIG).exists()
+    if not directory.is_dir() or (not has_config and any(directory.glob("*.gguf"))):
+        return open_checkpoint(path, ignore_fields).description
+    return describe(read_config(directory), _where(directory), ignore_fields)
+
+
+def _directory_of(path: str | Path) -> str | Path:
+    """Return the directory of a config.json, or another path as it is."""
+    return Path(path).parent if Path(path).name == CONFIG else path
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -141,7 +154,8 @@ def is_model_path(name: str) -> bool:
     """Return whether a name is that of a model directory or a file of weights, not of ours."""
     path = Path(name)
     try:
-        return path.is_dir() or path.suffix in (".safetensors", ".gguf")
+        by_name = path.suffix in (".safetensors", ".gguf") or path.name in (CONFIG, INDEX)
+        return path.is_dir() or by_name
     except (OSError, ValueError):
         return False
 

@@ -6,7 +6,7 @@ known not to (`IGNORED`) or its value is the one that stands for "off".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pympa.errors import RefusedError
@@ -46,6 +46,7 @@ class Config:
         where: the name of the file, for messages.
         defaults: the values of fields that are not there, as the family's own code has them.
         path: the path of a table in the file, as in "rope_scaling.".
+        allowed: the names of unknown fields to go on without, in the table or with its path.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Config:
         where: str,
         defaults: Mapping[str, Any] | None = None,
         path: str = "",
+        allowed: Collection[str] = (),
     ) -> None:
         self.where = where
         self._values, self._defaults = values, dict(defaults or {})
-        self._path = path
+        self._path, self._allowed = path, frozenset(allowed)
         self._read: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -140,7 +142,11 @@ class Config:
             name,
             lambda v: (
                 v is None
-                or (isinstance(v, list) and len(v) == count and all(w in choices for w in v))
+                or (
+                    isinstance(v, list)
+                    and len(v) == count
+                    and all(isinstance(word, str) and word in choices for word in v)
+                )
             ),
             f"a list of {count} words out of {', '.join(sorted(choices))}",
             None,
@@ -154,15 +160,17 @@ class Config:
         )
         if found is None:
             return None
-        return Config(found, self.where, path=f"{self._path}{name}.")
+        return Config(found, self.where, path=f"{self._path}{name}.", allowed=self._allowed)
 
     def must_be(self, name: str, *allowed: Any) -> None:
         """Refuse a field with another value; it may be missing."""
         words = " or ".join(str(value).lower() for value in allowed)
         if name in self._values:
-            self._checked(
-                name, lambda v: any(v == a and type(v) is type(a) for a in allowed), words
-            )
+            self._checked(name, lambda value: _is_one_of(value, allowed), words)
+
+    def same(self, *names: str) -> bool:
+        """Return whether fields have the same value."""
+        return all(self._values.get(name) == self._values.get(names[0]) for name in names)
 
     def skip(self, *names: str) -> None:
         """Count fields as read: others that were read say the same."""
@@ -175,11 +183,8 @@ class Config:
             text = text[:_LONGEST] + "..."
         return RefusedError(f"{self.where}: {self._path}{name}: expected {expected}; got {text}")
 
-    def finish(self, allowed: Iterable[str] = ()) -> list[str]:
+    def finish(self) -> list[str]:
         """Refuse fields that nothing has read, and return those that are ignored.
-
-        Args:
-            allowed: the names of more fields to ignore, as the user says.
 
         Raises:
             RefusedError: there is a field that may change the mathematics.
@@ -188,11 +193,9 @@ class Config:
         for name, value in self._values.items():
             if name in self._read or name.startswith("_"):
                 continue
-            if name in IGNORED or name in allowed:
+            if name in IGNORED or not self._allowed.isdisjoint({name, self._path + name}):
                 ignored.append(self._path + name)
-            elif not any(
-                value is off or (value == off and type(value) is type(off)) for off in _OFF
-            ):
+            elif not _is_one_of(value, _OFF):
                 unknown.append(self._path + name)
         if unknown:
             names = ", ".join(map(shown, unknown[:8]))

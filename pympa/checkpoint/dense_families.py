@@ -77,12 +77,14 @@ def gemma2(config: Config) -> ModelSpec:
 def gemma3(config: Config) -> ModelSpec:
     """Gemma 3, the text model: as Gemma 2, with norms of q and k heads and two thetas."""
     config.must_be("use_bidirectional_attention", False, None)
-    name = "sliding_window_pattern" if config.has("sliding_window_pattern") else None
-    period = config.size(name or "_sliding_window_pattern")
-    config.skip("sliding_window_pattern")
+    period = config.optional_size("sliding_window_pattern") or 6
     kinds = kinds_of_layers(config, lambda index: (index + 1) % period != 0)
     heads = heads_of(config)
     local = config.optional_number("rope_local_base_freq")
+    config.must_be("attn_logit_softcapping", None)
+    table = config.table("rope_parameters")
+    if table is not None and not (table.has(FULL) and table.has(SLIDING)):
+        raise config.wrong("rope_parameters", f"a table {FULL} and a table {SLIDING}", "one table")
     full = rope_of(config, heads["head_dim"], theta=1e6)
     sliding = rope_of(config, heads["head_dim"], kind=SLIDING)
     if not config.has("rope_parameters"):  # transformers 4 has no scaling in these layers
@@ -98,14 +100,13 @@ def _gemma(
     more: dict[str, object],
 ) -> ModelSpec:
     config.must_be("use_bidirectional_attention", False, None)
-    activation = "hidden_activation" if config.has("hidden_activation") else "hidden_act"
-    config.skip("hidden_activation", "hidden_act")
+    config.skip("hidden_act")  # the family's code reads only the other one
     layer = {
         **heads,
         **more,
         "mlp_hidden": config.size("intermediate_size"),
         "gated": True,
-        "activation": config.choice(activation, ACTIVATIONS),
+        "activation": config.choice("hidden_activation", ACTIVATIONS),
         "norm_eps": config.number("rms_norm_eps"),
         "norm_offset": True,
         "norm_order": "sandwich",
@@ -133,7 +134,7 @@ def phi3(config: Config) -> ModelSpec:
     layer = {
         **heads,
         **gated_mlp(config),
-        "rope": rope_of(config, heads["head_dim"], kinds=kinds),
+        "rope": rope_of(config, heads["head_dim"], kinds=kinds, share=1.0),
         "window": window,
     }
     return model(config, [layer] * layer_count(config))

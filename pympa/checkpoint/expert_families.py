@@ -17,7 +17,7 @@ from pympa.checkpoint.layers import (
     model,
     windows,
 )
-from pympa.checkpoint.rope_config import rope_of, yarn_scale
+from pympa.checkpoint.rope_config import rope_of, rope_table, yarn_scale
 from pympa.spec import Latent, ModelSpec, Routing
 
 
@@ -181,7 +181,7 @@ def _deepseek(config: Config, more: Fields, *, interleaved: bool) -> ModelSpec:
 
 def _yarn_attention_scale(config: Config) -> float:
     """Return the factor on the attention scale that comes with yarn's `mscale_all_dim`."""
-    table = config.table("rope_parameters") or config.table("rope_scaling")
+    table = rope_table(config)
     if table is None or not table.has("mscale_all_dim"):
         return 1.0
     kinds = (table.has("rope_type") or table.has("type")) and table.has("factor")

@@ -39,34 +39,50 @@ _LONGEST = 64  # letters of a name for which the nearest one is looked up
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _QWEN = _COMMON | {"use_sliding_window": False, "max_window_layers": 28}
 _BIASES = {"attention_bias": False, "mlp_bias": False}
-_GEMMA = {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "rms_norm_eps": 1e-6} | {
+_GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+} | {
     "head_dim": 256,
+    "num_key_value_heads": 4,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
     "attention_bias": False,
 }
 _SPARSE = {"decoder_sparse_step": 1, "norm_topk_prob": False}
-_DEEPSEEK = _COMMON | _BIASES | {"first_k_dense_replace": 0, "n_shared_experts": None}
+_DEEPSEEK = _COMMON | _BIASES | {"first_k_dense_replace": 0, "q_lora_rank": 1536}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 
 FAMILIES = (
     Family("llama", "Llama 1 to 3.3", ("LlamaForCausalLM",), dense.llama, _COMMON | _BIASES),
-    Family("mistral", "Mistral", ("MistralForCausalLM",), dense.mistral, _COMMON),
+    Family("mistral", "Mistral", ("MistralForCausalLM",), dense.mistral,
+           _COMMON | {"sliding_window": 4096, "num_key_value_heads": 8}),
     Family("mixtral", "Mixtral", ("MixtralForCausalLM",), sparse.mixtral,
-           _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 1e6}),
-    Family("qwen2", "Qwen2, Qwen2.5", ("Qwen2ForCausalLM",), dense.qwen2, _QWEN),
+           _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_key_value_heads": 8}),
+    Family("qwen2", "Qwen2, Qwen2.5", ("Qwen2ForCausalLM",), dense.qwen2,
+           _QWEN | {"num_key_value_heads": 32}),
     Family("qwen3", "Qwen3", ("Qwen3ForCausalLM",), dense.qwen3,
-           _QWEN | {"head_dim": 128, "attention_bias": False}),
+           _QWEN | {"head_dim": 128, "num_key_value_heads": 32, "attention_bias": False}),
     Family("qwen2_moe", "Qwen2-MoE", ("Qwen2MoeForCausalLM",), sparse.qwen2_moe,
-           _QWEN | _SPARSE | {"qkv_bias": True}),
+           _QWEN | _SPARSE | {"qkv_bias": True, "num_key_value_heads": 16}),
     Family("qwen3_moe", "Qwen3-MoE", ("Qwen3MoeForCausalLM",), sparse.qwen3_moe,
-           _QWEN | _SPARSE | {"attention_bias": False}),
+           _QWEN | _SPARSE | {"attention_bias": False, "num_key_value_heads": 4}),
     Family("gemma2", "Gemma 2", ("Gemma2ForCausalLM",), dense.gemma2,
            _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
     Family("gemma3_text", "Gemma 3 (text)",
            ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Gemma3TextModel"),
-           dense.gemma3, _GEMMA | {"_sliding_window_pattern": 6, "num_attention_heads": 8,
-                                   "num_key_value_heads": 4, "vocab_size": 262208}),
-    Family("phi3", "Phi-3", ("Phi3ForCausalLM",), dense.phi3, _COMMON | {"rms_norm_eps": 1e-5}),
+           dense.gemma3, _GEMMA | {"num_attention_heads": 8,
+                                   "vocab_size": 262208}),
+    Family("phi3", "Phi-3", ("Phi3ForCausalLM",), dense.phi3,
+           _COMMON | {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096,
+                      "max_position_embeddings": 4096}),
     Family("olmo2", "OLMo 2", ("Olmo2ForCausalLM",), dense.olmo2,
            _COMMON | _BIASES | {"rms_norm_eps": 1e-5}),
     Family("gpt_neox", "GPT-NeoX, Pythia", ("GPTNeoXForCausalLM",), dense.gpt_neox,
@@ -74,13 +90,15 @@ FAMILIES = (
             "use_parallel_residual": True, "tie_word_embeddings": False}),
     Family("gpt_oss", "gpt-oss", ("GptOssForCausalLM",), sparse.gpt_oss,
            _COMMON | {"rms_norm_eps": 1e-5, "swiglu_limit": 7.0, "swiglu_alpha": 1.702,
-                      "attention_bias": True}),
+                      "attention_bias": True, "head_dim": 64, "num_key_value_heads": 8,
+                      "sliding_window": 128, "rope_scaling": _GPT_OSS_ROPE}),
     Family("deepseek_v2", "DeepSeek-V2", ("DeepseekV2ForCausalLM",), sparse.deepseek_v2,
-           _DEEPSEEK | {"topk_method": "greedy", "routed_scaling_factor": 1.0}),
+           _DEEPSEEK | {"topk_method": "greedy", "routed_scaling_factor": 1.0,
+                        "n_shared_experts": 2}),
     Family("deepseek_v3", "DeepSeek-V3, R1", ("DeepseekV3ForCausalLM",), sparse.deepseek_v3,
            _DEEPSEEK | {"n_group": 8, "topk_group": 4, "norm_topk_prob": True,
                         "routed_scaling_factor": 2.5, "rope_interleave": True,
-                        "first_k_dense_replace": 3}),
+                        "first_k_dense_replace": 3, "n_shared_experts": 1}),
 )  # fmt: skip
 """All families."""
 
@@ -123,13 +141,15 @@ def describe(
     text = values.get("text_config")
     if isinstance(text, dict):  # the text part of a model that also sees
         inner, path = text, "text_config."
-    config = Config(inner, where, family.defaults, path)
+    if isinstance(ignore_fields, str):
+        raise RefusedError(f"ignore_fields: expected a list of names; got {shown(ignore_fields)}")
+    config = Config(inner, where, family.defaults, path, [*ignore_fields])
     config.skip("quantization_config")
     try:
         spec = family.describe(config)
     except SpecError as error:
         raise RefusedError(f"{where}: {error}") from None
-    ignored = config.finish(ignore_fields)
+    ignored = config.finish()
     extra = next((inner[name] for name in _EXTRA_LAYERS if type(inner.get(name)) is int), 0)
     return Description(family, spec, tuple(sorted(ignored)), declared_dtype(values), extra)
 

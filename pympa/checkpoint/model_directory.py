@@ -57,6 +57,8 @@ def find_model(path: str | Path) -> ModelFiles:
             directory = Path(os.path.realpath(path))
             return _in_directory(directory, sorted(os.listdir(directory)))
         exists = path.exists()
+    except RefusedError:
+        raise
     except (OSError, ValueError) as error:
         raise RefusedError(f"{shown(str(path))}: {shown(str(error))}") from None
     if not exists:

@@ -10,6 +10,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from pympa.checkpoint.families import Description
 from pympa.checkpoint.names import Alternatives, Dialect, Part, prefixes
 from pympa.checkpoint.tensors import StoredTensor, Tensors, find_tensor
@@ -27,6 +29,7 @@ _UNUSED = re.compile(
     r"|(?:.*\.)?(?:vision_tower|vision_model|multi_modal_projector|visual)\..*"
 )
 """Stored tensors that change no logits of a text: tables, masks, the scales of other runtimes."""
+_COMPARED_ROWS = 4096
 _LAYER = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\..*")
 
 
@@ -64,8 +67,32 @@ def find_places(
     wanted = model_weights(spec)
     places = {name: _first_stored(tensors, known[name]) for name in wanted}
     _check_shapes(tensors, wanted, places)
-    _refuse_unused(spec, tensors, {part.name for part in places.values()} | {*unused}, known)
+    used = {part.name for part in places.values()} | {*unused}
+    if spec.tied_head:
+        used |= _heads(tensors, known.get("head", ()), places["embedding"])
+    _refuse_unused(tensors, used)
     return places
+
+
+def _heads(tensors: Tensors, heads: Alternatives, embedding: Part) -> set[str]:
+    """Return the stored heads of a model whose head is its embedding.
+
+    Raises:
+        RefusedError: a head differs from the embedding.
+    """
+    found = {part.name for part in heads if part.name in tensors.stored}
+    for name in found:
+        find_tensor(tensors, name, tensors.stored[embedding.name].shape)
+        rows = tensors.stored[name].shape[0]
+        for first in range(0, rows, _COMPARED_ROWS):
+            span = [(first, min(first + _COMPARED_ROWS, rows))]
+            if not np.array_equal(tensors.read(name, span), tensors.read(embedding.name, span)):
+                raise RefusedError(
+                    f"{tensors.where}: tensor {shown(name)}: expected the same numbers as in "
+                    f"{shown(embedding.name)}, because tie_word_embeddings is true; got others; "
+                    "set tie_word_embeddings to false, or remove the tensor"
+                )
+    return found
 
 
 def _prefix(family: str, tensors: Tensors) -> str:
@@ -112,15 +139,12 @@ def stored_shape(parts: Iterable[tuple[WeightSpec, Part]]) -> tuple[int, ...]:
     return matrix if part.expert is None else (len(counts), *matrix)
 
 
-def _refuse_unused(
-    spec: ModelSpec, tensors: Tensors, used: set[str], known: Mapping[str, Alternatives]
-) -> None:
+def _refuse_unused(tensors: Tensors, used: set[str]) -> None:
     """Refuse a stored tensor that no tensor of the model is in, unless it changes no logits."""
-    heads = {part.name for part in known["head"]} if spec.tied_head else set()
     unused = [
         tensor
         for name, tensor in tensors.stored.items()
-        if name not in used | heads and _UNUSED.fullmatch(name) is None
+        if name not in used and _UNUSED.fullmatch(name) is None
     ]
     if unused:
         raise _unknown(tensors, unused)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pympa.checkpoint.config import Config
+from pympa.errors import RefusedError
 from pympa.spec import (
     DynamicScaling,
     LinearScaling,
@@ -34,7 +35,7 @@ def rope_of(
     theta: float = 10000.0,
     theta_field: str = "rope_theta",
     share_field: str = "partial_rotary_factor",
-    share: float = 1.0,
+    share: float | None = None,
     kinds: Mapping[str, str] = _KINDS,
     **how: Any,
 ) -> Rope:
@@ -47,40 +48,60 @@ def rope_of(
         theta: theta if the configuration does not have it.
         theta_field: the name of the field with theta outside of a table.
         share_field: the name of the field with the share of a head that rotates, outside of one.
-        share: that share if the configuration does not have it.
+        share: that share if the configuration does not have it; None means that whole heads rotate.
         kinds: the kinds of scaling by the words of the configuration.
         how: more fields of `Rope`.
 
     Raises:
         RefusedError: a field is not known or not allowed.
     """
-    config.skip("rope_theta", theta_field, share_field)
-    table = config.table("rope_parameters") or config.table("rope_scaling")
-    config.table("rope_scaling")
-    nested = table is not None and (table.has(FULL) or table.has(SLIDING))
-    if nested and table is not None:
+    config.skip("rope_theta", theta_field)
+    table = rope_table(config)
+    if table is not None and (table.has(FULL) or table.has(SLIDING)):
         table = table.table(kind)
     fields = table or Config({}, config.where)
     found_theta = fields.optional_number("rope_theta")
-    found_share = fields.optional_number("partial_rotary_factor")
     if found_theta is None:
         found_theta = config.optional_number(theta_field)
-    if found_share is None:
-        found_share = config.optional_number(share_field)
-    share = share if found_share is None else found_share
-    rotated = int(head_dim * share)
+    rotated = int(head_dim * _share(config, fields, share_field, share))
     word = "rope_type" if fields.has("rope_type") else "type"
     scaling = None
     if fields.has(word):
         fields.skip("rope_type", "type")
         scaling = _scaling(config, fields, fields.choice(word, kinds))
-        fields.finish()
+    fields.finish()
     return Rope(
         theta=theta if found_theta is None else found_theta,
         rotated_dim=None if rotated == head_dim else rotated,
         scaling=scaling,
         **how,
     )
+
+
+def rope_table(config: Config) -> Config | None:
+    """Return the table of a configuration's rotary embeddings, of either transformers; or None.
+
+    Raises:
+        RefusedError: there are two that differ.
+    """
+    new, old = (config.table(name) for name in ("rope_parameters", "rope_scaling"))
+    both = config.has("rope_parameters") and config.has("rope_scaling")
+    if both and not config.same("rope_parameters", "rope_scaling"):
+        raise RefusedError(
+            f"{config.where}: rope_parameters, rope_scaling: expected one of them, or both alike; "
+            "got two that differ"
+        )
+    return new or old
+
+
+def _share(config: Config, fields: Config, name: str, share: float | None) -> float:
+    """Return the share of a head that rotates."""
+    outer, found = config.optional_number(name), fields.optional_number("partial_rotary_factor")
+    if found is None:
+        found = outer
+    if share is None and found not in (None, 1.0):
+        raise config.wrong(name, "1, because this family rotates whole heads", found)
+    return found or share or 1.0
 
 
 def _scaling(config: Config, fields: Config, kind: str) -> Scaling | None:
@@ -96,9 +117,7 @@ def _scaling(config: Config, fields: Config, kind: str) -> Scaling | None:
         return DynamicScaling(
             factor=fields.number("factor"), trained_context=config.size("max_position_embeddings")
         )
-    outer = config.optional_size("original_max_position_embeddings")
-    inner = fields.optional_size("original_max_position_embeddings")
-    trained = outer or inner or config.size("max_position_embeddings")
+    trained = _trained_context(config, fields)
     if kind == "llama3":
         return Llama3Scaling(
             factor=fields.number("factor"),
@@ -127,6 +146,15 @@ def _scaling(config: Config, fields: Config, kind: str) -> Scaling | None:
         truncate=fields.flag("truncate", True),
         attention_factor=attention_factor,
     )
+
+
+def _trained_context(config: Config, fields: Config) -> int:
+    """Return the tokens of a text in training: of the file, of the table, or of the family."""
+    name = "original_max_position_embeddings"
+    outer, inner = config.optional_size(name), fields.optional_size(name)
+    if inner is None or config.has(name):
+        inner = outer
+    return inner or config.size("max_position_embeddings")
 
 
 def yarn_scale(factor: float, weight: float) -> float:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pympa.checkpoint.names import Part, Rows
 from pympa.checkpoint.places import Places
 from pympa.checkpoint.tensors import Spans, Tensors
+from pympa.errors import RefusedError
 from pympa.model.weights import WeightSpec
 from pympa.plan.layout import Bounds
+from pympa.text.escape import shown
 
 _PIECE_ELEMENTS = 1 << 20  # elements that are converted at once: 4 MB of float32
 
@@ -53,8 +56,25 @@ class CheckpointSource:
         for first, last in [(0, spec.shape[0])] if rows is None else rows:
             for start, stop in _pieces(first, last, max(1, _PIECE_ELEMENTS // width), part.rows):
                 found = self._read(part, (start, stop), cols if out.ndim == 2 else None)
-                out[at : at + stop - start] = found
+                self._store(part.name, found, out[at : at + stop - start])
                 at += stop - start
+
+    def _store(self, name: str, found: NDArray[Any], out: NDArray[Any]) -> None:
+        """Round numbers to the dtype of the model.
+
+        Raises:
+            RefusedError: the dtype does not hold a number.
+        """
+        if out.dtype == np.float16 and found.dtype == ml_dtypes.bfloat16:
+            found = found.astype(np.float32)  # which tells when it rounds a number to infinity
+        try:
+            with np.errstate(over="raise"):
+                out[...] = found
+        except FloatingPointError:
+            raise RefusedError(
+                f"{self._tensors.where}: tensor {shown(name)}: expected numbers that {out.dtype} "
+                f"holds; got one of size {float(np.abs(found).max()):.3g}; choose another dtype"
+            ) from None
 
     def _read(self, part: Part, rows: Bounds, cols: Spans) -> NDArray[Any]:
         """Return rows and columns of a tensor of the model, as they are stored."""

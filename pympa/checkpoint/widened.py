@@ -48,6 +48,7 @@ def widened(tensors: Tensors, quantization: Mapping[str, Any] | None) -> Tensors
         return tensors
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     if method == "mxfp4":
+        _refuse_fp8(tensors)
         return WidenedTensors(tensors, _mxfp4(tensors))
     if not isinstance(method, str) or method not in _SCALED:
         raise RefusedError(

@@ -67,7 +67,7 @@ def pair_frequencies(rope: Rope, rotated: int, context: int | None) -> F64:
     if isinstance(scaling, LinearScaling):
         plain /= scaling.factor
     if isinstance(scaling, LongRopeScaling):
-        long = _given(context) > scaling.trained_context
+        long = rope.depends_on_context and _given(context) > scaling.trained_context
         plain /= np.array(scaling.long if long else scaling.short)
     if isinstance(scaling, Llama3Scaling):
         return _blend(plain, scaling.factor, _llama3_divided(scaling, plain))

@@ -33,7 +33,10 @@ def host_array(value: Any, what: str) -> NDArray[Any]:
         return value
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
+        try:
+            value = value.detach().cpu()
+        except NotImplementedError:  # of torch's meta device
+            raise RefusedError(f"{what}: expected a tensor with memory; got none") from None
         if value.dtype == torch.bfloat16:
             found: NDArray[Any] = value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
             return found
@@ -63,8 +66,11 @@ def token_ids(sequence: Any, what: str, vocabulary: int) -> NDArray[np.int32]:
         RefusedError: it is empty, not of whole numbers, or an id is not in the vocabulary.
     """
     if isinstance(sequence, Sequence) and not isinstance(sequence, (str, bytes)):
-        if not all(isinstance(n, (int, np.integer)) and n is not True for n in sequence):
+        if not all(isinstance(n, (int, np.integer)) and type(n) is not bool for n in sequence):
             raise RefusedError(f"{what}: expected whole numbers; got {sequence!r:.60}")
+        wrong = [n for n in sequence if not 0 <= n < vocabulary]
+        if wrong:
+            raise _out_of_range(what, wrong[0], vocabulary)
         ids: NDArray[Any] = np.array([int(n) for n in sequence], np.int64)
     elif isinstance(sequence, (str, bytes)):
         raise RefusedError(f"{what}: expected token ids; got a text: encode it with a tokenizer")
@@ -78,7 +84,9 @@ def token_ids(sequence: Any, what: str, vocabulary: int) -> NDArray[np.int32]:
         raise RefusedError(f"{what}: expected at least one token; got none")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
-        raise RefusedError(
-            f"{what}: expected token ids in 0..{vocabulary - 1}; got {low if low < 0 else high}"
-        )
+        raise _out_of_range(what, low if low < 0 else high, vocabulary)
     return ids.astype(np.int32)
+
+
+def _out_of_range(what: str, found: int, vocabulary: int) -> RefusedError:
+    return RefusedError(f"{what}: expected token ids in 0..{vocabulary - 1}; got {found!s:.40}")

@@ -21,6 +21,7 @@ from pympa.plan.layout import sequence_starts
 from pympa.plan.mesh import Plan
 from pympa.plan.partition import stage_bounds
 from pympa.plan.rules import check_plan
+from pympa.runtime.arena import Arena
 from pympa.session.arrays import token_ids
 from pympa.session.loading import CountedSource, LoadRequest
 from pympa.session.room import Need, Room
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _ID_BYTES = 2 * 4  # one token id, on every rank, while ids are made
 MOST_CONTEXT, MOST_BATCH = 1 << 40, 1 << 24  # more is a typing error
+_DIGITS = 16  # of a digest of token ids
 _DEFAULT_CONTEXT = 4096  # tokens for which layers are cut into stages if none are declared
 
 
@@ -41,7 +43,7 @@ class Declared:
 
     Attributes:
         context: the most tokens of a sequence; None means as many as a call brings.
-        batch: the most sequences of a call.
+        batch: the number of such sequences for which there must be memory.
     """
 
     context: int | None
@@ -96,7 +98,7 @@ class LoadedModel:
         self.spec = request.spec
         if declared.context is not None:
             self.spec = self.spec.within(declared.context)
-        self._team, self._dtype = team, dtype
+        self._team, self._dtype, self._context = team, dtype, declared.context
         self._read_tokenizer = request.tokenizer
         longest = declared.context or _DEFAULT_CONTEXT
         self._stages = stage_bounds(self.spec, plan, longest, itemsize=dtype.itemsize)
@@ -111,8 +113,12 @@ class LoadedModel:
             rehearsal.step(lengths)  # of a length that fits, so it does not take long
         self._refuse_shortage(what, rehearsal.arena.mapped_bytes)
         source = CountedSource(request.source, request.title, weights, shows=shows_progress)
-        self._resources: RankResources | None = team().resources(plan)
-        self._model = Model(self.spec, self._resources, dtype, source, stages=self._stages)
+        resources = team().resources(plan)
+        self._model = team().check(
+            lambda: Model(self.spec, resources, dtype, source, stages=self._stages)
+        )
+        self._resources: RankResources | None = resources
+        self._needed: dict[tuple[tuple[int, ...], bool], int] = {}  # by the last step alone
         source.finish()
 
     def __enter__(self) -> LoadedModel:
@@ -163,29 +169,38 @@ class LoadedModel:
             RefusedError: the ranks differ in their arguments, an id is not in the vocabulary, the
                 plan does not fit the batch, or a memory is too small.
         """
-        team, resources = self._team(), self._resources
-        if resources is None:
-            raise RefusedError("logits: expected a model that is not closed")
-        ids = team.check(lambda: self._checked(sequences))
+        team = self._team()
+        ids, resources = team.check(lambda: self._checked(sequences, everywhere, last))
         lengths = [len(sequence) for sequence in ids]
-        digest = hashlib.sha256(np.concatenate(ids).tobytes()).hexdigest()
-        team.agree("logits", (lengths, digest, everywhere, last))
-        self._refuse_step(lengths, everywhere=everywhere, last=last)
+        digest = hashlib.sha256(np.concatenate(ids).tobytes()).hexdigest()[:_DIGITS]
+        told = f"{len(lengths)} sequences of {sum(lengths)} tokens, with the digest {digest}"
+        team.agree("logits", f"{told}, everywhere={everywhere}, last={last}, lengths {lengths}")
+        self._refuse_step(resources, lengths, everywhere=everywhere, last=last)
         with resources.arena.scope():
             prepared = self._model.prepare(ids, all_logits=not last)
             found = self._model.forward(prepared)
             return collect_logits(self._model, team.world, found, lengths, last, everywhere)
 
-    def _checked(self, sequences: Sequence[Any]) -> list[NDArray[np.int32]]:
-        """Return the token ids of a call, after checking that the plan can run them."""
+    def _checked(
+        self, sequences: Sequence[Any], *flags: bool
+    ) -> tuple[list[NDArray[np.int32]], RankResources]:
+        """Return the token ids of a call, after checking that it can run, and what it runs on."""
+        if self._resources is None:
+            raise RefusedError("logits: expected a model that is not closed")
+        if not all(isinstance(flag, bool) for flag in flags):
+            raise RefusedError("logits: everywhere, last: expected True or False")
         if not isinstance(sequences, (list, tuple)) or not sequences:
             raise RefusedError("logits: sequences: expected a list of at least one sequence")
         vocabulary = self.spec.vocabulary
         ids = [token_ids(s, f"sequences[{i}]", vocabulary) for i, s in enumerate(sequences)]
         lengths = [len(sequence) for sequence in ids]
-        self.spec.within(max(lengths))
+        if max(lengths) > (self._context or MOST_CONTEXT):
+            raise RefusedError(
+                f"logits: sequences[{lengths.index(max(lengths))}]: expected at most "
+                f"{self._context:,} tokens, the context of load; got {max(lengths):,}"
+            )
         check_plan(self.plan, self.spec, self.plan.world, len(ids), sum(lengths))
-        return ids
+        return ids, self._resources
 
     def _rehearsal(self) -> Rehearsal:
         team = self._team()
@@ -201,16 +216,27 @@ class LoadedModel:
             accelerator=team.accelerator,
         )
 
-    def _refuse_step(self, lengths: Sequence[int], *, everywhere: bool, last: bool) -> None:
-        """Refuse a batch that does not fit into memory beside the weights. Collective."""
-        team, rehearsal = self._team(), self._rehearsal()
-        weights = rehearsal.arena.mapped_bytes
-        rehearsal.step(lengths, all_logits=not last)
+    def _refuse_step(
+        self, resources: RankResources, lengths: Sequence[int], *, everywhere: bool, last: bool
+    ) -> None:
+        """Refuse a batch that does not fit into memory beside what is held. Collective."""
+        team = self._team()
+        step = tuple(lengths), last
+        if step not in self._needed:
+            rehearsal = self._rehearsal()
+            rehearsal.step(lengths, all_logits=not last)
+            self._needed = {step: self._held_bytes(rehearsal.arena)}
+        missing = max(self._needed[step] - self._held_bytes(resources.arena), 0)
         rows = len(lengths) if last else sum(lengths)
         result = 4 * rows * self.spec.vocabulary
         host = _ID_BYTES * sum(lengths) + (3 * result if everywhere or team.rank == 0 else result)
         what = f"logits: {len(lengths)} sequences of {sum(lengths):,} tokens: plan {self.plan}"
-        self._refuse_shortage(what, rehearsal.arena.mapped_bytes - weights, host)
+        self._refuse_shortage(what, missing, host)
+
+    def _held_bytes(self, arena: Arena) -> int:
+        """Return the bytes that an arena holds: whole blocks of a GPU, of a host touched pages."""
+        on_device = self._team().accelerator is not None
+        return arena.mapped_bytes if on_device else arena.touched_bytes
 
     def _refuse_shortage(self, what: str, arena_bytes: int, host_bytes: int = 0) -> None:
         """Refuse what does not fit into the memory that is free now. Collective.

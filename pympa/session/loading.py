@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pympa.checkpoint.array_tensors import ArrayTensors
 from pympa.checkpoint.checkpoint import open_checkpoint, read_config
 from pympa.checkpoint.families import describe
 from pympa.checkpoint.names import Part
-from pympa.checkpoint.places import family_places
+from pympa.checkpoint.places import family_places, find_places
 from pympa.checkpoint.source import CheckpointSource
 from pympa.errors import RefusedError
 from pympa.model.random_weights import random_weights
@@ -27,6 +28,7 @@ from pympa.spec import ModelSpec
 if TYPE_CHECKING:
     from pympa.checkpoint.tokenizer import Tokenizer
 
+_DIGITS = 16  # of a digest of a model
 _SECONDS = 2.0  # between two lines of progress
 _GB = 1e9
 
@@ -49,6 +51,11 @@ class LoadRequest:
     dtype: str | None
     tokenizer: Callable[[], Tokenizer | None] = lambda: None
 
+    def __str__(self) -> str:
+        """A text that is the same for the same model and weights."""
+        digest = hashlib.sha256(repr(self.spec).encode()).hexdigest()[:_DIGITS]
+        return f"{self.title}, model {digest}, {self.source.identity}"
+
 
 def find_request(
     model: str | Path | ModelSpec | Mapping[str, Any],
@@ -64,13 +71,20 @@ def find_request(
         ignore_fields: the names of unknown fields of config.json to go on without.
 
     Raises:
-        RefusedError: see `open_checkpoint`; or weights are missing.
+        RefusedError: see `open_checkpoint`; or weights are missing, or an argument is no model.
     """
     if isinstance(model, ModelSpec):
         if weights is None:
             return LoadRequest("random weights", model, random_weights(model), None)
-        places = {name: Part(name) for name in model_weights(model)}
-        return _from_arrays("weights", model, weights, lambda _: places, None)
+        known = {name: (Part(name),) for name in model_weights(model)}
+        return _from_arrays(
+            "weights", model, weights, lambda tensors: find_places(model, known, tensors), None
+        )
+    if not isinstance(model, (str, Path, Mapping)):
+        raise RefusedError(
+            "model: expected a path, the fields of a config.json, or a ModelSpec; "
+            f"got {type(model).__name__}"
+        )
     if isinstance(model, Mapping):
         if weights is None:
             raise RefusedError(

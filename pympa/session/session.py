@@ -326,7 +326,7 @@ class Session:
             context: the most tokens of a sequence, by which memory is checked, and dynamic and
                 longrope embeddings are chosen; None checks the weights alone, and chooses by the
                 longest sequence of each call.
-            batch: the most sequences of a call, by which memory is checked.
+            batch: the number of sequences of that many tokens, by which memory is checked.
             ignore_fields: the names of unknown fields of config.json to go on without.
             progress: whether rank 0 prints how far it has come; None means on a terminal.
 
@@ -342,8 +342,7 @@ class Session:
         found = team.check(lambda: numpy_dtype(dtype or request.dtype or "float32"))
         declared = Declared(context, batch)
         team.check(declared.check)
-        told = (request.spec, request.source.identity, found.name, context, batch)
-        team.agree("load", repr(told))
+        team.agree("load", f"{request}, {found.name}, context={context}, batch={batch}")
         team.check(lambda: check_whole_plan(self.plan, request.spec, self.plan.world, batch))
         shows = sys.stderr.isatty() if progress is None else progress
         return LoadedModel(

@@ -8,6 +8,8 @@ MOST_SIZE, MOST_FACTOR = 1 << 30, 1e30
 """The largest numbers of a model, whole and other: more is a typing error, or overflows float32."""
 MOST_EXPERTS = 1 << 16
 """The most experts of a layer, and a 16th of those of all layers: each has tensors of its own."""
+MOST_RANKED_EXPERTS = 2048
+"""The most experts of a layer whose choice is more than the largest logits."""
 LEAST_FACTOR = 2.0**-126
 """The smallest normal float32 number: kernels round smaller ones, or treat them as 0."""
 LEAST_SOFTCAP, MOST_SOFTCAP = LEAST_FACTOR, 1e5
@@ -49,6 +51,11 @@ def check_positive(spec: msgspec.Struct, *fields: str, where: str = "") -> None:
             most = MOST_SIZE if isinstance(number, int) else MOST_FACTOR
             if number is not None and not number > 0:
                 raise SpecError(f"{where}{field}: expected a positive number; got {number}")
+            if isinstance(number, float) and number < LEAST_FACTOR:
+                raise SpecError(
+                    f"{where}{field}: expected at least {LEAST_FACTOR:.3g}, the least float32 "
+                    f"number; got {number:g}"
+                )
             if number is not None and number > most:
                 raise SpecError(f"{where}{field}: expected at most {most:g}; got {number:g}")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from pympa.spec.checks import SpecError, check_positive
+from pympa.spec.checks import MOST_RANKED_EXPERTS, SpecError, check_positive
 
 ScoreKind = Literal["softmax", "sigmoid"]
 GroupScore = Literal["largest", "top2"]
@@ -61,8 +61,14 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """Refuse groups that do not fit the experts.
 
         Raises:
-            SpecError: the groups are unequal or too small.
+            SpecError: the groups are unequal or too small, or there are too many experts.
         """
+        is_plain = self.by_logits and self.chosen_groups == self.groups
+        if not is_plain and experts > MOST_RANKED_EXPERTS:
+            raise SpecError(
+                f"experts: expected at most {MOST_RANKED_EXPERTS:,} with this routing; "
+                f"got {experts:,}"
+            )
         if experts % self.groups:
             raise SpecError(
                 f"routing.groups: expected a divisor of {experts} (experts); got {self.groups}"

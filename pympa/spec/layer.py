@@ -23,6 +23,7 @@ Activation = Literal["gelu", "gelu_tanh", "silu", "swiglu_clamped"]
 NormKind = Literal["rms", "layer"]
 NormOrder = Literal["pre", "post", "sandwich"]
 QkNorm = Literal["none", "head", "all"]
+SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # as gpt-oss has them
 _ROUNDING = 1e-9  # a share like 2.0000000000000004 is 2
 
 
@@ -117,8 +118,8 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     softcap: float | None = None
     gated: bool = False
     activation: Activation = "gelu_tanh"
-    swiglu_limit: float = 7.0
-    swiglu_alpha: float = 1.702
+    swiglu_limit: float = SWIGLU_LIMIT
+    swiglu_alpha: float = SWIGLU_ALPHA
     norm: NormKind = "rms"
     norm_eps: float = 1e-6
     norm_offset: bool = False
@@ -157,6 +158,13 @@ class LayerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         self._check_attention()
         if self.activation == "swiglu_clamped" and not self.gated:
             raise SpecError("activation: swiglu_clamped: expected gated = true; got false")
+        if self.activation != "swiglu_clamped" and (
+            self.swiglu_limit != SWIGLU_LIMIT or self.swiglu_alpha != SWIGLU_ALPHA
+        ):
+            raise SpecError(
+                "swiglu_limit, swiglu_alpha: expected none without swiglu_clamped; "
+                f"got {self.swiglu_limit:g}, {self.swiglu_alpha:g}"
+            )
         if self.parallel and self.norm_order != "pre":
             raise SpecError(
                 f'parallel: expected norm_order = "pre" with it; got {self.norm_order!r}'

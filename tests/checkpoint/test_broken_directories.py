@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pympa.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pympa.errors import RefusedError
@@ -101,6 +102,21 @@ def test_tensors_that_are_missing_or_left_over(case, tmp_path):
         return
     with pytest.raises(RefusedError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stored_head_that_is_tied(same, tmp_path):
+    family = load_family("gemma2")
+    write_model(tmp_path, family["config"], family["tensors"])
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0.0 if same else 1e-6)
+    save_file(tensors, path)
+    if same:
+        assert open_checkpoint(tmp_path).spec.tied_head
+    else:
+        with pytest.raises(RefusedError, match="set tie_word_embeddings to false, or remove"):
+            open_checkpoint(tmp_path)
 
 
 def test_a_wrong_shape_is_told_with_the_right_one(tmp_path):

@@ -60,6 +60,40 @@ def test_what_is_saved_is_known(name):
     assert found.dtype == "float32"
 
 
+def with_heads(spec):
+    """Return a model whose layers name the number of kv heads."""
+    layers = (msgspec.structs.replace(layer, kv_heads=layer.n_kv_heads) for layer in spec.layers)
+    return msgspec.structs.replace(spec, layers=tuple(layers))
+
+
+@pytest.mark.parametrize("name", families())
+def test_missing_fields_are_those_of_the_family(name):
+    """A field that is not there has the value that transformers gives it, or is refused."""
+    auto = pytest.importorskip("transformers", reason="transformers is the extra 'peers'")
+    config, checked = config_of(name), 0
+    for field in [*config, "all"]:
+        left = {key: value for key, value in config.items() if key not in (field, "layer_types")}
+        if field == "all":
+            sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                     "num_attention_heads", "num_experts_per_tok", "max_position_embeddings",
+                     "architectures", "model_type", "moe_intermediate_size")  # fmt: skip
+            left = {key: value for key, value in config.items() if key in sizes}
+        if "architectures" not in left or "model_type" not in left:
+            continue
+        try:
+            kind = type(auto.AutoConfig.for_model(left["model_type"]))
+            whole = kind.from_dict(dict(left)).to_dict() | {"architectures": left["architectures"]}
+        except Exception:  # it cannot be made without this field
+            continue
+        try:
+            found = spec_of(left)
+        except RefusedError:  # it names the field
+            continue
+        assert with_heads(found) == with_heads(spec_of(whole)), field
+        checked += 1
+    assert checked > 10
+
+
 def test_every_family_has_a_model():
     kinds = {describe(config_of(name), "").family.name for name in families()}
     assert kinds == {family.name for family in FAMILIES}
@@ -199,6 +233,15 @@ WRONG = [
     ({"architectures": []}, "expected"),
     ({"vocab_size": 1 << 40}, "vocabulary: expected at most"),
     ({"num_hidden_layers": 20_000}, "layers: expected at most"),
+    ({"rope_parameters": {"factor": 2.0}}, "rope_parameters.factor: expected only fields"),
+    ({"rope_parameters": {"rope_typ": "linear"}}, "rope_parameters.rope_typ: expected only"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters, rope_scaling: "),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1, because"),
+]
+WRONG_GEMMA = [
+    ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping: expected none; got 30.0"),
+    ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters: expected a table full_atten"),
+    ({"layer_types": [[], [], []]}, "layer_types: expected a list of 3 words"),
 ]
 
 
@@ -211,6 +254,20 @@ def test_refusals(change, message):
         spec_of(config)
     assert str(caught.value).startswith("config.json: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_GEMMA, ids=lambda value: str(value)[:40])
+def test_refusals_of_gemma(change, message):
+    with pytest.raises(RefusedError, match=message):
+        spec_of(config_of("gemma3") | change)
+
+
+def test_a_field_of_a_table_may_be_ignored_by_name():
+    config = config_of("llama") | {"rope_parameters": {"rope_type": "default", "gamma": 2}}
+    for name in ("gamma", "rope_parameters.gamma"):
+        assert spec_of(config, ignore_fields=[name]) == spec_of(config_of("llama"))
+    with pytest.raises(RefusedError, match="ignore_fields: expected a list of names; got gamma"):
+        spec_of(config, ignore_fields="gamma")
 
 
 def test_a_field_may_be_ignored_by_name():

@@ -26,7 +26,7 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A model and a batch.
 
     Attributes:
-        model: the transformer.
+        model: the transformer; its context is that of the batch, if it depends on one.
         batch: the number of sequences.
         tokens: the number of tokens of each sequence; a list of `batch` numbers if they differ.
         ours: the reason for this size, if the paper does not have it.
@@ -54,6 +54,7 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             )
         if isinstance(self.tokens, tuple) and len(tokens) != self.batch:
             raise SpecError(f"tokens: expected batch={self.batch} lengths; got {len(tokens)}")
+        msgspec.structs.force_setattr(self, "model", self.model.within(max(tokens)))
 
     @property
     def lengths(self) -> list[int]:

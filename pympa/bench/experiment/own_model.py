@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pympa.bench.experiment.description import (
@@ -48,8 +47,7 @@ class Batch:
 
     def size(self, model: ModelSpec) -> Size:
         """Return a model with this batch, whose context is the length of its sequences."""
-        tokens = self.tokens or DEFAULT_TOKENS
-        return Size(model=model.within(tokens), batch=self.batch or 1, tokens=tokens)
+        return Size(model=model, batch=self.batch or 1, tokens=self.tokens or DEFAULT_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,14 @@ def load_described(name: str, batch: Batch, *, with_weights: bool) -> Described:
     from pympa.checkpoint.checkpoint import describe_directory, is_model_path, open_checkpoint
 
     if is_model_path(name):
-        if with_weights or not Path(name).is_dir():
+        if with_weights:
             checkpoint = open_checkpoint(name, batch.ignore_fields)
             spec, declared = checkpoint.spec, checkpoint.dtype
         else:
             checkpoint, description = None, describe_directory(name, batch.ignore_fields)
             spec, declared = description.spec, description.dtype
-        return Described(_experiment(name, spec, batch, batch.dtype or declared), checkpoint)
+        dtype = batch.dtype or declared or "float32"
+        return Described(_experiment(name, spec, batch, dtype), checkpoint)
     values = load_toml(read_description(name), name)
     if is_model(values):
         model = convert_toml(values, ModelSpec, name)

@@ -249,6 +249,11 @@ def _input_ids(path: str | None, task: Task) -> Sequence[NDArray[np.int32]]:
     if task.checkpoint is None:
         return load_ids(path, task.size)
     tokenizer = task.checkpoint.tokenizer()
+    if tokenizer is None and path is not None:
+        raise RefusedError(
+            f"{task.checkpoint.where}: --input: expected a model with a tokenizer.json; without it "
+            "token ids are arbitrary, the same ones for any text"
+        )
     if tokenizer is None:
         return load_ids(path, task.size, partial(_any_ids, vocabulary=task.size.model.vocabulary))
     return load_ids(path, task.size, tokenizer.encode)

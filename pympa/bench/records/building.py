@@ -51,7 +51,7 @@ def step_record(
         ranks=plan.world,
         batch=row.size.batch,
         tokens=max(lengths),
-        context=spec.within(max(lengths)).context,
+        context=spec.context,
         tps=tokens / seconds.median,
         tpot_ms=1e3 * seconds.median / tokens,
         step_seconds=seconds,

@@ -77,6 +77,8 @@ def _frequency(spec: Rope, pair: int, rotated: int, context: int | None) -> floa
     if isinstance(scaling, YarnScaling):
         share = _ramp(scaling, theta, rotated, pair)  # 1: divided
         return plain * (1.0 - share + share / scaling.factor)
+    if isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long:
+        return plain / scaling.short[pair]
     if context is None:
         raise SpecError("context: expected a number of tokens for dynamic and longrope; got none")
     if isinstance(scaling, DynamicScaling):

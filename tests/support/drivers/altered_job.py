@@ -62,10 +62,10 @@ def failing_rank(rank: str) -> None:
     """Let one rank fail in its first RoPE."""
     rope = CpuKernels.rope
 
-    def fails(self, x, *rest):
+    def fails(self, x, *rest, **how):
         if x.flags.writeable and MPI.COMM_WORLD.Get_rank() == int(rank):
             raise OSError("the disk is on fire")
-        rope(self, x, *rest)
+        rope(self, x, *rest, **how)
 
     CpuKernels.rope = fails
 

@@ -104,6 +104,8 @@ WRONG_SEQUENCES = [
     ([np.ones((2, 2), np.int32)], r"expected whole numbers \[tokens\]; got int32 \[2, 2\]"),
     ([np.ones(2)], r"expected whole numbers \[tokens\]; got float64"),
     ([object()], "expected an array of NumPy, CuPy or torch; got builtins.object"),
+    ([[1, False]], "expected whole numbers; got"),
+    ([[2**70]], r"expected token ids in 0\.\.98; got 1180591620717411303424"),
 ]
 
 
@@ -112,13 +114,57 @@ def test_wrong_sequences_are_refused_on_all_ranks(directory):
         for sequences, message in WRONG_SEQUENCES:
             with pytest.raises(RefusedError, match=message):
                 model.logits(sequences)
+        with pytest.raises(RefusedError, match="everywhere, last: expected True or False"):
+            model.logits([[1]], everywhere=np.array([1, 0]))
         if SIZE > 1:
             with pytest.raises(RefusedError, match="logits: expected the same on all ranks"):
                 model.logits([[session.rank]])
         assert model.logits([[1, 2]], everywhere=True)[0].shape == (2, 99)
-        model.close()
+        if session.rank == SIZE - 1:
+            model.close()
         with pytest.raises(RefusedError, match="expected a model that is not closed"):
             model.logits([[1]])
+    with Session(plan_of()) as session:
+        model = session.load(directory, context=20)
+        with pytest.raises(RefusedError, match=r"sequences\[1\]: expected at most 20 tokens"):
+            model.logits([[1], [1] * 21])
+
+
+def own(**changes):
+    """Return arrays for a model of ours, with some changed."""
+    source = random_weights(worlds.DENSE)
+    known = model_weights(worlds.DENSE).items()
+    found = {name: full_weight(source, weight, np.float32) for name, weight in known}
+    return found | changes
+
+
+def test_ranks_with_other_weights_are_refused():
+    weights = own()
+    weights["head"][100:] += MPI.COMM_WORLD.Get_rank()
+    with Session(plan_of()) as session:
+        if SIZE > 1:
+            with pytest.raises(RefusedError, match="load: expected the same on all ranks"):
+                session.load(worlds.DENSE, weights=weights)
+
+
+def test_a_dtype_that_does_not_hold_a_weight_is_refused_on_all_ranks():
+    weights = own()
+    weights["layers.0.attention.q"][0, 0] = 1e6
+    with Session(plan_of()) as session:
+        with pytest.raises(
+            RefusedError, match=r"attention\.q: expected numbers that float16 holds"
+        ):
+            session.load(worlds.DENSE, weights=weights, dtype="float16")
+        with session.load(worlds.DENSE, weights=weights) as model:
+            assert model.logits([[1, 2]], everywhere=True)[0].shape == (2, 256)
+
+
+def test_the_same_call_again_needs_no_more_memory(directory):
+    with Session(plan_of()) as session, session.load(directory) as model:
+        for _ in range(3):
+            model.logits([[1] * 300])
+        held = model._resources.arena.touched_bytes
+    assert held >= model._needed[(300,), False]
 
 
 def test_wrong_models_are_refused_on_all_ranks(directory):
@@ -127,6 +173,14 @@ def test_wrong_models_are_refused_on_all_ranks(directory):
             ("/nowhere/at/all", {}, "expected a model directory or a file"),
             (directory, {"dtype": "int8"}, "dtype: expected one of float32"),
             (directory, {"weights": {}}, "expected a tensor model.embed_tokens.weight"),
+            (directory, {"weights": [1]}, "weights: expected arrays by name; got list"),
+            (directory, {"weights": {"a": 1}}, r"weights\['a'\]: expected an array of float32"),
+            (directory, {"ignore_fields": "foo"}, "ignore_fields: expected a list of names"),
+            (5, {}, "model: expected a path, the fields of a config.json, or a ModelSpec; got int"),
+            (worlds.DENSE, {"weights": {}}, "expected a tensor embedding"),
+            (worlds.DENSE, {"weights": own(head=np.zeros((256, 40)) + 1j)}, "got complex128"),
+            (worlds.DENSE, {"weights": own(head=np.zeros((261, 40)))}, r"the shape \[256, 40\]"),
+            (worlds.DENSE, {"weights": own(more=np.zeros(3))}, "got also more"),
             ({"architectures": ["X"]}, {"weights": {}}, "architectures: expected one of"),
             (load_family("qwen3")["config"], {}, "weights: expected arrays by name"),
             (directory, {"context": 1 << 40}, "does not fit: node"),
