@@ -9,7 +9,6 @@ memory map, so that ranks of a node share its pages and nothing is copied twice.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,7 +24,6 @@ from pympa.text.escape import shown
 
 Spans = Sequence[Bounds] | None
 """The (start, stop) of parts of an axis, one after the other; None means the whole axis."""
-_PIECE_ELEMENTS = 1 << 22  # limits what is widened at a time to 16 MB of float32
 _LONGEST_NAME = 200  # of a tensor for which another one is suggested
 
 
@@ -102,42 +100,6 @@ def find_tensor(tensors: Tensors, name: str, shape: tuple[int, ...] | None = Non
     return found
 
 
-def read_into(tensors: Tensors, name: str, out: NDArray[Any], *spans: Spans) -> None:
-    """Fill an array with a part of a tensor, rounded to its dtype, nearest even.
-
-    Quantised tensors are widened a few rows at a time, so that loading needs little memory beside
-    what it fills.
-
-    Args:
-        tensors: the checkpoint.
-        name: the name of the tensor.
-        out: the array to fill; first axes of which the part has one index may be left out.
-        spans: the spans of each axis, as in `Tensors.read`.
-
-    Raises:
-        RefusedError: see `Tensors.read`.
-        ValueError: `out` has another shape than the part, or spans are not within the tensor.
-    """
-    shape = find_tensor(tensors, name).shape
-    check_spans(shape, spans)
-    wanted = selected_shape(shape, spans)
-    if (1,) * (len(wanted) - out.ndim) + out.shape != wanted:
-        raise ValueError(f"out: expected the shape {list(wanted)}; got {list(out.shape)}")
-    out = out[(None,) * (len(wanted) - out.ndim)]
-    axis = next((axis for axis, extent in enumerate(wanted) if extent > 1), None)
-    if axis is None:
-        out[...] = tensors.read(name, *spans)
-        return
-    most = max(1, _PIECE_ELEMENTS // max(1, math.prod(wanted[axis + 1 :])))
-    whole = [*spans, *[None] * (len(shape) - len(spans))]
-    at = 0
-    for piece in _pieces(whole[axis] or [(0, shape[axis])], most):
-        count = sum(stop - start for start, stop in piece)
-        part = (slice(None),) * axis + (slice(at, at + count),)
-        out[part] = tensors.read(name, *whole[:axis], piece, *whole[axis + 1 :])
-        at += count
-
-
 def select(array: NDArray[Any], spans: Sequence[Spans]) -> NDArray[Any]:
     """Return a part of an array: a view if each axis has one span, else a copy.
 
@@ -189,23 +151,6 @@ def _placed(of_axis: Spans, extent: int) -> Iterator[tuple[slice, slice]]:
     for start, stop in [(0, extent)] if of_axis is None else of_axis:
         yield slice(at, at + stop - start), slice(start, stop)
         at += stop - start
-
-
-def _pieces(of_axis: Sequence[Bounds], most: int) -> Iterator[list[Bounds]]:
-    """Yield spans that together are the given ones, each time at most `most` indices."""
-    piece: list[Bounds] = []
-    room = most
-    for start, stop in of_axis:
-        while start < stop:
-            end = min(stop, start + room)
-            piece.append((start, end))
-            room -= end - start
-            start = end
-            if room == 0:
-                yield piece
-                piece, room = [], most
-    if piece:
-        yield piece
 
 
 def _suggestion(name: str, names: Mapping[str, StoredTensor]) -> str:

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pympa.checkpoint.gguf_splits import SPLITS
-from pympa.checkpoint.opening import load_tokenizer, open_tensors
 from pympa.checkpoint.tensors import Tensors
 from pympa.checkpoint.widened import widened
 from pympa.errors import RefusedError
+from support.opened_files import load_tokenizer, open_tensors
 from support.vocabularies import byte_level, metadata, sentencepiece, write_directory
 
 RANDOM = np.random.default_rng(3)

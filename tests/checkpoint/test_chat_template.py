@@ -6,8 +6,8 @@ import pytest
 
 from pympa.checkpoint.chat_template import ChatTemplates
 from pympa.checkpoint.gguf_splits import SPLITS
-from pympa.checkpoint.opening import load_tokenizer
 from pympa.errors import RefusedError
+from support.opened_files import load_tokenizer
 from support.vocabularies import byte_level, write_directory
 
 USER = {"role": "user", "content": "What is 2 < 3 & 'é'?"}

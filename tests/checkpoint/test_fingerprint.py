@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pympa.checkpoint.fingerprint import fingerprint
-from pympa.checkpoint.opening import open_tensors
+from support.opened_files import open_tensors
 
 TENSORS = {name: np.full((9, 40), value, np.float32) for name, value in (("a", 1), ("b", 2))}
 

@@ -11,9 +11,9 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from pympa.checkpoint.gguf_splits import SPLITS
 from pympa.checkpoint.gguf_tokenizer import gguf_tokenizer
-from pympa.checkpoint.opening import load_tokenizer
 from pympa.checkpoint.tokenizer_files import read_tokenizer
 from pympa.errors import RefusedError
+from support.opened_files import load_tokenizer
 from support.vocabularies import TEXTS, byte_level, metadata, sentencepiece, write_directory
 
 LLAMA_3 = [*SPLITS["llama-bpe"].expressions]

@@ -1,4 +1,4 @@
-"""The door to the weights and the tokenizer of a model, whatever the format of its files."""
+"""The weights and the tokenizer of a model, each opened alone, whatever the format of its files."""
 
 from __future__ import annotations
 
