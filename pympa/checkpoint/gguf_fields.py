@@ -23,6 +23,26 @@ Fields = dict[str, Any]
 
 LAYERS, WIDTH, HEADS = "block_count", "embedding_length", "attention.head_count"
 _PATTERN = "attention.sliding_window_pattern"
+_KEYS_OF_SPEC = {
+    "d_model": WIDTH,
+    "heads": HEADS,
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "mlp_hidden": "feed_forward_length",
+    "norm_eps": "attention.layer_norm_rms_epsilon",
+    "window": "attention.sliding_window",
+    "softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
+    "experts": "expert_count",
+    "experts, shared_experts": "expert_count",
+    "top_k": "expert_used_count",
+    "rope.theta": "rope.freq_base",
+    "rope.scaling.factor": "rope.scaling.factor",
+    "rope.scaling.trained_context": "rope.scaling.original_context_length",
+    "rope.scaling.beta_fast": "rope.scaling.yarn_beta_fast",
+    "rope.scaling.beta_slow": "rope.scaling.yarn_beta_slow",
+}
+"""The keys that fields of a model come from."""
 
 
 class Keys(Config):
@@ -69,6 +89,15 @@ class Keys(Config):
         found = self.optional_number(name)
         if found is not None and found not in allowed:
             raise self.wrong(name, f"{allowed[0]:g}, {why}", found)
+
+    def renamed(self, error: Exception) -> RefusedError:
+        """Return the refusal of a model, with the key in place of the model's field."""
+        message = str(error).removeprefix(f"{self.where}: ")
+        field, _, rest = message.partition(": ")
+        of_experts = field == "mlp_hidden" and self.has("expert_feed_forward_length")
+        if field in _KEYS_OF_SPEC and not of_experts:
+            message = f"{self._path}{_KEYS_OF_SPEC[field]}: {rest}"
+        return RefusedError(f"{self.where}: {message}")
 
     def sliding(self, default: int) -> list[bool]:
         """Return for each layer whether it has a window.

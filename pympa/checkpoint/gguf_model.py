@@ -155,13 +155,13 @@ def describe_gguf(file: GgufFile) -> Description:
         fields["rope_scaling"] = scaling
     known.more(fields, keys, file)
     keys.finish()
-    found = describe(fields, file.where)
     try:
+        found = describe(fields, file.where)
         divisors = stored_scaling(keys, file, rotated)
         layers = tuple(_as_stored(layer, known, rotated, divisors) for layer in found.spec.layers)
         spec = msgspec.structs.replace(found.spec, layers=layers)
-    except SpecError as error:
-        raise RefusedError(f"{file.where}: {error}") from None
+    except (RefusedError, SpecError) as error:
+        raise keys.renamed(error) from None
     return Description(found.family, spec, found.ignored, None)
 
 

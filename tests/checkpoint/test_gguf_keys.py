@@ -134,6 +134,8 @@ REFUSED = [
     ("qwen3", {"attention.layer_norm_rms_epsilon": None},
      "qwen3.attention.layer_norm_rms_epsilon: .* missing"),
     ("qwen3", {"attention.head_count": 65}, "qwen3.attention.head_count: expected at most "),
+    ("qwen3", {"attention.head_count": 1}, "qwen3.attention.head_count_kv: expected at most"),
+    ("mixtral", {"expert_used_count": 24}, "llama.expert_used_count: expected 1..5"),
     ("qwen3", {"attention.head_count": [4, 4, 2]},
      r"qwen3.attention.head_count: expected one number, .*\[4, 4, 2\]"),
     ("qwen3", {"feed_forward_length": [96, 96]},
