@@ -7,56 +7,24 @@ Gemma's norms, and turns the rows of Llama's q and k so that neighbours rotate t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
-import numpy as np
 
-from pympa.checkpoint.config import Config
 from pympa.checkpoint.families import Description, describe
+from pympa.checkpoint.gguf_fields import Fields, Keys, add_experts, add_window, common_fields
 from pympa.checkpoint.gguf_file import GgufFile
-from pympa.checkpoint.layers import layer_count
+from pympa.checkpoint.gguf_rope import FREQUENCIES, scaling_fields, stored_scaling
+from pympa.checkpoint.rope_config import FULL
 from pympa.errors import RefusedError
 from pympa.spec import LayerSpec, LongRopeScaling, SpecError
 from pympa.text.escape import shown
 
-Fields = dict[str, Any]
-"""The fields of a config.json."""
+__all__ = ["FREQUENCIES", "describe_gguf"]
 
-_COMMON = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "rope_theta": "rope.freq_base",
-    "sliding_window": "attention.sliding_window",
-}
-_EXPERTS = {"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
-_USED_KEYS = {
-    "attention.value_length",
-    "attn_logit_softcapping",
-    "expert_feed_forward_length",
-    "final_logit_softcapping",
-    "rope.dimension_count",
-    "vocab_size",
-}
-_UNUSED_KEYS = {
-    "attention.sliding_window_pattern",
-    "expert_gating_func",
-    "expert_weights_norm",
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_log_multiplier",
-    "tensor_data_layout",
-}
-FREQUENCIES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""The tensors with a divisor for each pair that RoPE rotates."""
+_ROTATED, _LOCAL_BASE = "rope.dimension_count", "rope.freq_base_swa"
+_SOFTMAX, _SOFTMAX_OF_CHOSEN = 1, 3  # llama.cpp's numbers of ways to weigh experts
 
 
 @dataclass(frozen=True)
@@ -65,60 +33,98 @@ class _Architecture:
 
     Attributes:
         family: the class that the family's config.json names.
-        more: a function that adds the fields that the metadata has under other names.
+        more: a function that adds the fields that not all families have.
         turned: whether neighbouring dimensions rotate together.
         gains: whether the gains of norms are stored with 1 added.
+        scalings: the types of scaling of RoPE by keys of the metadata.
+        divisors: whether tensors may have the divisors of RoPE.
     """
 
     family: str
-    more: Callable[[Fields, Mapping[str, Any], GgufFile], None] = lambda *_: None
+    more: Callable[[Fields, Keys, GgufFile], None] = lambda *_: None
     turned: bool = False
     gains: bool = False
+    scalings: tuple[str, ...] = ("linear", "yarn")
+    divisors: bool = False
 
 
-def _add_softcaps(fields: Fields, values: Mapping[str, Any], _: GgufFile) -> None:
-    """Add what Gemma 2 has; the scale of its 27B is by d_model, as the converter knows it."""
-    fields["attn_logit_softcapping"] = values.get("attn_logit_softcapping", 50.0)
-    fields["final_logit_softcapping"] = values.get("final_logit_softcapping", 30.0)
+def _add_llama(fields: Fields, keys: Keys, _: GgufFile) -> None:
+    """Add the experts of Mixtral, which llama.cpp has no other name for."""
+    keys.must_be("tensor_data_layout", "Meta AI original pth")
+    if not keys.optional_size("expert_count"):
+        return
+    fields["architectures"] = ["MixtralForCausalLM"]
+    add_experts(fields, keys, gating=_SOFTMAX)
+    keys.must_be("expert_weights_norm", True)
+    width = fields["intermediate_size"]
+    keys.equals("expert_feed_forward_length", width, "as feed_forward_length")
+
+
+def _add_phi3(fields: Fields, keys: Keys, _: GgufFile) -> None:
+    fields["sliding_window"] = keys.optional_size("attention.sliding_window")
+
+
+def _add_gemma2(fields: Fields, keys: Keys, _: GgufFile) -> None:
+    for name, missing in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
+        fields[name] = keys.positive(name) if keys.has(name) else missing
+    add_window(fields, keys, period=2, missing=4096)
+    _same_local_base(fields, keys)
     _add_gemma_scale(fields, large=46)
 
 
-def _add_gemma3(fields: Fields, values: Mapping[str, Any], _: GgufFile) -> None:
-    fields["rope_local_base_freq"] = values.get("rope.freq_base_swa", 10000.0)
-    fields["final_logit_softcapping"] = values.get("final_logit_softcapping")
-    fields["sliding_window_pattern"] = 6
+def _add_gemma3(fields: Fields, keys: Keys, _: GgufFile) -> None:
+    fields["rope_local_base_freq"] = (
+        keys.positive(_LOCAL_BASE) if keys.has(_LOCAL_BASE) else 10000.0
+    )
+    fields["final_logit_softcapping"] = keys.optional_number("final_logit_softcapping") or None
+    if keys.optional_size("attention.sliding_window"):
+        add_window(fields, keys, period=6)
+    elif any(keys.sliding(1)):  # llama.cpp takes a file without a window as one without windows
+        raise keys.wrong("attention.sliding_window", "a window for the layers that slide", None)
+    else:
+        fields["layer_types"] = [FULL] * keys.layers
     _add_gemma_scale(fields, large=62)
 
 
 def _add_gemma_scale(fields: Fields, large: int) -> None:
+    """Add the scale of scores, which the 27B models have by d_model, as llama.cpp knows them."""
     heads, width = fields["num_attention_heads"], fields["hidden_size"]
     by_width = fields["num_hidden_layers"] == large
-    fields["query_pre_attn_scalar"] = width / heads if by_width else fields["head_dim"]
+    fields["query_pre_attn_scalar"] = width // heads if by_width else fields["head_dim"]
     fields["hidden_activation"] = "gelu_pytorch_tanh"
 
 
-def _add_experts(fields: Fields, values: Mapping[str, Any], file: GgufFile) -> None:
-    fields["moe_intermediate_size"] = values.get("expert_feed_forward_length")
-    fields["norm_topk_prob"] = True
-    layers = range(layer_count(Config(fields, file.where)))
-    routers = (f"blk.{index}.ffn_gate_inp.weight" for index in layers)
+def _same_local_base(fields: Fields, keys: Keys) -> None:
+    """Refuse another theta in layers with a window."""
+    keys.number_of(_LOCAL_BASE, fields["rope_theta"], why="as rope.freq_base")
+
+
+def _add_qwen3_moe(fields: Fields, keys: Keys, file: GgufFile) -> None:
+    add_experts(fields, keys, gating=_SOFTMAX)
+    fields["moe_intermediate_size"] = keys.size("expert_feed_forward_length")
+    fields["norm_topk_prob"] = keys.flag("expert_weights_norm", True)
+    routers = (f"blk.{index}.ffn_gate_inp.weight" for index in range(keys.layers))
     fields["mlp_only_layers"] = [i for i, name in enumerate(routers) if name not in file.stored]
 
 
-def _add_gpt_oss(fields: Fields, values: Mapping[str, Any], _: GgufFile) -> None:
-    fields["intermediate_size"] = values.get("expert_feed_forward_length")
-    if "rope_scaling" in fields:  # as it was trained; the file does not say so
-        fields["rope_scaling"]["truncate"] = False
+def _add_gpt_oss(fields: Fields, keys: Keys, _: GgufFile) -> None:
+    add_experts(fields, keys, gating=_SOFTMAX_OF_CHOSEN)
+    width = keys.size("expert_feed_forward_length")
+    keys.equals("feed_forward_length", width, "as expert_feed_forward_length")
+    add_window(fields, keys, period=2)
+    _same_local_base(fields, keys)
+    if fields.get("rope_scaling", {}).get("rope_type") == "yarn":
+        fields["rope_scaling"]["truncate"] = False  # as it was trained; the file does not say so
 
 
 _ARCHITECTURES = {
-    "llama": _Architecture("LlamaForCausalLM", turned=True),
+    "llama": _Architecture("LlamaForCausalLM", _add_llama, turned=True, divisors=True),
     "qwen2": _Architecture("Qwen2ForCausalLM"),
     "qwen3": _Architecture("Qwen3ForCausalLM"),
-    "qwen3moe": _Architecture("Qwen3MoeForCausalLM", _add_experts),
-    "gemma2": _Architecture("Gemma2ForCausalLM", _add_softcaps, gains=True),
+    "qwen3moe": _Architecture("Qwen3MoeForCausalLM", _add_qwen3_moe),
+    "gemma2": _Architecture("Gemma2ForCausalLM", _add_gemma2, gains=True),
     "gemma3": _Architecture("Gemma3ForCausalLM", _add_gemma3, gains=True),
-    "phi3": _Architecture("Phi3ForCausalLM"),
+    "phi3": _Architecture("Phi3ForCausalLM", _add_phi3, scalings=(), divisors=True),
     "olmo2": _Architecture("Olmo2ForCausalLM"),
     "gpt-oss": _Architecture("GptOssForCausalLM", _add_gpt_oss),
 }
@@ -137,93 +143,39 @@ def describe_gguf(file: GgufFile) -> Description:
             f"{file.where}: general.architecture: expected one of {', '.join(_ARCHITECTURES)}; got "
             f"{shown(str(name))}; use the model's safetensors instead"
         )
-    prefix = f"{name}."
-    values = {
-        key.removeprefix(prefix): _plain(value)
-        for key, value in file.metadata.items()
-        if key.startswith(prefix)
-    }
-    fields = _fields(file, values)
-    known.more(fields, values, file)
-    experts = "num_local_experts" in fields
-    architecture = "MixtralForCausalLM" if name == "llama" and experts else known.family
-    fields["architectures"] = [architecture]
-    found = describe(fields, file.where)
+    keys = Keys(file, str(name))
+    fields: Fields = {"architectures": [known.family], **common_fields(keys, file)}
+    head_dim = fields["head_dim"]
+    rotated = keys.size(_ROTATED) if keys.has(_ROTATED) else head_dim
+    if rotated % 2 or rotated > head_dim or (known.turned and rotated != head_dim):
+        numbers = f"{head_dim}" if known.turned else f"an even number up to {head_dim}"
+        raise keys.wrong(_ROTATED, f"{numbers}, the length of a head's keys", rotated)
+    scaling = scaling_fields(keys, file, by_keys=known.scalings, by_tensors=known.divisors)
+    if scaling:
+        fields["rope_scaling"] = scaling
+    known.more(fields, keys, file)
+    keys.finish()
     try:
-        layers = tuple(_as_stored(layer, known, values, file) for layer in found.spec.layers)
+        found = describe(fields, file.where)
+        divisors = stored_scaling(keys, file, rotated)
+        layers = tuple(_as_stored(layer, known, rotated, divisors) for layer in found.spec.layers)
         spec = msgspec.structs.replace(found.spec, layers=layers)
-    except SpecError as error:
-        raise RefusedError(f"{file.where}: {error}") from None
+    except (RefusedError, SpecError) as error:
+        raise keys.renamed(error) from None
     return Description(found.family, spec, found.ignored, None)
 
 
-def _fields(file: GgufFile, values: Mapping[str, Any]) -> Fields:
-    """Return the fields of a config.json that the keys of the metadata say."""
-    names = _COMMON | (_EXPERTS if values.get("expert_count") else {})
-    known = {*names.values(), *_EXPERTS.values(), *_USED_KEYS, *_UNUSED_KEYS}
-    unknown = [key for key in values if key not in known and not key.startswith("rope.scaling.")]
-    if unknown:
-        raise RefusedError(
-            f"{file.where}: {shown(unknown[0])}: expected only keys that this version knows, "
-            "because others may change the mathematics"
-        )
-    fields = {field: values[key] for field, key in names.items() if key in values}
-    embedding = file.stored.get("token_embd.weight")
-    if embedding is None:
-        raise RefusedError(f"{file.where}: expected a tensor token_embd.weight; got none")
-    fields["vocab_size"] = embedding.shape[0]
-    fields["tie_word_embeddings"] = "output.weight" not in file.stored
-    kind = values.get("rope.scaling.type")
-    if kind not in (None, "none") and not any(name in file.stored for name in FREQUENCIES):
-        fields["rope_scaling"] = {
-            "rope_type": kind,
-            "factor": values.get("rope.scaling.factor"),
-            "original_max_position_embeddings": values.get("rope.scaling.original_context_length"),
-            "attention_factor": values.get("rope.scaling.attn_factor"),
-        }
-    return fields
-
-
 def _as_stored(
-    layer: LayerSpec, architecture: _Architecture, values: Mapping[str, Any], file: GgufFile
+    layer: LayerSpec, architecture: _Architecture, rotated: int, divisors: LongRopeScaling | None
 ) -> LayerSpec:
     """Return a layer whose weights are as the converter has written them."""
     rope = layer.rope
     if rope is not None:
-        rotated = values.get("rope.dimension_count", layer.head_dim)
         rope = msgspec.structs.replace(
             rope,
             interleaved=architecture.turned,
             rotated_dim=None if rotated == layer.head_dim else rotated,
-            scaling=_stored_scaling(values, file) or rope.scaling,
+            scaling=divisors or rope.scaling,
         )
     offset = layer.norm_offset and not architecture.gains
     return msgspec.structs.replace(layer, rope=rope, norm_offset=offset)
-
-
-def _stored_scaling(values: Mapping[str, Any], file: GgufFile) -> LongRopeScaling | None:
-    """Return the scaling whose divisors are tensors: of Llama 3, or longrope; None without them."""
-    found = {name: _divisors(file, name) for name in FREQUENCIES if name in file.stored}
-    if not found:
-        return None
-    plain = found.get(FREQUENCIES[0], ())
-    trained = values.get("rope.scaling.original_context_length") or values.get("context_length")
-    factor = 1.0 if plain else values.get("rope.scaling.attn_factor")
-    return LongRopeScaling(
-        short=found.get(FREQUENCIES[2], plain),
-        long=found.get(FREQUENCIES[1], plain),
-        trained_context=int(trained or 2),
-        attention_factor=None if factor is None else float(factor),
-    )
-
-
-def _divisors(file: GgufFile, name: str) -> tuple[float, ...]:
-    return tuple(float(value) for value in file.read(name).reshape(-1))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of the metadata; of equal numbers, one for each layer, the first one."""
-    if isinstance(value, np.ndarray):
-        same = value.size and (value == value.flat[0]).all()
-        value = value.flat[0].item() if same else value.tolist()
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ ARCHITECTURES = {
     "gemma3": "gemma3", "phi3": "phi3", "olmo2": "olmo2", "gpt_oss": "gpt-oss",
 }  # fmt: skip
 """The architecture of each stored model that GGUF files can hold."""
+
+WINDOWS = ("gemma2", "gemma3", "phi3", "gpt-oss")
+"""The architectures that the converter writes a window of."""
 
 _NAMES = [
     (r"model\.embed_tokens", "token_embd"),
@@ -40,29 +43,59 @@ _NAMES = [
 ]
 
 
-def write_gguf(name: str, path: Path, kind: str = "F32") -> None:
-    """Write a stored model as a GGUF file; matrices get the type `kind`."""
+def keys_of(name: str) -> dict[str, Any]:
+    """Return the metadata of a stored model, without the architecture before each key."""
+    return _metadata(load_family(name)["config"], ARCHITECTURES[name])
+
+
+def write_gguf(
+    name: str,
+    path: Path,
+    kind: str = "F32",
+    changes: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, NDArray[np.float32] | None] | None = None,
+) -> Path:
+    """Write a stored model as a GGUF file.
+
+    Args:
+        name: the stored model.
+        path: the file.
+        kind: the type of matrices.
+        changes: other values of keys; None means that a key is missing.
+        tensors: other tensors; None means that one is missing.
+    """
     family, architecture = load_family(name), ARCHITECTURES[name]
     config = family["config"]
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value in _metadata(config, architecture).items():
+    for key, value in (_metadata(config, architecture) | dict(changes or {})).items():
         _add(writer, f"{architecture}.{key}", value)
-    for stored, array in _tensors(config, architecture, weights(family["tensors"])):
+    stored = dict(_tensors(config, architecture, weights(family["tensors"])))
+    for tensor, array in (stored | dict(tensors or {})).items():
+        if array is None:
+            continue
         quantised = kind != "F32" and array.ndim == 2 and array.shape[-1] % 32 == 0
         if quantised:
             qtype = gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(stored, gguf.quants.quantize(array, qtype), raw_dtype=qtype)
+            writer.add_tensor(tensor, gguf.quants.quantize(array, qtype), raw_dtype=qtype)
         else:
-            writer.add_tensor(stored, array)
+            writer.add_tensor(tensor, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    add[type(value)](key, value)
+    add = {
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        bool: writer.add_bool,
+        list: writer.add_array,
+    }
+    if value is not None:
+        add[type(value)](key, value)
 
 
 def _metadata(config: dict[str, Any], architecture: str) -> dict[str, Any]:
@@ -95,7 +128,7 @@ def _metadata(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         growth = config["max_position_embeddings"] / original
         factor = math.sqrt(1 + math.log(growth) / math.log(original))
         found["rope.scaling.attn_factor"] = factor
-    if config.get("sliding_window") and (architecture != "llama"):
+    if config.get("sliding_window") and architecture in WINDOWS:
         found["attention.sliding_window"] = config["sliding_window"]
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(key):
