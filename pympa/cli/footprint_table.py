@@ -103,23 +103,20 @@ def fit_table(fit: Fit, lengths: Sequence[int]) -> Table:
         fit: what was found.
         lengths: the number of tokens of each sequence.
     """
-    unit, sequences = _unit([fit.needed_bytes]), f"{len(lengths):,}"
+    unit = _unit([fit.needed_bytes])
     answer = "fits" if fit.fits else "does not fit"
     caption = (
-        f"{unit} with the keys and values of all layers over the whole context; the most: to half "
-        "a percent, the other number as it is"
+        f"{unit} with the keys and values of all layers over the whole context; the most tokens of "
+        f"{len(lengths):,} and the most sequences of {max(lengths):,} tokens, to half a percent"
     )
-    headings = ("needed", "keys/values", "available", "tokens", "most tokens", "sequences",
-                "most sequences")  # fmt: skip
+    headings = ("needed", "keys/values", "available", "most tokens", "most sequences")
     table = _table(f"{answer} {fit.memory.name}", caption, "memory", *headings)
     table.add_row(
         "each" if fit.memory.ranks == 1 else "all ranks",
         _in(unit, fit.needed_bytes),
         _in(unit, fit.kv_bytes),
         _in(unit, fit.memory.size_bytes),
-        f"{max(lengths):,}",
         f"{fit.longest:,}",
-        sequences,
         f"{fit.most_sequences:,}",
     )
     return table
