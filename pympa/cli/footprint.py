@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pympa.plan.partition import Stages
     from pympa.text.table import Table
 
-_KEPT_RANKS = 64  # whose weights, as shapes, are kept to be run again
+_KEPT_RANKS = 256  # whose weights, as shapes, are kept to be run again
 
 
 def build_parser(prog: str = "pympa footprint") -> Parser:
@@ -135,9 +135,9 @@ def _print_footprint(options: argparse.Namespace) -> None:
         )
     experiment, size = _load(options)
     asked = _request(options, experiment, size)
-    found = survey(size.model, asked.plan, size.lengths, asked.rehearsal)
-    memory = _memory(options, asked.plan)
     rehearsal_of = lru_cache(maxsize=_KEPT_RANKS)(asked.rehearsal)
+    found = survey(size.model, asked.plan, size.lengths, rehearsal_of)
+    memory = _memory(options, asked.plan)
     found_fit = find_fit(memory, rehearsal_of, asked.plan, size.lengths)
     cache = options.cache or cache_of_rank(options.threads)
     ours = "" if size.ours is None else f" ({size.ours})"
