@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pympa.command.line import (
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pympa.plan.mesh import Plan
     from pympa.plan.partition import Stages
     from pympa.text.table import Table
+
+_KEPT_RANKS = 256  # whose weights, as shapes, are kept to be run again
 
 
 def build_parser(prog: str = "pympa footprint") -> Parser:
@@ -132,9 +135,10 @@ def _print_footprint(options: argparse.Namespace) -> None:
         )
     experiment, size = _load(options)
     asked = _request(options, experiment, size)
-    found = survey(size.model, asked.plan, size.lengths, asked.rehearsal)
+    rehearsal_of = lru_cache(maxsize=_KEPT_RANKS)(asked.rehearsal)
+    found = survey(size.model, asked.plan, size.lengths, rehearsal_of)
     memory = _memory(options, asked.plan)
-    found_fit = find_fit(memory, asked.rehearsal, asked.plan, size.lengths)
+    found_fit = find_fit(memory, rehearsal_of, asked.plan, size.lengths)
     cache = options.cache or cache_of_rank(options.threads)
     ours = "" if size.ours is None else f" ({size.ours})"
     title = f"{options.model}: {size} tokens{ours}, {asked.dtype.name}, {asked.plan}, {asked.isa}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from pympa.footprint.kinds import first_alike
 from pympa.footprint.rehearsal import Rehearsal, run_step
 from pympa.plan.mesh import Plan
 
@@ -160,7 +161,10 @@ class _Memories:
         world: int,
         lengths: Sequence[int],
     ) -> None:
-        needs = [_asked_need(rehearsal_of(rank), lengths) for rank in range(world)]
+        needs: list[_Need] = []
+        for rank, first in enumerate(first_alike(rehearsal_of(0), lengths)):
+            same = first < rank
+            needs.append(needs[first] if same else _asked_need(rehearsal_of(rank), lengths))
         self._memory, self._groups = memory, []
         alike = set()
         for at in range(0, world, memory.ranks):

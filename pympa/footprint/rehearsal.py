@@ -32,7 +32,7 @@ T = TypeVar("T")
 class FirstPasses(Loops):
     """Loops that run only their first pass, because the other passes need the same memory.
 
-    All layers run, because each has its own weights.
+    All layers have their own weights; of equal ones in a row only the first runs.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,10 @@ class FirstPasses(Loops):
     def chunks(self, chunks: Sequence[T], kind: Hashable = None) -> Iterable[T]:
         """Return the first chunk."""
         return chunks[:1]
+
+    def layers(self, layers: Sequence[T]) -> Iterable[T]:
+        """Return the first layer."""
+        return layers[:1]
 
     def restart(self) -> None:
         """Forget the micro-batches of the last step."""
@@ -99,6 +103,7 @@ class Rehearsal:
     Attributes:
         arena: the arena, which has no memory.
         ledger: the ledger of the arena's bytes by use.
+        kernels: the kernels on shapes.
         model: this rank's part of the model.
         loading_bytes: the most bytes that are in use while weights are loaded.
         unused_bytes: the bytes that a process holds beside them, because arrays in use then lay
@@ -125,6 +130,7 @@ class Rehearsal:
         )
         self.arena, self.ledger = resources.arena, Ledger()
         self.arena.ledger = self.ledger
+        self.kernels = resources.kernels
         shapes = msgspec.structs.replace(spec, context=None)  # it runs sequences of any length
         self.model = Model(shapes, resources, dtype, stages=stages)
         self.loading_bytes = self.arena.peak_bytes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pympa.footprint.kinds import first_alike
 from pympa.footprint.rehearsal import Rehearsal
 from pympa.footprint.working_set import WorkingSet, most_rows, working_sets
 from pympa.model.weights import model_weights
@@ -63,7 +65,7 @@ class Survey:
 def survey(
     spec: ModelSpec, plan: Plan, lengths: Sequence[int], rehearsal_of: Callable[[int], Rehearsal]
 ) -> Survey:
-    """Run all ranks of a plan on shapes, one after the other.
+    """Run the ranks of a plan on shapes, one after the other; of ranks that do the same, one.
 
     Args:
         spec: the model.
@@ -74,13 +76,20 @@ def survey(
     rows = most_rows(plan, lengths, plan.micro_batches)
     ranks: list[Need] = []
     layers: dict[int, LayerNeed] = {}
-    elements = [layer_parameters(spec, index) for index in range(len(spec.blocks))]
-    for rank in range(plan.world):
+    elements = _layer_elements(spec)
+    for rank, first in enumerate(first_alike(rehearsal_of(0), lengths)):
+        if first < rank:
+            ranks.append(ranks[first])
+            continue
         rehearsal = rehearsal_of(rank)
         rehearsal.step(lengths)
         ledger = rehearsal.ledger
         uses = {str(use): _total(ledger.peak, use) for use in USES}
-        held = {index: ledger.parts[f"layers.{index}"] for index in rehearsal.model.layers}
+        held = {
+            index: ledger.parts[f"layers.{alike[0]}"]
+            for alike in rehearsal.model.alike
+            for index in alike
+        }
         touched = working_sets(rehearsal)(rows)
         ranks.append(
             Need(
@@ -98,12 +107,17 @@ def survey(
 
 def layer_parameters(spec: ModelSpec, index: int) -> int:
     """Return the number of elements of a layer's weights, including norms and biases."""
-    prefix = f"layers.{index}."
-    return sum(
-        math.prod(weight.shape)
-        for name, weight in model_weights(spec).items()
-        if name.startswith(prefix)
-    )
+    return _layer_elements(spec)[index]
+
+
+def _layer_elements(spec: ModelSpec) -> Counter[int]:
+    """Return the number of elements of each layer's weights."""
+    found: Counter[int] = Counter()
+    for name, weight in model_weights(spec).items():
+        kind, _, rest = name.partition(".")
+        if kind == "layers":
+            found[int(rest.partition(".")[0])] += math.prod(weight.shape)
+    return found
 
 
 def _total(peak: dict[tuple[str, str], int], use: str) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pympa.footprint.rehearsal import Rehearsal
 from pympa.plan.layout import split_batch, split_micro_batches, split_tokens
 from pympa.plan.mesh import Plan
-from pympa.runtime.ledger import BETWEEN, OUTSIDE_LAYERS, TILE, Uses
+from pympa.runtime.ledger import BETWEEN, TILE, Uses
 from pympa.spec import ModelSpec
 
 
@@ -64,9 +64,9 @@ def working_sets(rehearsal: Rehearsal) -> Measure:
         rehearsal.step([rows * plan.cp] * plan.dp, micro_batches=1)
         stream_bytes = rows * model.spec.d_model * model.dtype.itemsize
         return {
-            int(part.rpartition(".")[2]): _working_set(uses, stream_bytes)
-            for part, uses in ledger.working.items()
-            if part != OUTSIDE_LAYERS
+            index: _working_set(ledger.working[f"layers.{alike[0]}"], stream_bytes)
+            for alike in model.alike
+            for index in alike
         }
 
     return measure

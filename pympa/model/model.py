@@ -78,6 +78,9 @@ class Model:
         source: the source of the weights; None means random weights.
         stages: the layers of each stage, the same on all ranks; None means `stage_bounds` at its
             default context.
+
+    Attributes:
+        alike: the numbers of this rank's layers, with equal layers in a row together.
     """
 
     def __init__(
@@ -96,12 +99,13 @@ class Model:
         self._kernels, self._arena = resources.kernels, resources.arena
         self._tp = resources.transports["tp"]
         self._weights = Shards(spec, resources, dtype, source or random_weights(spec), stages)
+        blocks = spec.blocks
         self._blocks = {
             index: Block(Layer(spec, index, self._weights, resources, dtype))
             for index in self.layers
         }
-        self._alike = [
-            list(run) for _, run in itertools.groupby(self.layers, lambda index: spec.blocks[index])
+        self.alike = [
+            list(run) for _, run in itertools.groupby(self.layers, lambda index: blocks[index])
         ]
         self._is_first = self.mesh.coordinate("pp") == 0
         self._is_last = self.mesh.coordinate("pp") == self.mesh.plan.pp - 1
@@ -121,13 +125,13 @@ class Model:
 
         Of a layer with a window only the keys count that a next token sees.
         """
+        blocks = self.spec.blocks
         rows = {
             window: kept_rows(self.mesh, lengths, window)
-            for window in {layer.window for layer in self.spec.blocks}
+            for window in {layer.window for layer in self.spec.layers}
         }
         return sum(
-            rows[self.spec.blocks[index].window] * block.kv_row_bytes
-            for index, block in self._blocks.items()
+            rows[blocks[index].window] * block.kv_row_bytes for index, block in self._blocks.items()
         )
 
     def prepare(
@@ -152,7 +156,7 @@ class Model:
         )
         spec = self.spec.within(max(batch.lengths, default=1))
         tables: dict[RopeKind, RopeTable] = {}
-        for layer in spec.blocks:
+        for layer in spec.layers:
             kind = _rope_kind(layer)
             if layer.rope is not None and kind not in tables:
                 width, context = layer.rotated_dim, spec.context
@@ -214,11 +218,12 @@ class Model:
     ) -> None:
         """Replace the stage's input for a micro-batch by its output: x [rows, d], in place."""
         part = prepared.batch.micro_batches[number]
+        blocks = self.spec.blocks
         if self._is_first:
             self._embed(part, x)
-        for alike in self._alike:
+        for alike in self.alike:
             for index in self._resources.loops.layers(alike):
-                rope = prepared.rope.get(_rope_kind(self.spec.blocks[index]))
+                rope = prepared.rope.get(_rope_kind(blocks[index]))
                 self._blocks[index](x, part, rope, kept[index], probe)
         if self._is_last:
             if probe is not None:

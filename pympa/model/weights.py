@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,12 @@ def full_weight(
 
 def model_weights(spec: ModelSpec) -> dict[str, WeightSpec]:
     """Return every tensor of a model by name; a linear weight is `[outputs, inputs]`."""
+    return dict(_model_weights(spec))
+
+
+@lru_cache(maxsize=2)
+def _model_weights(spec: ModelSpec) -> dict[str, WeightSpec]:
+    """Return the tensors; the ranks of a process that are run on shapes share them."""
     found: dict[str, WeightSpec] = {}
     add = _Adder(found, "", spec.d_model)
     add.tensor("embedding", spec.vocabulary, spec.d_model)

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -96,10 +97,11 @@ def comm_volume(
     sent["etp"] = (etp - 1) * stream * sparse
     blocks = read if shares_memory and plan.cp_scheme != "allgather" else sent
     steps = list(_steps_in_time(plan, lengths))
+    moved_rows = lru_cache(maxsize=None)(partial(_kv_rows, spec, plan, steps))
     for index, layer in enumerate(spec.blocks):
         for heads in _heads_of_ranks(plan, layer):
+            blocks["cp"] += itemsize * _kv_elements(plan, layer, heads, moved_rows(layer.window))
             for groups in steps:
-                blocks["cp"] += itemsize * _kv_elements(spec, plan, layer, heads, groups)
                 elements = _exchanged_elements(plan, layer, heads, groups)
                 sent += Counter({axis: count * itemsize for axis, count in elements.items()})
                 if plan.dim > 1 and plan.dim_algo == "reduce":
@@ -177,22 +179,48 @@ def _copies(plan: Plan) -> tuple[int, int]:
     return plan.dim if gathers else 1, plan.dim if plan.dim_algo == "exchange" else 1
 
 
-def _kv_elements(
-    spec: ModelSpec, plan: Plan, layer: LayerSpec, heads: HeadsOfRank, groups: Sequence[Ring]
-) -> int:
-    """Return the elements of K/V that rings move in one layer, for one tp rank's heads."""
+def _kv_elements(plan: Plan, layer: LayerSpec, heads: HeadsOfRank, rows: Sequence[int]) -> int:
+    """Return the elements of K/V that rings move in one layer, for one tp rank's heads.
+
+    Args:
+        plan: the plan.
+        layer: the layer.
+        heads: the heads.
+        rows: the rows that rings move in each micro-batch.
+    """
     qk_copies, v_copies = _copies(plan)
     row = qk_copies * layer.head_dim + v_copies * layer.value_dim
-    parts = plan.dim if plan.splits_queries else 1  # rings whose queries differ
-    rows = sum(
-        needed_keys(queries, keys, spec.causal, layer.window).rows
-        for ring in groups
-        for part in range(parts)
-        for reader, queries in enumerate(_ring_queries(plan, ring, part))
-        for owner, keys in enumerate(ring.kept)
-        if reader != owner
-    )
-    return rows * sum(heads.kv_parts) * row // parts
+    parts = _query_parts(plan)
+    return sum(moved * sum(heads.kv_parts) * row // parts for moved in rows)
+
+
+def _query_parts(plan: Plan) -> int:
+    """Return the number of rings of the same rows whose queries differ."""
+    return plan.dim if plan.splits_queries else 1
+
+
+def _kv_rows(
+    spec: ModelSpec, plan: Plan, steps: Sequence[Sequence[Ring]], window: int | None
+) -> list[int]:
+    """Return the rows of keys that rings move in each micro-batch, for one kv head."""
+    parts = _query_parts(plan)
+    if window is None:  # each rank's to all others
+        others = plan.degree("ring") - 1
+        return [
+            parts * others * sum(keys.rows for ring in groups for keys in ring.kept)
+            for groups in steps
+        ]
+    return [
+        sum(
+            needed_keys(queries, keys, spec.causal, window).rows
+            for ring in groups
+            for part in range(parts)
+            for reader, queries in enumerate(_ring_queries(plan, ring, part))
+            for owner, keys in enumerate(ring.kept)
+            if reader != owner
+        )
+        for groups in steps
+    ]
 
 
 def _ring_queries(plan: Plan, ring: Ring, part: int) -> list[Layout]:

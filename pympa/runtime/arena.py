@@ -200,7 +200,7 @@ class Arena:
     def scope(self) -> Iterator[None]:
         """Free, on exit, everything that was allocated inside."""
         used, own, shared = self.used_bytes, self._own.mark(), self._shared.mark()
-        mark = self.ledger.mark() if self.ledger is not None else {}
+        mark = self.ledger.mark() if self.ledger is not None else 0
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ a layer's step: the bytes that must stay in the cache while one chunk of rows go
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -17,6 +18,9 @@ BETWEEN = "between kernels"
 OUTSIDE_LAYERS = "outside layers"
 """The part for everything that is not in a layer: embedding, head, residual stream, tables."""
 
+_Entry = tuple[tuple[str, str], int]
+"""A part and a use, and the bytes that became in use."""
+
 Uses = Mapping[str, int]
 """The bytes by use."""
 
@@ -26,7 +30,6 @@ class Ledger:
 
     Attributes:
         part: the part of the model that allocates now, as in "layers.0".
-        peak: the bytes by (part, use) at the arena's high-water mark.
         peak_beside_kept: the most bytes that were in use at one time, keys and values not counted.
         parts: the bytes by use of each part at its own high-water mark, after loading.
         working: the bytes that the steps of each part use: `TILE`, "workspaces" and the arrays
@@ -35,48 +38,71 @@ class Ledger:
 
     def __init__(self) -> None:
         self.part = OUTSIDE_LAYERS
-        self.peak: dict[tuple[str, str], int] = {}
         self.parts: dict[str, Uses] = {}
         self.working: dict[str, Uses] = {}
         self.peak_beside_kept = 0
         self._peak_bytes = 0
-        self._held: dict[tuple[str, str], int] = {}
+        self._held: Counter[tuple[str, str]] = Counter()
+        self._kept = 0
+        # What is in use, in order: so a mark is a place, and a peak is a place and what followed
+        # there. Copies of all that is in use would take too long for many layers.
+        self._log: list[_Entry] = []
+        self._peak_at = 0
+        self._peak_rest: list[_Entry] = []
+
+    @property
+    def peak(self) -> dict[tuple[str, str], int]:
+        """The bytes by (part, use) at the arena's high-water mark."""
+        found: Counter[tuple[str, str]] = Counter()
+        for key, size in (*self._log[: self._peak_at], *self._peak_rest):
+            if key[1] != TILE:
+                found[key] += size
+        return dict(found)
 
     def take(self, use: Use, size: int, used_bytes: int) -> None:
         """Record an allocation of `size` bytes, after which `used_bytes` are in use in total."""
         self._add(use, size)
         if used_bytes > self._peak_bytes:
-            self._peak_bytes = used_bytes
-            self.peak = {key: held for key, held in self._held.items() if key[1] != TILE}
-        self.peak_beside_kept = max(self.peak_beside_kept, used_bytes - self._kept())
+            self._set_peak(used_bytes)
+        self.peak_beside_kept = max(self.peak_beside_kept, used_bytes - self._kept)
         _keep_most(self.parts, self.part, {use: self._of(use) for use in USES if use != "loading"})
         self._record_working_set()
 
     def restart_peak(self, used_bytes: int) -> None:
         """Restart `peak` and `peak_beside_kept` from the bytes in use."""
-        self._peak_bytes = used_bytes
-        self.peak_beside_kept = used_bytes - self._kept()
-        self.peak = {key: held for key, held in self._held.items() if key[1] != TILE}
+        self._set_peak(used_bytes)
+        self.peak_beside_kept = used_bytes - self._kept
 
     def read(self, size: int) -> None:
         """Record that a kernel reads a weight in tiles of `size` bytes."""
         self._add(TILE, size)
         self._record_working_set()
 
-    def mark(self) -> dict[tuple[str, str], int]:
-        """Return the current bytes by (part, use), for `release`."""
-        return dict(self._held)
+    def mark(self) -> int:
+        """Return the place of what is in use now, for `release`."""
+        return len(self._log)
 
-    def release(self, mark: dict[tuple[str, str], int]) -> None:
+    def release(self, mark: int) -> None:
         """Restore the bytes of a mark."""
-        self._held = mark
+        if mark < self._peak_at:
+            self._peak_rest = self._log[mark : self._peak_at] + self._peak_rest
+            self._peak_at = mark
+        for key, size in self._log[mark:]:
+            self._count(key, -size)
+        del self._log[mark:]
+
+    def _set_peak(self, used_bytes: int) -> None:
+        self._peak_bytes, self._peak_at, self._peak_rest = used_bytes, len(self._log), []
 
     def _add(self, use: str, size: int) -> None:
         key = self.part, use
-        self._held[key] = self._held.get(key, 0) + size
+        self._log.append((key, size))
+        self._count(key, size)
 
-    def _kept(self) -> int:
-        return sum(held for (_, use), held in self._held.items() if use == "keys/values")
+    def _count(self, key: tuple[str, str], size: int) -> None:
+        self._held[key] += size
+        if key[1] == "keys/values":
+            self._kept += size
 
     def _of(self, use: str) -> int:
         return self._held.get((self.part, use), 0)

@@ -141,8 +141,9 @@ def compare_sampled(
             run[name][rows],
             functools.partial(reference.attention_branch, spec, layer, before, block, rows),
         )
-        read = stream if layer.parallel else add(run[name])
-        stream = add(run[name])
+        read, stream = stream, add(run[name])
+        if not layer.parallel:
+            read = stream
         name = f"layers.{index}.mlp"
         before = read[rows].astype(np.float64)
         exact = functools.partial(reference.mlp_branch, layer, before, block)

@@ -80,7 +80,7 @@ def whole_bytes(spec: ModelSpec, lengths: Sequence[int], itemsize: int) -> int:
         attention = _attention_bytes(spec, layer, sizes[f"{index}.attention"], longest)
         most = max(most, kept + row + attention)
         kept += row
-        mlp = row + _F64 * sizes[f"{index}.mlp"]
+        mlp = row * (2 if layer.parallel else 1) + _F64 * sizes[f"{index}.mlp"]
         if layer.experts:
             kept += _F64 * tokens * layer.experts
             mlp += tokens * (2 * _F64 * layer.experts + 6 * _F64 * layer.top_k)

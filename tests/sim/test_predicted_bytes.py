@@ -50,8 +50,29 @@ def check_prediction(spec, plan, lengths, dtype="float32", *, shares_memory=Fals
 @pytest.mark.parametrize("size", lanes([1, 2, 3, 4, 6, 8], [3]))
 @pytest.mark.parametrize(
     "spec",
-    [worlds.DENSE, worlds.EXPERTS, worlds.ODD_EXPERTS, worlds.SLIDING],
-    ids=["dense", "experts", "odd experts", "windows"],
+    lanes(
+        [
+            worlds.DENSE,
+            worlds.EXPERTS,
+            worlds.ODD_EXPERTS,
+            worlds.SLIDING,
+            worlds.LATENT,
+            worlds.POST_AND_PARALLEL,
+            worlds.SINKS,
+            worlds.SANDWICH,
+        ],
+        range(5),
+    ),
+    ids=[
+        "dense",
+        "experts",
+        "odd experts",
+        "windows",
+        "latents",
+        "post and parallel",
+        "sinks",
+        "sandwich",
+    ],
 )
 def test_bytes_and_peaks_of_plans(spec, size, all_plans):
     """Bytes sent by each rank to each other and the arena's peak are those of a run, exactly."""

@@ -13,10 +13,12 @@ import msgspec
 
 from pympa.plan.mesh import Plan
 from pympa.spec import (
+    DynamicScaling,
     Latent,
     LayerSpec,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     ModelSpec,
     Rope,
     Routing,
@@ -39,6 +41,10 @@ def draw(number: int) -> Draw:
     while True:
         spec = _model(pick)
         lengths = tuple(pick.randint(1, 40) for _ in range(pick.choice([1, 1, 2, 3, 4])))
+        if pick.random() < 0.08:  # more keys than a tile, more rows than travel to experts together
+            lengths = (pick.randint(500, 700), *lengths[:1])
+        if spec.depends_on_context:  # so that a token does not depend on the rest of the batch
+            spec = msgspec.structs.replace(spec, context=max(lengths) + pick.randint(0, 9))
         found = worlds.plans(pick.choice([1, 2, 3, 4, 5, 6, 8]), spec, len(lengths))
         if not found:
             continue
@@ -77,7 +83,7 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
         attention_scale=pick.choice([None, None, 0.3]),
         sinks=pick.random() < 0.2,
         mlp_bias=pick.random() < 0.3,
-        window=pick.choice([None, None, None, 7]),
+        window=pick.choice([None, None, None, None, None, 7, 7, 300]),
         softcap=pick.choice([None, None, 15.0]),
         gated=activation == "swiglu_clamped" or pick.random() < 0.5,
         activation=activation,
@@ -93,15 +99,18 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
 
 def _heads(pick: random.Random, heads: int, head_dim: int) -> dict[str, Any]:
     """Draw latents, or what does not go with them."""
-    turning = {"interleaved": pick.random() < 0.3, "scaling": _scaling(pick)}
+    turning: dict[str, Any] = {"interleaved": pick.random() < 0.3}
     if pick.random() < 0.2:
         latent = Latent(kv_rank=pick.choice([3, 12]), q_rank=pick.choice([None, 10]))
         return {
             "latent": latent,
-            "rope": Rope(theta=100.0, rotated_dim=2, trailing=True, **turning),
+            "rope": Rope(
+                theta=100.0, rotated_dim=2, trailing=True, scaling=_scaling(pick, 2), **turning
+            ),
         }
     rotated = pick.choice([None, 2, head_dim])
-    rope = Rope(theta=100.0, rotated_dim=rotated, trailing=pick.random() < 0.3, **turning)
+    turning |= {"trailing": pick.random() < 0.3, "scaling": _scaling(pick, rotated or 2)}
+    rope = Rope(theta=100.0, rotated_dim=rotated, **turning)
     return {
         "kv_heads": pick.randint(1, heads),
         "rope": None if rotated is None else rope,
@@ -110,12 +119,20 @@ def _heads(pick: random.Random, heads: int, head_dim: int) -> dict[str, Any]:
     }
 
 
-def _scaling(pick: random.Random) -> Scaling | None:
+def _scaling(pick: random.Random, rotated: int) -> Scaling | None:
+    pairs = rotated // 2
     return pick.choice([
         None, None, None, None,
         LinearScaling(factor=2.0),
         Llama3Scaling(factor=8.0, trained_context=16),
         YarnScaling(factor=4.0, trained_context=16),
+        LongRopeScaling(
+            short=tuple(1.0 + n / 8 for n in range(pairs)),
+            long=tuple(2.0 + n for n in range(pairs)),
+            trained_context=16,
+            factor=4.0,
+        ),
+        DynamicScaling(factor=2.0, trained_context=16) if rotated > 2 else None,
     ])  # fmt: skip
 
 

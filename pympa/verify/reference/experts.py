@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,15 @@ def gate_values(
     Returns:
         The values `[rows, experts]`, see `choice_values`; and `[rows]` a bound of the deviation of
         a value if the whole input had an error of its own size in a random direction: for a logit
-        |input| |router row| / sqrt(d_model), for a score a quarter of it, the steepest slope of
-        sigmoid and softmax.
+        |input| |router row| / sqrt(d_model), for a score that times the steepest slope: a quarter
+        for a sigmoid. Of a softmax score p over all logits it is p sqrt((1-p)² + Σ q²), with the
+        other scores q, at most sqrt(2) p (1-p) and so sqrt(2)/4: two experts with 1/2 each.
     """
     weight = once(weight)
     values, sensitivity = np.empty((len(x), layer.experts)), np.empty(len(x))
-    slope = 1.0 if layer.routing.by_logits else 0.25
+    slope = 1.0
+    if not layer.routing.by_logits:
+        slope = 0.25 if layer.routing.score == "sigmoid" else math.sqrt(2.0) / 4.0
     router = weight("router")
     for here in row_blocks(len(x), widest(layer, x.shape[1])):
         normed = before_branch(layer, x[here], weight, "mlp", rounding)

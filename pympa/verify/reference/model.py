@@ -68,9 +68,9 @@ def forward(
             branch[here] = attention_branch(spec, layer, stream[here], kept_block, rows, rounding)
         del kept_block
         outputs[f"layers.{index}.attention"] = branch
-        before = stream
+        before = stream if layer.parallel else None  # otherwise it need not stay
         stream = rounding(stream + branch)
-        read = before if layer.parallel else stream
+        read = stream if before is None else before
         if layer.experts:
             name = f"layers.{index}.routing"
             values, scale = gate_values(layer, read, block, rounding)
