@@ -16,16 +16,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.plan.halo_count import needed_keys
 from pympa.plan.layout import (
     Layout,
     sequence_starts,
     split,
-    split_batch,
-    split_micro_batches,
     split_tokens,
 )
 from pympa.plan.mesh import Plan
+from pympa.plan.rings import (
+    Ring,
+    moved_keys,
+    needed_keys,
+    query_parts,
+    ring_queries,
+    steps_in_time,
+)
 from pympa.spec import LayerSpec, ModelSpec
 
 _COUNT_BYTES = 8  # of one number of rows in a message
@@ -96,8 +101,8 @@ def comm_volume(
     sent["tp"] += columns * (columns - 1) * normed * 2 * sum(lengths) * _SQUARE_BYTES
     sent["etp"] = (etp - 1) * stream * sparse
     blocks = read if shares_memory and plan.cp_scheme != "allgather" else sent
-    steps = list(_steps_in_time(plan, lengths))
-    moved_rows = lru_cache(maxsize=None)(partial(_kv_rows, spec, plan, steps))
+    steps = list(steps_in_time(plan, lengths))
+    moved_rows = lru_cache(maxsize=None)(partial(moved_keys, spec, plan, steps))
     for index, layer in enumerate(spec.blocks):
         for heads in _heads_of_ranks(plan, layer):
             blocks["cp"] += itemsize * _kv_elements(plan, layer, heads, moved_rows(layer.window))
@@ -119,19 +124,6 @@ def comm_volume(
     return Volume(*({axis: n for axis, n in counts.items() if n} for counts in (sent, read)))
 
 
-class Ring(NamedTuple):
-    """The tokens of one micro-batch on the `cp` ranks of one group of sequences.
-
-    Attributes:
-        new: the layout of the new tokens, by rank.
-        kept: the layout of the new tokens and of earlier ones of their sequences, by rank of the
-            ring.
-    """
-
-    new: list[Layout]
-    kept: list[Layout]
-
-
 class HeadsOfRank(NamedTuple):
     """The query and kv heads of a tp rank, and those of each part that `ulysses` makes."""
 
@@ -139,25 +131,6 @@ class HeadsOfRank(NamedTuple):
     kv_heads: int
     q_parts: list[int]
     kv_parts: list[int]
-
-
-def _steps_in_time(plan: Plan, lengths: Sequence[int]) -> Iterator[list[Ring]]:
-    """Yield, for each micro-batch, the ring of each group of sequences."""
-    groups = split_batch(lengths, plan.dp)
-    parts = [split_micro_batches(group, plan.micro_batches) for group in groups]
-    kept = [[Layout(())] * plan.degree("ring") for _ in groups]
-    for of_groups in zip(*parts, strict=True):
-        rings = []
-        for number, part in enumerate(of_groups):
-            new = split_tokens(part, plan.cp, plan.balance)
-            firsts = range(0, plan.cp, plan.head_exchange)
-            keys = [Layout(()).then(*new[i : i + plan.head_exchange]) for i in firsts]
-            sequences = {r.sequence for r in part.ranges}
-            kept[number] = [
-                old.since(sequences).then(own) for old, own in zip(kept[number], keys, strict=True)
-            ]
-            rings.append(Ring(new, kept[number]))
-        yield rings
 
 
 def _heads_of_ranks(plan: Plan, layer: LayerSpec) -> Iterator[HeadsOfRank]:
@@ -190,46 +163,8 @@ def _kv_elements(plan: Plan, layer: LayerSpec, heads: HeadsOfRank, rows: Sequenc
     """
     qk_copies, v_copies = _copies(plan)
     row = qk_copies * layer.head_dim + v_copies * layer.value_dim
-    parts = _query_parts(plan)
+    parts = query_parts(plan)
     return sum(moved * sum(heads.kv_parts) * row // parts for moved in rows)
-
-
-def _query_parts(plan: Plan) -> int:
-    """Return the number of rings of the same rows whose queries differ."""
-    return plan.dim if plan.splits_queries else 1
-
-
-def _kv_rows(
-    spec: ModelSpec, plan: Plan, steps: Sequence[Sequence[Ring]], window: int | None
-) -> list[int]:
-    """Return the rows of keys that rings move in each micro-batch, for one kv head."""
-    parts = _query_parts(plan)
-    if window is None:  # each rank's to all others
-        others = plan.degree("ring") - 1
-        return [
-            parts * others * sum(keys.rows for ring in groups for keys in ring.kept)
-            for groups in steps
-        ]
-    return [
-        sum(
-            needed_keys(queries, keys, spec.causal, window).rows
-            for ring in groups
-            for part in range(parts)
-            for reader, queries in enumerate(_ring_queries(plan, ring, part))
-            for owner, keys in enumerate(ring.kept)
-            if reader != owner
-        )
-        for groups in steps
-    ]
-
-
-def _ring_queries(plan: Plan, ring: Ring, part: int) -> list[Layout]:
-    """Return the queries of each rank of a ring; `part` is its number in `dim`."""
-    queries = ring.new
-    if plan.splits_queries:
-        queries = [split_tokens(layout, plan.dim, plan.balance)[part] for layout in queries]
-    firsts = range(0, plan.cp, plan.head_exchange)
-    return [Layout(()).then(*queries[i : i + plan.head_exchange]) for i in firsts]
 
 
 def _exchanged_elements(
@@ -300,7 +235,7 @@ def _score_bytes(
     """
     scores = 0
     for ring in groups:
-        queries = _ring_queries(plan, ring, 0)
+        queries = ring_queries(plan, ring, 0)
         blocks = [
             (q, k if reader == owner else needed_keys(q, k, spec.causal, layer.window))
             for reader, q in enumerate(queries)

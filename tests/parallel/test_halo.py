@@ -20,9 +20,9 @@ from pympa.parallel.ring import (
     sent_round_the_ring,
 )
 from pympa.plan.comm_volume import comm_volume
-from pympa.plan.halo_count import needed_keys
 from pympa.plan.layout import Layout, Range, split_batch, split_tokens
 from pympa.plan.mesh import Plan, parse_plan
+from pympa.plan.rings import needed_keys
 from pympa.runtime.arena import Arena
 from pympa.runtime.trace import Trace
 from pympa.runtime.traffic import Traffic

@@ -87,7 +87,7 @@ def _layer(pick: random.Random, norm: str) -> LayerSpec:
         softcap=pick.choice([None, None, 15.0]),
         gated=activation == "swiglu_clamped" or pick.random() < 0.5,
         activation=activation,
-        swiglu_limit=0.8,
+        swiglu_limit=0.8 if activation == "swiglu_clamped" else 7.0,
         norm=norm,
         norm_offset=pick.random() < 0.3,
         norm_order="pre" if parallel else pick.choice(["pre", "pre", "post", "sandwich"]),
