@@ -115,7 +115,7 @@ CHANGES = {
     "silu": of_layer({"activation": "gelu_tanh"}, activation="silu", gated=True),
     "swiglu_limit": of_layer({"swiglu_limit": 1.1}, **GATED),
     "swiglu_alpha": of_layer({"swiglu_alpha": 1.7}, **GATED),
-    "swiglu": of_layer({"activation": "silu"}, **GATED),
+    "swiglu": of_layer({"activation": "silu", "swiglu_limit": 7.0}, **GATED),
     "norm_eps": of_layer({"norm_eps": 1e-3}),
     "norm_offset": of_layer({"norm_offset": False}, norm_offset=True),
     "norm_offset of q and k": of_layer({"norm_offset": False}, norm_offset=True, qk_norm="all"),
