@@ -99,8 +99,9 @@ def open_checkpoint(path: str | Path, ignore_fields: Iterable[str] = ()) -> Chec
 
 def _open_gguf(path: str, files: ModelFiles) -> Checkpoint:
     from pympa.checkpoint.gguf_file import open_gguf
-    from pympa.checkpoint.gguf_model import FREQUENCIES, describe_gguf
+    from pympa.checkpoint.gguf_model import describe_gguf
     from pympa.checkpoint.gguf_names import gguf_tensors
+    from pympa.checkpoint.gguf_rope import FREQUENCIES
 
     file = open_gguf(files)
     description = describe_gguf(file)

@@ -6,7 +6,6 @@ config.json means without the field. So fields that have a default are always wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -114,17 +113,13 @@ class Keys(Config):
         expected = f"a whole number, or true or false for each of {self.layers} layers"
         raise self.wrong(_PATTERN, expected, pattern)
 
-    def finish(self, allowed: Iterable[str] = ()) -> list[str]:
+    def finish(self) -> list[str]:
         """Refuse keys that nothing has read and that are not off.
 
         Raises:
             RefusedError: there is a key that may change the mathematics.
         """
-        unknown = [
-            name
-            for name, value in self._found.items()
-            if name not in self._read and name not in allowed and value
-        ]
+        unknown = [name for name, value in self._found.items() if name not in self._read and value]
         if unknown:
             names = ", ".join(shown(self._path + name) for name in unknown[:8])
             raise RefusedError(

@@ -15,13 +15,11 @@ import msgspec
 from pympa.checkpoint.families import Description, describe
 from pympa.checkpoint.gguf_fields import Fields, Keys, add_experts, add_window, common_fields
 from pympa.checkpoint.gguf_file import GgufFile
-from pympa.checkpoint.gguf_rope import FREQUENCIES, scaling_fields, stored_scaling
+from pympa.checkpoint.gguf_rope import scaling_fields, stored_scaling
 from pympa.checkpoint.rope_config import FULL
 from pympa.errors import RefusedError
 from pympa.spec import LayerSpec, LongRopeScaling, SpecError
 from pympa.text.escape import shown
-
-__all__ = ["FREQUENCIES", "describe_gguf"]
 
 _ROTATED, _LOCAL_BASE = "rope.dimension_count", "rope.freq_base_swa"
 _SOFTMAX, _SOFTMAX_OF_CHOSEN = 1, 3  # llama.cpp's numbers of ways to weigh experts

@@ -90,7 +90,7 @@ def text_of(values: Mapping[str, Any], name: str, where: str) -> str | None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON, in which no name is twice."""
+    """Return a JSON object; a name that stands in it twice is refused."""
     made = dict(pairs)
     if len(made) < len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)

@@ -172,9 +172,9 @@ class LoadedModel:
         team = self._team()
         ids, resources = team.check(lambda: self._checked(sequences, everywhere, last))
         lengths = [len(sequence) for sequence in ids]
-        digest = hashlib.sha256(np.concatenate(ids).tobytes()).hexdigest()[:_DIGITS]
+        digest = hashlib.sha256(np.concatenate([lengths, *ids]).tobytes()).hexdigest()[:_DIGITS]
         told = f"{len(lengths)} sequences of {sum(lengths)} tokens, with the digest {digest}"
-        team.agree("logits", f"{told}, everywhere={everywhere}, last={last}, lengths {lengths}")
+        team.agree("logits", f"{told}, everywhere={everywhere}, last={last}")
         self._refuse_step(resources, lengths, everywhere=everywhere, last=last)
         with resources.arena.scope():
             prepared = self._model.prepare(ids, all_logits=not last)
@@ -194,7 +194,7 @@ class LoadedModel:
         vocabulary = self.spec.vocabulary
         ids = [token_ids(s, f"sequences[{i}]", vocabulary) for i, s in enumerate(sequences)]
         lengths = [len(sequence) for sequence in ids]
-        if max(lengths) > (self._context or MOST_CONTEXT):
+        if self._context is not None and max(lengths) > self._context:
             raise RefusedError(
                 f"logits: sequences[{lengths.index(max(lengths))}]: expected at most "
                 f"{self._context:,} tokens, the context of load; got {max(lengths):,}"

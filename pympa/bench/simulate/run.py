@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pympa.bench.experiment.description import Size, packaged_experiments
+from pympa.bench.experiment.description import Experiment, Size, packaged_experiments
 from pympa.bench.experiment.own_model import Batch, load_described
 from pympa.bench.experiment.rows import Row
 from pympa.bench.measure.clocks import Offset
@@ -62,7 +62,7 @@ def simulate(options: argparse.Namespace) -> int:
         for text in why:
             complain(RefusedError(text))
         if rows:
-            _simulate_experiment(name, rows, options, cluster, slow, output, timeline)
+            _simulate_experiment(name, experiment, rows, options, cluster, slow, output, timeline)
         simulated += len(rows)
     if refused:
         return 1 if simulated else REFUSED
@@ -71,6 +71,7 @@ def simulate(options: argparse.Namespace) -> int:
 
 def _simulate_experiment(
     name: str,
+    experiment: Experiment,
     planned: Sequence[Row],
     options: argparse.Namespace,
     cluster: Cluster,
@@ -79,7 +80,6 @@ def _simulate_experiment(
     timeline: TimelineFile,
 ) -> None:
     """Predict the rows of one experiment and print its table."""
-    experiment = load_described(name, Batch.of(options), with_weights=False).experiment
     short = Path(name).name.removesuffix(".toml")
     size, dtype = experiment.size(options.size, name), options.dtype or experiment.dtype
     loads = _measured_loads(options.routing_from, short, size)
