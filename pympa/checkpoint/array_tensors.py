@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.checkpoint.tensors import Spans, StoredTensor, find_tensor, select
+from pympa.checkpoint.tensors import FLOATS, Spans, StoredTensor, find_tensor, select
 from pympa.errors import RefusedError
 from pympa.text.escape import shown
 
-_DTYPES = {
-    "float32": ("F32", 4),
-    "float16": ("F16", 2),
-    "bfloat16": ("BF16", 2),
-    "float64": ("F64", 8),
-}
-"""The names of files and the bytes of an element."""
+_DTYPES = {dtype.name: name for name, dtype in FLOATS.items()}
 _SAMPLED = 16  # rows of an array, by which ranks compare theirs
 
 
@@ -41,6 +35,8 @@ class ArrayTensors:
         if not isinstance(arrays, Mapping) or not all(isinstance(name, str) for name in arrays):
             raise RefusedError(f"weights: expected arrays by name; got {type(arrays).__name__}")
         self._arrays, self._on_host = arrays, on_host
+        self._name: str | None = None  # of the array that was read last, in parts
+        self._last: NDArray[Any] = np.empty(0)
         self.stored: Mapping[str, StoredTensor] = {
             name: _described(name, array) for name, array in arrays.items()
         }
@@ -60,7 +56,10 @@ class ArrayTensors:
     def read(self, name: str, *spans: Spans) -> NDArray[Any]:
         """See `Tensors.read`."""
         find_tensor(self, name)
-        return select(self._on_host(self._arrays[name], f"weights[{name!r}]"), spans)
+        if name != self._name:
+            self._last = self._on_host(self._arrays[name], f"weights[{name!r}]")
+            self._name = name
+        return select(self._last, spans)
 
 
 def _described(name: str, array: Any) -> StoredTensor:
@@ -78,5 +77,6 @@ def _described(name: str, array: Any) -> StoredTensor:
     shape = tuple(int(size) for size in array.shape)
     if not shape:
         raise RefusedError(f"weights[{shown(repr(name))}]: expected an axis; got a number")
-    known, itemsize = _DTYPES[dtype]
-    return StoredTensor(name, known, shape, Path("weights"), 0, math.prod(shape) * itemsize)
+    known = _DTYPES[dtype]
+    nbytes = math.prod(shape) * FLOATS[known].itemsize
+    return StoredTensor(name, known, shape, Path("weights"), 0, nbytes)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import ml_dtypes
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
@@ -20,15 +19,19 @@ from numpy.typing import NDArray
 from pympa.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from pympa.checkpoint.mapped import MappedFiles
 from pympa.checkpoint.model_directory import ModelFiles, find_model, gguf_parts
-from pympa.checkpoint.tensors import Spans, StoredTensor, check_spans, find_tensor, select
+from pympa.checkpoint.tensors import (
+    FLOATS,
+    Spans,
+    StoredTensor,
+    check_spans,
+    find_tensor,
+    select,
+)
 from pympa.errors import RefusedError
 from pympa.text.escape import shown
 
 _PLAIN: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F64": np.dtype("<f8"),
+    **FLOATS,
     "I8": np.dtype("i1"),
     "I16": np.dtype("<i2"),
     "I32": np.dtype("<i4"),

@@ -18,7 +18,7 @@ import safetensors
 from pympa.checkpoint.foreign import refused
 from pympa.checkpoint.json_file import parse_json, read_bytes
 from pympa.checkpoint.mapped import map_file
-from pympa.checkpoint.tensors import StoredTensor
+from pympa.checkpoint.tensors import FLOATS, StoredTensor
 from pympa.errors import RefusedError
 from pympa.text.escape import shown
 
@@ -32,10 +32,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
     "U64": np.dtype("<u8"),
     "I64": np.dtype("<i8"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **FLOATS,
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),

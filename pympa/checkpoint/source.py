@@ -1,7 +1,7 @@
 """The weights of a checkpoint as a `WeightSource`: a rank reads only the rows and columns it keeps.
 
-Files are memory-mapped, so the ranks of a node share one copy of them in the page cache, and a part
-that lies together is converted from the map straight into the array of the kernel.
+Files are memory-mapped, so the ranks of a node share one copy of them in the page cache. A part
+that lies there as a kernel wants it is packed straight from the map; others are converted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pympa.checkpoint.names import Part, Rows
 from pympa.checkpoint.places import Places
-from pympa.checkpoint.tensors import Spans, Tensors
+from pympa.checkpoint.tensors import FLOATS, Spans, Tensors
 from pympa.errors import RefusedError
 from pympa.model.weights import WeightSpec
 from pympa.plan.layout import Bounds
@@ -41,23 +41,30 @@ class CheckpointSource:
         """See `WeightSource.identity`."""
         return self._identity
 
-    def fill(
+    def read(
         self,
         spec: WeightSpec,
         out: NDArray[Any],
         rows: Sequence[Bounds] | None = None,
         cols: Sequence[Bounds] | None = None,
-    ) -> None:
-        """See `WeightSource.fill`."""
+    ) -> NDArray[Any]:
+        """See `WeightSource.read`."""
         part, at = self._places[spec.name], 0
         width = out.shape[1] if out.ndim == 2 else 1
+        spans = [(0, spec.shape[0])] if rows is None else rows
+        cols = cols if out.ndim == 2 else None
         if out.size == 0:
-            return
-        for first, last in [(0, spec.shape[0])] if rows is None else rows:
+            return out
+        if FLOATS.get(self._tensors.stored[part.name].dtype) == out.dtype and len(spans) == 1:
+            found = self._read(part, spans[0], cols)
+            if found.strides[-1] == found.itemsize and found.flags.aligned:
+                return found
+        for first, last in spans:
             for start, stop in _pieces(first, last, max(1, _PIECE_ELEMENTS // width), part.rows):
-                found = self._read(part, (start, stop), cols if out.ndim == 2 else None)
+                found = self._read(part, (start, stop), cols)
                 self._store(part.name, found, out[at : at + stop - start])
                 at += stop - start
+        return out
 
     def _store(self, name: str, found: NDArray[Any], out: NDArray[Any]) -> None:
         """Round numbers to the dtype of the model.

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +25,13 @@ from pympa.text.escape import shown
 
 Spans = Sequence[Bounds] | None
 """The (start, stop) of parts of an axis, one after the other; None means the whole axis."""
+FLOATS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype("<f8"),
+}
+"""The dtypes in which a weight may be stored as it is, by their names in files."""
 _LONGEST_NAME = 200  # of a tensor for which another one is suggested
 
 

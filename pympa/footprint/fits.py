@@ -109,7 +109,8 @@ class _Growth:
     Args:
         lengths: a function from a number to the lengths of sequences.
         most: the largest number for which a step is run.
-        step: the number of parts into which numbers are dealt out; the fullest part counts.
+        step: the number of parts into which numbers are dealt out. The fullest part counts, which
+            is not the same rank's for each number; so all parts are made as full.
     """
 
     def __init__(self, lengths: Callable[[int], list[int]], most: int, step: int) -> None:
@@ -119,17 +120,21 @@ class _Growth:
 
     def kept(self, rehearsal: Rehearsal, number: int) -> int:
         """Return the bytes of keys and values of a rank."""
-        return rehearsal.model.kv_bytes(self._lengths(number))
+        return rehearsal.model.kv_bytes(self._dealt(number))
 
     def need(self, rehearsal: Rehearsal, number: int) -> _Need:
         """Return what a rank needs."""
         beside = self._beside(rehearsal, number)
         return _need(rehearsal, beside, self.kept(rehearsal, number))
 
+    def _dealt(self, number: int) -> list[int]:
+        """Return the lengths for the next number that can be dealt out evenly."""
+        return self._lengths(-(-number // self._step) * self._step)
+
     def _beside(self, rehearsal: Rehearsal, number: int) -> int:
         near, far = self._near, 2 * self._near
         if near < _FEWEST * self._step or number <= far:
-            return run_step(rehearsal, self._lengths(number)).peak_beside_kept
+            return run_step(rehearsal, self._dealt(number)).peak_beside_kept
         if rehearsal not in self._lines:
             steps = (run_step(rehearsal, self._lengths(n)).peak_beside_kept for n in (near, far))
             self._lines[rehearsal] = next(steps), next(steps)

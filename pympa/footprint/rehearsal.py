@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from pympa.costs.device_costs import Costs
 from pympa.kernels.cuda import Accelerator
 from pympa.kernels.virtual import VirtualKernels
 from pympa.model.model import Model
@@ -25,6 +24,9 @@ from pympa.runtime.loops import Loops
 from pympa.runtime.trace import Trace
 from pympa.spec import ModelSpec
 from pympa.transport.endpoint import Endpoint, NullEndpoint, Reaches
+
+if TYPE_CHECKING:
+    from pympa.costs.device_costs import Costs
 
 T = TypeVar("T")
 

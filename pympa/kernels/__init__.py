@@ -8,7 +8,8 @@ otherwise; sums are float32 and results are rounded to the dtype once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,8 @@ from pympa.plan.layout import Layout
 from pympa.runtime.arena import Array
 from pympa.spec import LEAST_FACTOR, MOST_FACTOR, Routing, SpecError, check_softcap
 
+LOADED_BYTES = 8 << 20  # of a weight that is converted and packed at a time: the caches hold it
+PANEL_ROWS = 64  # a multiple of the rows of a panel of each backend
 DEFAULT_ROUTING = Routing()
 """The choice of experts by a softmax of all logits, without groups."""
 
@@ -137,6 +140,12 @@ class AttentionSpec:
             )
 
 
+def rows_at_once(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
+    """Return how many rows of a tensor are loaded at a time: whole panels of each backend."""
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+    return max(LOADED_BYTES // max(row_bytes, 1) // PANEL_ROWS, 1) * PANEL_ROWS
+
+
 class Kernels(Protocol):
     """Computation on one rank's arrays."""
 
@@ -156,18 +165,26 @@ class Kernels(Protocol):
         """Return a copy on the host of an array, after all kernels that write it."""
 
     def pack(
-        self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
+        self,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        read: Callable[[int, int, Array], Array],
     ) -> PackedWeight:
-        """Return the weight `[n, k]` that `fill` writes, packed, in memory of the arena."""
+        """Return a weight `[n, k]`, packed, in memory of the arena.
+
+        `read(first, last, out)` returns some of its rows on the host: `out`, filled, or an array of
+        its shape and dtype with the elements of a row side by side. It is used before the next
+        call.
+        """
 
     def pack_group(
         self,
         count: int,
         shape: tuple[int, int],
         dtype: np.dtype[Any],
-        fill: Callable[[int, Array], None],
+        read: Callable[[int, int, int, Array], Array],
     ) -> PackedWeight:
-        """Return `count` weights `[n, k]`, such as experts'; `fill` gets the index of each."""
+        """Return `count` weights `[n, k]`, such as experts'; `read` first gets the index of one."""
 
     def linear(
         self,

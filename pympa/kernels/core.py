@@ -37,7 +37,7 @@ class CoreKernels(LinearKernels, AttentionKernels, RoutingKernels):
         self._arena = arena
         self._trace = trace
         self._core = core
-        self._execution = {"on": on}
+        self._execution = self._packing = {"on": on}
 
     @abstractmethod
     def read(self, array: Array) -> NDArray[Any]:

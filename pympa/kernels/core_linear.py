@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pympa.kernels import Core, MlpWeights, PackedWeight
+from pympa.kernels import Core, MlpWeights, PackedWeight, rows_at_once
 from pympa.runtime.arena import Arena, Array
 from pympa.runtime.trace import Trace
 
@@ -36,16 +36,23 @@ class LinearKernels(ABC):
     _trace: Trace
     _core: Core
     _execution: dict[str, Any]
+    _packing: dict[str, Any]
 
     @abstractmethod
-    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
-        """See `Kernels.fill`."""
+    def _placed(self, out: Array, read: Callable[[Array], Array]) -> Array:
+        """Return the rows that `read` returns, in memory that kernels can read; it may be `out`.
+
+        `read` gets an array of the host of the shape and dtype of `out`.
+        """
 
     def pack(
-        self, shape: tuple[int, int], dtype: np.dtype[Any], fill: Callable[[Array], None]
+        self,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        read: Callable[[int, int, Array], Array],
     ) -> PackedWeight:
         """See `Kernels.pack`."""
-        group = self.pack_group(1, shape, dtype, lambda _, weight: fill(weight))
+        group = self.pack_group(1, shape, dtype, lambda _, *piece: read(*piece))
         return PackedWeight(group.data[0], group.n, group.k)
 
     def pack_group(
@@ -53,18 +60,32 @@ class LinearKernels(ABC):
         count: int,
         shape: tuple[int, int],
         dtype: np.dtype[Any],
-        fill: Callable[[int, Array], None],
+        read: Callable[[int, int, int, Array], Array],
     ) -> PackedWeight:
         """See `Kernels.pack_group`."""
         n, k = shape
-        size = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), **self._execution)
-        data = self._arena.empty((count, size), np.uint8, "weights")
+        data = self._arena.empty((count, self._packed_bytes(n, k, dtype)), np.uint8, "weights")
         with self._arena.scope():
-            weight = self._arena.empty(shape, dtype, "loading")
+            rows = self._arena.empty((min(rows_at_once(shape, dtype), n), k), dtype, "loading")
             for index, packed in enumerate(data):
-                self.fill(weight, partial(fill, index))
-                self._core.pack_weight(weight=weight, packed=packed, **self._execution)
+                self._pack_rows(packed, n, rows, partial(read, index))
         return PackedWeight(data, n, k)
+
+    def _pack_rows(
+        self, packed: Array, n: int, rows: Array, read: Callable[[int, int, Array], Array]
+    ) -> None:
+        """Read and pack a weight of n rows, some at a time; `rows` has room for them."""
+        at = 0
+        for first in range(0, n, max(len(rows), 1)):
+            last = min(first + len(rows), n)
+            weight = self._placed(rows[: last - first], partial(read, first, last))
+            size = self._packed_bytes(last - first, weight.shape[1], weight.dtype)
+            self._core.pack_weight(weight=weight, packed=packed[at : at + size], **self._packing)
+            at += size
+
+    def _packed_bytes(self, n: int, k: int, dtype: np.dtype[Any]) -> int:
+        size: int = self._core.packed_weight_bytes(n=n, k=k, dtype=str(dtype), **self._execution)
+        return size
 
     def linear(
         self,

@@ -54,19 +54,33 @@ class CpuKernels(CoreKernels):
         threads: the number of OpenMP threads of a call.
         arena: the arena for workspaces and packed weights.
         trace: the trace of the time of each kernel.
+        packing_threads: the number of threads that pack a weight; None means `threads`.
     """
 
     piece_flops: float = PIECE_FLOPS
 
-    def __init__(self, *, isa: str, threads: int, arena: Arena, trace: Trace) -> None:
+    def __init__(
+        self,
+        *,
+        isa: str,
+        threads: int,
+        arena: Arena,
+        trace: Trace,
+        packing_threads: int | None = None,
+    ) -> None:
         on = _core.Execution(isa, threads=threads)
         super().__init__(core=_core, on=on, arena=arena, trace=trace)
+        if packing_threads is not None:
+            self._packing = {"on": _core.Execution(isa, threads=packing_threads)}
         self.threads = threads
         self.cache_bytes = cache_bytes(threads)
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """See `Kernels.fill`."""
         write(out)
+
+    def _placed(self, out: Array, read: Callable[[Array], Array]) -> Array:
+        return read(out)
 
     def read(self, array: Array) -> NDArray[Any]:
         """See `Kernels.read`."""

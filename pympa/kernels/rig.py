@@ -5,7 +5,6 @@ Calibration, the kernel benchmark and the measurement of peaks use it.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,21 +70,25 @@ class Rig:
         """Return a weight `[n, k]` that keeps the variance of its input, and its packed copy."""
         weight = self.normal(n, k)
         weight *= self.dtype.type(k**-0.5)
-        return weight, self.kernels.pack((n, k), self.dtype, partial(_copy, weight))
+        return weight, self.kernels.pack((n, k), self.dtype, lambda a, b, _: weight[a:b])
 
     def weights(self, count: int, n: int, k: int) -> tuple[Array, PackedWeight]:
         """Return a group of such weights `[count, n, k]`, and its packed copy."""
         weights = self.normal(count, n, k)
         weights *= self.dtype.type(k**-0.5)
-
-        def fill(index: int, target: Array) -> None:
-            target[...] = weights[index]
-
-        return weights, self.kernels.pack_group(count, (n, k), self.dtype, fill)
+        packed = self.kernels.pack_group(
+            count, (n, k), self.dtype, lambda index, a, b, _: weights[index, a:b]
+        )
+        return weights, packed
 
     def filled_weight(self, n: int, k: int) -> PackedWeight:
         """Return a packed weight `[n, k]` of one small number."""
-        return self.kernels.pack((n, k), self.dtype, self.fill)
+
+        def read(_first: int, _last: int, out: Array) -> Array:
+            self.fill(out)
+            return out
+
+        return self.kernels.pack((n, k), self.dtype, read)
 
     def state(self, rows: int, v_head_dim: int, heads: int = 1) -> State:
         """Return a state as after one key, on a CPU."""
@@ -94,7 +97,3 @@ class Rig:
         for array in state:
             array.fill(1.0)
         return state
-
-
-def _copy(source: Array, target: Array) -> None:
-    target[...] = source

@@ -12,14 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import pympa._core as _core
 from pympa.costs.calls import AttentionCall, GemmCall
-from pympa.costs.device_costs import Costs
 from pympa.kernels import Core
 from pympa.kernels.core import CoreKernels
 from pympa.kernels.cpu import PIECE_FLOPS, cache_bytes
@@ -27,6 +26,9 @@ from pympa.kernels.cuda import DEVICE_ROWS, Accelerator
 from pympa.kernels.ops import OPS, extent, nbytes
 from pympa.runtime.arena import Arena, Array
 from pympa.runtime.trace import Trace
+
+if TYPE_CHECKING:
+    from pympa.costs.device_costs import Costs
 
 _SIZES = (
     "packed_weight_bytes",
@@ -219,6 +221,14 @@ class VirtualKernels(CoreKernels):
 
     def fill(self, out: Array, write: Callable[[Array], None]) -> None:
         """Do nothing: the array has no memory."""
+
+    def _placed(self, out: Array, read: Callable[[Array], Array]) -> Array:
+        return out
+
+    def _pack_rows(
+        self, packed: Array, n: int, rows: Array, read: Callable[[int, int, Array], Array]
+    ) -> None:
+        self._core.pack_weight(packed=packed)
 
     def read(self, array: Array) -> NDArray[Any]:
         """Return the array, which has no elements to copy."""

@@ -102,14 +102,14 @@ class PhiloxSource:
         """See `WeightSource.identity`."""
         return f"philox, seed {self._seed}"
 
-    def fill(
+    def read(
         self,
         spec: WeightSpec,
         out: NDArray[Any],
         rows: Sequence[Bounds] | None = None,
         cols: Sequence[Bounds] | None = None,
-    ) -> None:
-        """See `WeightSource.fill`."""
+    ) -> NDArray[Any]:
+        """See `WeightSource.read`."""
         width = spec.shape[1] if len(spec.shape) == 2 else 1
         at = 0
         for first, last in [(0, spec.shape[0])] if rows is None else rows:
@@ -119,6 +119,7 @@ class PhiloxSource:
                 self._fill_rows(spec, part.reshape(-1), first * width)
             elif cols:
                 self._fill_columns(spec, part, first * width, cols)
+        return out
 
     def _fill_rows(self, spec: WeightSpec, flat: NDArray[Any], start: int) -> None:
         for at in range(0, flat.size, _CHUNK_ELEMENTS):

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pympa.kernels import PackedWeight
+from pympa.kernels import PackedWeight, rows_at_once
 from pympa.model.resources import RankResources
-from pympa.model.weights import WeightSource, model_weights
-from pympa.plan.layout import Bounds, split
+from pympa.model.weights import WeightSource, WeightSpec, fill_weight, model_weights
+from pympa.plan.layout import Bounds, part_of, split
 from pympa.plan.partition import Stages, stage_bounds
 from pympa.plan.shares import (
     HeadSlices,
@@ -135,17 +135,12 @@ class Shards:
             specs = [self._specs[f"{prefix}{expert}.{kind}"] for expert in mine]
             shape = _shape(specs[0].shape, rows, cols)
 
-            def fill(number: int, out: Array, specs: Any = specs, at: Shard = (rows, cols)) -> None:
-                self._source.fill(specs[number], out, *at)
-
             if len(shape) == 2:
-                self.matrices[prefix + kind] = self._resources.kernels.pack_group(
-                    len(mine), (shape[0], shape[1]), self._dtype, fill
-                )
+                self.matrices[prefix + kind] = self._pack_group(specs, rows, cols)
                 continue
             biases = arena.empty((len(mine), *shape), self._dtype, "weights")
-            for number in range(len(mine)):
-                self._resources.kernels.fill(biases[number], partial(fill, number))
+            for spec, bias in zip(specs, biases, strict=True):
+                self._resources.kernels.fill(bias, partial(self._fill, spec, rows))
             self.vectors[prefix + kind] = biases
 
     def _keep(self, name: str, rows: Part, scale: float = 1.0) -> None:
@@ -153,20 +148,38 @@ class Shards:
         shape, dtype = _shape(spec.shape, rows, None), spec.dtype(self._dtype)
         out = self._resources.arena.empty(shape, dtype, "weights")
 
-        def fill(host: Array) -> None:
-            self._source.fill(spec, host, rows)
-            if scale != 1.0:
-                _multiply(host, float(np.asarray(scale).astype(dtype)))
-
-        self._resources.kernels.fill(out, fill)
+        step = rows_at_once(spec.shape, dtype)
+        for first in range(0, len(out), step):
+            piece = out[first : first + step]
+            part = _piece(spec, rows, first, first + len(piece))
+            self._resources.kernels.fill(piece, partial(self._fill, spec, part, scale=scale))
         self.vectors[name] = out
+
+    def _fill(self, spec: WeightSpec, rows: Part, out: Array, scale: float = 1.0) -> None:
+        fill_weight(self._source, spec, out, rows)
+        if scale != 1.0:
+            _multiply(out, float(np.asarray(scale).astype(out.dtype)))
 
     def _pack(self, name: str, rows: Part, cols: Part) -> PackedWeight:
         spec = self._specs[name]
         n, k = _shape(spec.shape, rows, cols)
-        return self._resources.kernels.pack(
-            (n, k), self._dtype, lambda out: self._source.fill(spec, out, rows, cols)
-        )
+        read = partial(self._read, spec, rows, cols)
+        return self._resources.kernels.pack((n, k), self._dtype, read)
+
+    def _pack_group(self, specs: Sequence[WeightSpec], rows: Part, cols: Part) -> PackedWeight:
+        """Return the same part of each weight, packed as a group."""
+        n, k = _shape(specs[0].shape, rows, cols)
+
+        def read(number: int, *piece: Any) -> Array:
+            return self._read(specs[number], rows, cols, *piece)
+
+        return self._resources.kernels.pack_group(len(specs), (n, k), self._dtype, read)
+
+    def _read(
+        self, spec: WeightSpec, rows: Part, cols: Part, first: int, last: int, out: Array
+    ) -> Array:
+        """Return rows first..last of a part of a weight; see `WeightSource.read`."""
+        return self._source.read(spec, out, _piece(spec, rows, first, last), cols)
 
 
 def _multiply(rows: Array, scale: float) -> None:
@@ -174,6 +187,11 @@ def _multiply(rows: Array, scale: float) -> None:
     for at in range(0, len(rows), _SCALED_ROWS):
         part = rows[at : at + _SCALED_ROWS]
         part[:] = part.astype(np.float64) * scale
+
+
+def _piece(spec: WeightSpec, rows: Part, first: int, last: int) -> list[Bounds]:
+    """Return rows first..last of a part of a tensor."""
+    return part_of([(0, spec.shape[0])] if rows is None else rows, first, last)
 
 
 def _shape(whole: tuple[int, ...], rows: Part, cols: Part) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ class WeightSpec:
 
 
 class WeightSource(Protocol):
-    """Fills any part of any tensor of a model: random numbers, or files.
+    """Gives any part of any tensor of a model: random numbers, or files.
 
     The elements depend on the tensor's name and on global indices only, so every plan on every
     backend gets the same weights.
@@ -44,21 +44,39 @@ class WeightSource(Protocol):
     def identity(self) -> str:
         """The text that identifies these weights; it is part of the digest of a job."""
 
-    def fill(
+    def read(
         self,
         spec: WeightSpec,
         out: NDArray[Any],
         rows: Sequence[Bounds] | None = None,
         cols: Sequence[Bounds] | None = None,
-    ) -> None:
-        """Fill `out` with the elements [rows, cols] of a tensor; None means all.
+    ) -> NDArray[Any]:
+        """Return the elements [rows, cols] of a tensor; None means all.
 
         Args:
             spec: the tensor.
-            out: an array `[rows, cols]` (or `[rows]`) of the dtype; rounded to nearest even.
+            out: an array `[rows, cols]` (or `[rows]`) of the dtype, to fill if the elements do not
+                lie in memory as they are wanted; they are rounded to nearest even.
             rows: the spans of the first axis, one after the other.
             cols: the spans of the second axis, in ascending order.
+
+        Returns:
+            `out`, filled; or a read-only array of its shape and dtype, the elements of a row side
+            by side, which is valid until the next call.
         """
+
+
+def fill_weight(
+    source: WeightSource,
+    spec: WeightSpec,
+    out: NDArray[Any],
+    rows: Sequence[Bounds] | None = None,
+    cols: Sequence[Bounds] | None = None,
+) -> None:
+    """Fill `out` with elements of a tensor; see `WeightSource.read`."""
+    found = source.read(spec, out, rows, cols)
+    if found is not out:
+        out[...] = found
 
 
 def full_weight(
@@ -66,7 +84,7 @@ def full_weight(
 ) -> NDArray[np.float64]:
     """Return a whole tensor, rounded to its dtype in a model of `dtype`, as float64."""
     out = np.empty(spec.shape, spec.dtype(dtype))
-    source.fill(spec, out)
+    fill_weight(source, spec, out)
     return out.astype(np.float64)
 
 

@@ -169,6 +169,17 @@ def joined(parts: Sequence[Bounds]) -> list[Bounds]:
     return found
 
 
+def part_of(parts: Sequence[Bounds], first: int, last: int) -> list[Bounds]:
+    """Return elements first..last of those in some bounds, counted one after the other."""
+    found, at = [], 0
+    for start, stop in parts:
+        low, high = max(first - at, 0), min(last - at, stop - start)
+        if low < high:
+            found.append((start + low, start + high))
+        at += stop - start
+    return found
+
+
 def split_batch(lengths: Sequence[int], parts: int) -> list[Layout]:
     """Split a batch into contiguous groups of whole sequences, one for each `dp` coordinate."""
     return [

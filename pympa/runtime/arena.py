@@ -2,8 +2,9 @@
 
 It is a stack of aligned arrays: `scope()` frees what was allocated inside it. The arena grows in
 the first step; every later step reuses the same blocks, so nothing is allocated in a timed step
-(`blocks` stays the same). On a device the blocks are device memory, and kernels must use them in
-the order of one stream, or of events. `dry=True` gives arrays with a shape and no memory: running a
+(`blocks` stays the same). What is used while weights are loaded has its own blocks and leaves no
+gaps between weights. On a device the blocks are device memory, and kernels must use them in the
+order of one stream, or of events. `dry=True` gives arrays with a shape and no memory: running a
 model on them measures its memory without allocating it.
 """
 
@@ -96,6 +97,20 @@ class _Stack:
         return self.blocks[-1]
 
 
+class _Stacks(NamedTuple):
+    """The stacks of an arena.
+
+    Attributes:
+        own: private memory.
+        loading: private memory of arrays that are in use only while weights are loaded.
+        shared: memory that other processes may read.
+    """
+
+    own: _Stack
+    loading: _Stack
+    shared: _Stack
+
+
 class Arena:
     """A growing stack allocator that records its high-water mark.
 
@@ -125,13 +140,13 @@ class Arena:
         self.used_bytes = 0
         self.peak_bytes = 0
         self._device = device
-        self._own, self._shared = self._stacks()
+        self._stacks = self._new_stacks()
         self._closed = False
 
     @property
     def blocks(self) -> int:
         """The number of blocks allocated from the system so far."""
-        return len(self._own.blocks) + len(self._shared.blocks)
+        return sum(len(stack.blocks) for stack in self._stacks)
 
     @property
     def mapped_bytes(self) -> int:
@@ -139,12 +154,12 @@ class Arena:
 
         More than the peak, because an array lies in one block and the end of a block may be unused.
         """
-        return self._own.size + self._shared.size
+        return sum(stack.size for stack in self._stacks)
 
     @property
     def touched_bytes(self) -> int:
         """The bytes of blocks that have been in use, all of which a process then holds."""
-        return sum(block.touched for block in (*self._own.blocks, *self._shared.blocks))
+        return sum(block.touched for stack in self._stacks for block in stack.blocks)
 
     def empty(
         self,
@@ -176,7 +191,9 @@ class Arena:
             self.ledger.take(use, size, self.used_bytes)
         if self._closed:
             raise RuntimeError("arena: used after close()")
-        raw = (self._shared if shared else self._own).take(size)
+        stacks = self._stacks
+        stack = stacks.shared if shared else stacks.loading if use == "loading" else stacks.own
+        raw = stack.take(size)
         if raw is None:
             return np.ndarray(shape, dtype, _NOTHING, strides=(0,) * len(shape))
         array: Array = raw[:nbytes].view(dtype).reshape(shape)
@@ -188,7 +205,7 @@ class Arena:
         Raises:
             ValueError: the array is not from there.
         """
-        for block in self._shared.blocks:
+        for block in self._stacks.shared.blocks:
             if block.memory is None or block.fd is None:
                 continue
             offset = array.ctypes.data - block.memory.ctypes.data
@@ -199,15 +216,15 @@ class Arena:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Free, on exit, everything that was allocated inside."""
-        used, own, shared = self.used_bytes, self._own.mark(), self._shared.mark()
+        used, marks = self.used_bytes, [stack.mark() for stack in self._stacks]
         mark = self.ledger.mark() if self.ledger is not None else 0
         try:
             yield
         finally:
             if self.ledger is not None:
                 self.ledger.release(mark)
-            self._own.reset(own)
-            self._shared.reset(shared)
+            for stack, top in zip(self._stacks, marks, strict=True):
+                stack.reset(top)
             self.used_bytes = used
 
     @contextmanager
@@ -229,22 +246,24 @@ class Arena:
 
     def close(self) -> None:
         """Return all memory to the system; its arrays must no longer be used."""
-        for block in self._shared.blocks:
+        for block in self._stacks.shared.blocks:
             if block.fd is not None:
                 os.close(block.fd)
-        self._own, self._shared = self._stacks()
+        self._stacks = self._new_stacks()
         self._closed = True
         self.used_bytes = 0
 
-    def _stacks(self) -> tuple[_Stack, _Stack]:
-        """Return empty stacks of private memory and of shared memory."""
-        device = self._device
+    def _new_stacks(self) -> _Stacks:
+        """Return empty stacks."""
+        device, private, shared = self._device, _private_block, _shared_block
         if self.dry:
-            return _Stack(_dry_block), _Stack(_dry_block)
-        if device is None:
-            return _Stack(_private_block), _Stack(_shared_block)
-        own = _Stack(lambda size: _Block(device.allocate(size), size))
-        return own, _Stack(_shared_block)
+            private = shared = _dry_block
+        elif device is not None:
+
+            def private(size: int) -> _Block:
+                return _Block(device.allocate(size), size)
+
+        return _Stacks(_Stack(private), _Stack(private), _Stack(shared))
 
 
 def _dry_block(size: int) -> _Block:

@@ -109,9 +109,9 @@ class LoadedModel:
             lengths = [declared.context] * declared.batch
             what = f"{what}, {declared.batch:,} sequences of {declared.context:,} tokens"
             kv_bytes = rehearsal.model.kv_bytes(lengths)
-            self._refuse_shortage(what, rehearsal.arena.mapped_bytes + kv_bytes)
+            self._refuse_shortage(what, self._held_bytes(rehearsal.arena) + kv_bytes)
             rehearsal.step(lengths)  # of a length that fits, so it does not take long
-        self._refuse_shortage(what, rehearsal.arena.mapped_bytes)
+        self._refuse_shortage(what, self._held_bytes(rehearsal.arena))
         source = CountedSource(request.source, request.title, weights, shows=shows_progress)
         resources = team().resources(plan)
         self._model = team().check(

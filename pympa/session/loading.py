@@ -139,21 +139,22 @@ class CountedSource:
         """See `WeightSource.identity`."""
         return self._source.identity
 
-    def fill(
+    def read(
         self,
         spec: WeightSpec,
         out: NDArray[Any],
         rows: Sequence[Bounds] | None = None,
         cols: Sequence[Bounds] | None = None,
-    ) -> None:
-        """See `WeightSource.fill`."""
-        self._source.fill(spec, out, rows, cols)
+    ) -> NDArray[Any]:
+        """See `WeightSource.read`."""
+        found = self._source.read(spec, out, rows, cols)
         self._done += out.nbytes
         now = time.monotonic()
         if self._shows and now - self._last >= _SECONDS:
             self._last = now
             share = 100 * self._done / max(self._total, 1)
             self._print(f"loading {self._title}: {share:.0f}% of {self._total / _GB:.2f} GB a rank")
+        return found
 
     def finish(self) -> None:
         """Print how long it took."""

@@ -20,6 +20,7 @@ def build_resources(
     *,
     isa: str,
     threads: int = 1,
+    packing_threads: int | None = None,
     accelerator: Accelerator | None = None,
 ) -> RankResources:
     """Return the resources of the rank of `endpoint`.
@@ -29,6 +30,7 @@ def build_resources(
         plan: the degrees of the mesh.
         isa: the instruction set that all ranks agreed on; without effect on a GPU.
         threads: the number of threads of each kernel.
+        packing_threads: the number of threads that pack weights; None means `threads`.
         accelerator: the GPU of the rank; None means the CPU.
 
     Raises:
@@ -37,7 +39,9 @@ def build_resources(
     kernels: Kernels
     if accelerator is None:
         arena, trace = Arena(), Trace()
-        kernels = CpuKernels(isa=isa, threads=threads, arena=arena, trace=trace)
+        kernels = CpuKernels(
+            isa=isa, threads=threads, arena=arena, trace=trace, packing_threads=packing_threads
+        )
     else:
         device = accelerator.device
         arena, trace = Arena(device=device), Trace(EventClock(device))

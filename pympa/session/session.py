@@ -314,7 +314,8 @@ class Session:
         """Load a model on the ranks of the session, split by its plan. Collective.
 
         Everything is checked before weights are read: the configuration, names and shapes of
-        tensors, the plan, and the memory of each node for all its ranks together.
+        tensors, the plan, and the memory of each node for all its ranks together. Then ranks share
+        the cores of their node evenly, whatever number of threads computes.
 
         Args:
             model: a model directory as Hugging Face has it, a file of weights in one, the fields

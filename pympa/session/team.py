@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from pympa.errors import RefusedError
-from pympa.hardware.cores import Placement, Processors, count_processors
+from pympa.hardware.cores import Placement, Processors, count_processors, even_threads
 from pympa.model.resources import RankResources
 from pympa.plan.mesh import Plan
 from pympa.session.agreement import check_all, check_same
@@ -164,5 +164,6 @@ class Team:
             plan,
             isa=self.isa,
             threads=self.threads,
+            packing_threads=max(self.threads, even_threads(self.placements)),
             accelerator=self.accelerator,
         )

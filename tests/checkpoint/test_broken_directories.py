@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from pympa.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pympa.errors import RefusedError
-from pympa.model.weights import model_weights
+from pympa.model.weights import fill_weight, model_weights
 from support.model_files import load_family, weights, write_family, write_model
 
 EACH = 20  # broken directories of each family
@@ -72,7 +72,7 @@ def test_broken_directories(name, tmp_path):
         else:
             assert isinstance(found, Checkpoint)
             for weight in model_weights(found.spec).values():
-                found.source.fill(weight, np.empty(weight.shape, np.float32))
+                fill_weight(found.source, weight, np.empty(weight.shape, np.float32))
         assert "\n" not in message
         assert len(message) < 2000
         shutil.rmtree(directory)
@@ -131,7 +131,7 @@ def filled(checkpoint):
     found = {}
     for name, weight in model_weights(checkpoint.spec).items():
         found[name] = np.empty(weight.shape, np.float32)
-        checkpoint.source.fill(weight, found[name])
+        fill_weight(checkpoint.source, weight, found[name])
     return found
 
 
@@ -189,7 +189,7 @@ def test_any_rows_and_columns(name, tmp_path):
     rng = random.Random(name)
     for tensor, weight in model_weights(checkpoint.spec).items():
         whole = np.empty(weight.shape, np.float32)
-        checkpoint.source.fill(weight, whole)
+        fill_weight(checkpoint.source, weight, whole)
         for _ in range(4):
             rows = spans(rng, weight.shape[0])
             cols = spans(rng, weight.shape[1]) if len(weight.shape) == 2 else None
@@ -197,7 +197,7 @@ def test_any_rows_and_columns(name, tmp_path):
             if cols is not None:
                 want = np.concatenate([want[:, a:b] for a, b in cols], 1) if cols else want[:, :0]
             out = np.empty(want.shape, np.float32)
-            checkpoint.source.fill(weight, out, rows, cols)
+            fill_weight(checkpoint.source, weight, out, rows, cols)
             np.testing.assert_array_equal(out, want, err_msg=tensor)
 
 

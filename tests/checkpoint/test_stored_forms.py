@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from pympa.checkpoint.checkpoint import open_checkpoint
 from pympa.errors import RefusedError
-from pympa.model.weights import full_weight, model_weights
+from pympa.model.weights import fill_weight, full_weight, model_weights
 from pympa.verify import reference
 from support.gguf_models import ARCHITECTURES, write_gguf
 from support.model_files import PROMPTS, load_family, prompt, rows_of, weights, write_family
@@ -169,6 +169,37 @@ def widen(blocks, scales):
     return out.reshape(*scales.shape[:-1], -1)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_what_lies_as_it_is_wanted_is_not_copied(tmp_path, aligned):
+    write_family("qwen3", tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    stop = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:stop].rstrip()
+    header += b" " * ((0 if aligned else 1) - len(header) % 8 + 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[stop:])
+    checkpoint = open_checkpoint(tmp_path)
+    weight = model_weights(checkpoint.spec)["layers.1.mlp.up"]
+    whole = weights(load_family("qwen3")["tensors"])["model.layers.1.mlp.up_proj.weight"]
+    rows, cols = [(2, 11)], [(1, 8)]
+
+    def read(out, *spans):
+        return checkpoint.source.read(weight, out, *spans)
+
+    for out, want, *spans in (
+        (np.empty_like(whole), whole),
+        (np.empty_like(whole[2:11]), whole[2:11], rows),
+        (np.empty((9, 7), np.float32), whole[2:11, 1:8], rows, cols),
+    ):
+        found = read(out, *spans)
+        assert (found is out) == (not aligned)
+        np.testing.assert_array_equal(found, want)
+    converted = np.empty(whole.shape, np.float16)
+    assert read(converted) is converted
+    put_together = np.empty((9, whole.shape[1]), np.float32)
+    assert read(put_together, [(3, 9), (0, 3)]) is put_together
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_dtypes(dtype, tmp_path):
     write_family("qwen3", tmp_path)
@@ -178,6 +209,6 @@ def test_other_dtypes(dtype, tmp_path):
     name, weight = "layers.1.mlp.up", model_weights(checkpoint.spec)["layers.1.mlp.up"]
     for kind in (np.float32, np.float16, ml_dtypes.bfloat16):
         out = np.empty(weight.shape, kind)
-        checkpoint.source.fill(weight, out)
+        fill_weight(checkpoint.source, weight, out)
         want = arrays["model.layers.1.mlp.up_proj.weight"].astype(np.float64)
         np.testing.assert_array_equal(out, want.astype(kind), err_msg=name)

@@ -34,6 +34,23 @@ def test_matches_the_formula(kernels, dtype, rng, m, n, k):
     assert_close(kernels.linear(x, weight, bias=bias), want, dtype)
 
 
+@pytest.mark.parametrize("n", [1, 64, 200])
+def test_a_weight_is_packed_in_pieces(cpu_kernels, dtype, rng, monkeypatch, n):
+    """Of 64 rows here; the last may have fewer, and the rows may lie in a wider array."""
+    monkeypatch.setattr("pympa.kernels.LOADED_BYTES", 1)
+    weight, read = normal(rng, (n, 40), dtype)[:, 3:36], []
+
+    def rows(first, last, out):
+        assert out.shape == (last - first, 33)
+        read.append((first, last))
+        return weight[first:last]
+
+    packed = cpu_kernels.kernels.pack(weight.shape, dtype, rows)
+    assert read == [(first, min(first + 64, n)) for first in range(0, n, 64)]
+    whole = cpu_kernels.kernels.read(packed.data)
+    assert_same_bits(whole, cpu_kernels.pack(np.ascontiguousarray(weight)))
+
+
 @pytest.mark.parametrize("m", [1, 2, 16, 30])
 def test_no_inputs_leave_the_bias(kernels, dtype, rng, m):
     bias = normal(rng, 70, dtype)

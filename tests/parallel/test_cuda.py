@@ -137,6 +137,13 @@ def test_bits_of_one_rank(one_rank, name, plan, dtype):
         np.testing.assert_array_equal(array.view(np.uint8), alone[key].view(np.uint8), str(key))
 
 
+def test_weights_are_loaded_in_pieces(one_rank, monkeypatch):
+    whole = one_rank(SPECS["sandwich"], "bfloat16")
+    monkeypatch.setattr("pympa.kernels.LOADED_BYTES", 1)
+    for key, array in run_plan(SPECS["sandwich"], Plan(), "bfloat16", seed=1).items():
+        np.testing.assert_array_equal(array.view(np.uint8), whole[key].view(np.uint8), str(key))
+
+
 @pytest.mark.parametrize(
     "plan",
     [Plan(), Plan(cp=4), Plan(tp=2, dim=2), Plan(pp=2, micro_batches=50)],

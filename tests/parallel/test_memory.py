@@ -131,6 +131,17 @@ def test_the_ledger_adds_up(name):
         assert (kept > 0) or plan.micro_batches == 1
 
 
+def test_loading_leaves_no_gaps_between_weights():
+    for arena in (Arena(), Arena(dry=True)):
+        weights = []
+        for _ in range(3):
+            weights.append(arena.empty((9 << 20,), np.uint8, "weights"))
+            with arena.scope():
+                arena.empty((9 << 20,), np.uint8, "loading")
+        assert arena.blocks == 4
+        assert arena.touched_bytes == 4 * (9 << 20)
+
+
 def test_a_real_arena_keeps_no_books():
     arena = Arena()
     with arena.part("layers.0"), arena.scope():

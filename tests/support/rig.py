@@ -105,11 +105,11 @@ class Rig(Calls):
     def weight(self, host: Array) -> PackedWeight:
         """Return a weight `[n, k]`, or a group of them `[groups, n, k]`, packed."""
 
-        def fill(index: int, target: Any) -> None:
-            target[...] = host.reshape(-1, *host.shape[-2:])[index]
-
         n, k = host.shape[-2:]
-        groups = self.kernels.pack_group(host.size // max(n * k, 1), (n, k), host.dtype, fill)
+        all_weights = host.reshape(-1, n, k)
+        groups = self.kernels.pack_group(
+            host.size // max(n * k, 1), (n, k), host.dtype, lambda i, a, b, _: all_weights[i, a:b]
+        )
         return groups if host.ndim == 3 else PackedWeight(groups.data[0], n, k)
 
     def new_state(self, rows: int, heads: int, v_head_dim: int) -> State:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pympa.bench.experiment.input import input_ids
+from pympa.checkpoint.array_tensors import ArrayTensors
 from pympa.model.random_weights import (
     SCORE_STD,
     PhiloxSource,
@@ -16,8 +17,13 @@ from pympa.model.random_weights import (
     random_weights,
     uniform_bound,
 )
-from pympa.model.weights import WeightSpec, full_weight, model_weights
+from pympa.model.shards import Shards
+from pympa.model.weights import WeightSpec, fill_weight, full_weight, model_weights
+from pympa.plan.mesh import Plan
+from pympa.session.loading import find_request
+from pympa.session.resources import build_resources
 from pympa.spec import DTYPES
+from pympa.transport.endpoint import NullEndpoint
 from support import worlds
 
 SPEC = WeightSpec("w", (37, 29))
@@ -28,15 +34,15 @@ SOURCE = PhiloxSource(lambda _: Uniform(uniform_bound(0.5)))
 @given(st.data(), st.sampled_from(sorted(DTYPES)))
 def test_any_shard_is_a_part_of_the_whole(data, dtype):
     whole = np.empty(SPEC.shape, DTYPES[dtype])
-    SOURCE.fill(SPEC, whole)
+    fill_weight(SOURCE, SPEC, whole)
     r0, c0 = data.draw(st.integers(0, 36)), data.draw(st.integers(0, 28))
     r1, c1 = data.draw(st.integers(r0, 37)), data.draw(st.integers(c0, 29))
     part = np.empty((r1 - r0, c1 - c0), DTYPES[dtype])
-    SOURCE.fill(SPEC, part, [(r0, r1)], [(c0, c1)])
+    fill_weight(SOURCE, SPEC, part, [(r0, r1)], [(c0, c1)])
     assert part.tobytes() == np.ascontiguousarray(whole[r0:r1, c0:c1]).tobytes()
     cut = data.draw(st.integers(c0, c1))
     gaps = np.empty((2, cut - c0 + 29 - c1), DTYPES[dtype])
-    SOURCE.fill(SPEC, gaps, [(3, 4), (1, 2)], [(c0, cut), (c1, 29)])
+    fill_weight(SOURCE, SPEC, gaps, [(3, 4), (1, 2)], [(c0, cut), (c1, 29)])
     picked = np.concatenate([whole[[3, 1], c0:cut], whole[[3, 1], c1:]], axis=1)
     assert gaps.tobytes() == picked.tobytes()
 
@@ -48,7 +54,7 @@ def test_columns_of_wide_rows(width):
     whole = full_weight(SOURCE, spec, DTYPES["float32"])
     for cols in ([(5, 60), (100, 103)], [(0, 3), (width - 4_000, width - 1)]):
         part = np.empty((2, sum(last - first for first, last in cols)), np.float32)
-        SOURCE.fill(spec, part, [(2, 3), (0, 1)], cols)
+        fill_weight(SOURCE, spec, part, [(2, 3), (0, 1)], cols)
         picked = [whole[[2, 0], first:last] for first, last in cols]
         np.testing.assert_array_equal(part, np.concatenate(picked, axis=1))
 
@@ -91,6 +97,80 @@ def test_distribution():
     assert abs(values.mean() - 1.0) < 2e-4
     assert abs(values.std() / 0.02 - 1) < 0.01
     assert abs(values - 1.0).max() <= uniform.bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "plan"),
+    [
+        (worlds.SANDWICH, Plan(tp=2)),
+        (worlds.LATENT, Plan(cp=2)),
+        (worlds.DENSE, Plan(dim=2)),
+        (worlds.EXPERTS, Plan(dp=2, ep=2)),
+    ],
+)
+def test_pieces_of_rows_make_the_same_weights(spec, plan, monkeypatch):
+    def all_loaded():
+        return [loaded(spec, plan, rank, random_weights(spec)) for rank in range(plan.world)]
+
+    whole = all_loaded()
+    monkeypatch.setattr("pympa.kernels.LOADED_BYTES", 1)
+    assert all_loaded() == whole
+
+
+def loaded(spec, plan, rank, source):
+    """Return the bytes of a rank's weights by name."""
+    resources = build_resources(NullEndpoint(rank, plan.world), plan, isa=worlds.ISA)
+    shards = Shards(spec, resources, DTYPES["bfloat16"], source)
+    found = shards.vectors | {name: m.data for name, m in shards.matrices.items()}
+    return {name: array.tobytes() for name, array in found.items()}
+
+
+def unaligned(array):
+    """Return an equal array that begins at an odd address."""
+    memory = np.empty(array.nbytes + 1, np.uint8)
+    out = memory[1 - memory.ctypes.data % 2 :][: array.nbytes].view(array.dtype)
+    out = out.reshape(array.shape)
+    out[...] = array
+    return out
+
+
+@pytest.mark.parametrize(
+    "arranged",
+    [
+        np.asfortranarray,
+        unaligned,
+        lambda array: array[::-1].copy()[::-1],
+        lambda array: np.stack([array, array], axis=-1)[..., 1],
+        lambda array: np.repeat(array, 2, axis=0)[::2],
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_own_arrays_may_lie_in_any_order(arranged, dtype):
+    spec, source = worlds.DENSE, random_weights(worlds.DENSE)
+    arrays = {}
+    for name, weight in model_weights(spec).items():
+        arrays[name] = np.empty(weight.shape, DTYPES[dtype])
+        fill_weight(source, weight, arrays[name])
+    odd = {name: arranged(array) for name, array in arrays.items()}
+    for array in odd.values():
+        array.flags.writeable = False
+    for plan in (Plan(tp=2), Plan(dim=2)):
+        want, found = (find_request(spec, weights, ()).source for weights in (arrays, odd))
+        assert loaded(spec, plan, 1, found) == loaded(spec, plan, 1, want)
+
+
+def test_an_array_is_moved_to_the_host_once():
+    moved = []
+
+    def on_host(array, what):
+        moved.append(what)
+        return array
+
+    tensors = ArrayTensors({"a": np.ones((40, 3)), "b": np.ones((20, 3))}, on_host)
+    for name in ("a", "b"):
+        for row in range(20):
+            tensors.read(name, [(row, row + 1)])
+    assert moved == ["weights['a']", "weights['b']"]
 
 
 def test_scores_are_not_flat():
