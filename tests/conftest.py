@@ -30,6 +30,9 @@ hypothesis.settings.load_profile("shared machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MOST_WORKERS = 4  # one of them runs what starts jobs, and takes as long as three with the rest
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pympa")
     group.addoption(
@@ -49,6 +52,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: runs with --full only, as the fast lane has others")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Let workers of pytest-xdist run the whole suite; a part of it runs in this process."""
+    if "PYTEST_XDIST_WORKER" in os.environ or getattr(config.option, "numprocesses", 0) is not None:
+        return  # a worker itself, or decided by -n, or pytest-xdist is not here
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    if whole and not (config.option.usepdb or _with_mpi(config)):
+        config.option.numprocesses = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 @pytest.fixture

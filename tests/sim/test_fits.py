@@ -17,6 +17,7 @@ from pympa.plan.mesh import parse_plan
 from pympa.spec import DynamicScaling, LongRopeScaling, Rope
 from support import worlds
 from support.jobs import run_job
+from support.lanes import lanes
 from support.model_files import write_family
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -134,7 +135,7 @@ def test_weights_that_do_not_fit():
     assert found.longest == found.most_sequences == 0
 
 
-@pytest.mark.parametrize(("plan", "ranks"), [("tp=1", 1), ("tp=2", 2)])
+@pytest.mark.parametrize(("plan", "ranks"), lanes([("tp=1", 1), ("tp=2", 2)], [1]))
 def test_the_processes_of_a_run(plan, ranks, tmp_path):
     """What footprint says of this host is what processes hold, here mostly libraries."""
     write_family("qwen3", tmp_path / "model")

@@ -1,6 +1,6 @@
 """The two lanes of the suite.
 
-`python -m pytest` is the fast lane: it runs MPI on 2 and 4 ranks, every family of plans, and every
+`python -m pytest` is the fast lane: it runs MPI on 4 ranks, every family of plans, and every
 kernel in each dtype on the best instruction set. `--full` adds what is here marked: other
 instruction sets and numbers of ranks, larger samples of plans, slow jobs. What the fast lane leaves
 out is deselected, so that the last line of a run tells how much it was.

@@ -6,7 +6,7 @@ from support.jobs import run_job
 from support.lanes import lanes
 
 
-@pytest.mark.parametrize("ranks", lanes([2, 4, 7, 16], [0, 1]))
+@pytest.mark.parametrize("ranks", lanes([2, 4, 7, 16], [1]))
 def test_mpi_suite(ranks, full_lane):
     lane = ["--full"] if full_lane else []
     # Once without the folder, as CONTRIBUTING.md says: ranks deselect all else, in the same order.
