@@ -57,6 +57,7 @@ class ArrayTensors:
         """See `Tensors.read`."""
         find_tensor(self, name)
         if name != self._name:
+            self._last = np.empty(0)
             self._last = self._on_host(self._arrays[name], f"weights[{name!r}]")
             self._name = name
         return select(self._last, spans)

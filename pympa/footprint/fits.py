@@ -11,12 +11,14 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import NamedTuple, TypeVar
 
-from pympa.footprint.kinds import first_alike
+from pympa.footprint.kinds import first_alike, rows_of_ranks
 from pympa.footprint.rehearsal import Rehearsal, run_step
-from pympa.plan.mesh import Plan
+from pympa.plan.mesh import Mesh, Plan
+
+T = TypeVar("T")
 
 _MOST = 1 << 30  # tokens or sequences: more is not looked for
 _MOST_ROWS = 1 << 15  # of a rank in a step that is run; a row above needs as much as one below
@@ -67,8 +69,21 @@ class Fit:
 
 
 class _Need(NamedTuple):
-    total: int
+    """The bytes of a rank.
+
+    Attributes:
+        beside: the most bytes of a step, without keys and values.
+        kv: the keys and values of all layers.
+        loading: the most bytes while weights are loaded.
+    """
+
+    beside: int
     kv: int
+    loading: int
+
+    @property
+    def total(self) -> int:
+        return max(self.beside + self.kv, self.loading)
 
 
 def find_fit(
@@ -85,7 +100,7 @@ def find_fit(
         plan: the plan.
         lengths: the number of tokens of each sequence.
     """
-    memories = _Memories(memory, rehearsal_of, plan.world, lengths)
+    memories = _Memories(memory, rehearsal_of, plan, lengths)
     rows = _MOST_SCORED_ROWS if plan.dim_algo == "reduce" else _MOST_ROWS
     rows *= plan.dp * plan.cp
     longest, count, size = max(lengths), len(lengths), memory.size_bytes
@@ -93,8 +108,8 @@ def find_fit(
     more = _Growth(lambda some: [longest] * some, rows // longest, plan.dp)
     return Fit(
         memory,
-        memories.asked.total,
-        memories.asked.kv,
+        memories.asked_bytes,
+        memories.asked_kv_bytes,
         most_within(size, partial(memories.needed, longer), longest),
         most_within(size, partial(memories.needed, more), count),
     )
@@ -109,34 +124,32 @@ class _Growth:
     Args:
         lengths: a function from a number to the lengths of sequences.
         most: the largest number for which a step is run.
-        step: the number of parts into which numbers are dealt out. The fullest part counts, which
-            is not the same rank's for each number; so all parts are made as full.
+        step: the number of parts into which numbers are dealt out; the fullest part counts.
+
+    Attributes:
+        lengths: a function from a number to the lengths of sequences.
     """
 
     def __init__(self, lengths: Callable[[int], list[int]], most: int, step: int) -> None:
-        self._lengths, self._step = lengths, step
+        self.lengths, self._step = lengths, step
         self._near = most // 2 // step * step
         self._lines: dict[Rehearsal, tuple[int, int]] = {}
 
     def kept(self, rehearsal: Rehearsal, number: int) -> int:
         """Return the bytes of keys and values of a rank."""
-        return rehearsal.model.kv_bytes(self._dealt(number))
+        return rehearsal.model.kv_bytes(self.lengths(number))
 
     def need(self, rehearsal: Rehearsal, number: int) -> _Need:
         """Return what a rank needs."""
         beside = self._beside(rehearsal, number)
-        return _need(rehearsal, beside, self.kept(rehearsal, number))
-
-    def _dealt(self, number: int) -> list[int]:
-        """Return the lengths for the next number that can be dealt out evenly."""
-        return self._lengths(-(-number // self._step) * self._step)
+        return _Need(beside, self.kept(rehearsal, number), rehearsal.loading_bytes)
 
     def _beside(self, rehearsal: Rehearsal, number: int) -> int:
         near, far = self._near, 2 * self._near
         if near < _FEWEST * self._step or number <= far:
-            return run_step(rehearsal, self._dealt(number)).peak_beside_kept
+            return run_step(rehearsal, self.lengths(number)).peak_beside_kept
         if rehearsal not in self._lines:
-            steps = (run_step(rehearsal, self._lengths(n)).peak_beside_kept for n in (near, far))
+            steps = (run_step(rehearsal, self.lengths(n)).peak_beside_kept for n in (near, far))
             self._lines[rehearsal] = next(steps), next(steps)
         need_near, need_far = self._lines[rehearsal]
         beyond = -(-number // self._step) * self._step - far
@@ -146,66 +159,72 @@ class _Growth:
 class _Memories:
     """The ranks of all memories.
 
-    Of memories whose ranks need as much for the batch as asked, only the first is looked at, and in
-    it only the first of equal ranks: what cannot be dealt out evenly goes to first ranks.
+    Ranks that need as much for the batch as asked, and have as many rows of a larger one, are taken
+    to need as much for that: only the first of them is run.
 
     Args:
         memory: one memory.
         rehearsal_of: a function that returns the rehearsal of a rank.
-        world: the number of ranks.
+        plan: the plan.
         lengths: the batch as asked.
 
     Attributes:
-        asked: what the ranks of a memory need for that batch, of the one that needs most.
+        asked_bytes: what the ranks of a memory need for that batch, of the one that needs most.
+        asked_kv_bytes: the part of that for keys and values.
     """
 
     def __init__(
         self,
         memory: Memory,
         rehearsal_of: Callable[[int], Rehearsal],
-        world: int,
+        plan: Plan,
         lengths: Sequence[int],
     ) -> None:
-        needs: list[_Need] = []
+        self._memory, self._plan, self._lengths = memory, plan, [*lengths]
+        self._rehearsal_of = cache(rehearsal_of)
+        self._needs: list[_Need] = []
         for rank, first in enumerate(first_alike(rehearsal_of(0), lengths)):
             same = first < rank
-            needs.append(needs[first] if same else _asked_need(rehearsal_of(rank), lengths))
-        self._memory, self._groups = memory, []
-        alike = set()
-        for at in range(0, world, memory.ranks):
-            group = needs[at : at + memory.ranks]
-            counts = Counter(group)
-            if frozenset(counts.items()) not in alike:
-                alike.add(frozenset(counts.items()))
-                ranks = ((rehearsal_of(at + group.index(need)), counts[need]) for need in counts)
-                self._groups.append([*ranks])
-        groups = (needs[at : at + memory.ranks] for at in range(0, world, memory.ranks))
-        self.asked = max(map(self._together, groups))
+            need = self._needs[first] if same else _asked_need(rehearsal_of(rank), lengths)
+            self._needs.append(need)
+        meshes = [Mesh(plan, rank) for rank in range(plan.world)]
+        self._places = [(mesh.coordinate("dp"), mesh.coordinate("cp")) for mesh in meshes]
+        fullest = max(self._by_memory(self._needs), key=self._total)
+        self.asked_bytes = self._total(fullest)
+        self.asked_kv_bytes = sum(need.kv for need in fullest)
 
     def needed(self, growth: _Growth, number: int) -> int:
         """Return the bytes that the fullest memory needs, or some number above its size."""
-        return max(self._needed(group, growth, number) for group in self._groups)
+        lengths = growth.lengths(number)
+        if lengths == self._lengths:
+            return self.asked_bytes
+        rows = rows_of_ranks(self._plan, lengths)
+        kinds = [(need, rows[g][r]) for need, (g, r) in zip(self._needs, self._places, strict=True)]
+        first = {kind: rank for rank, kind in reversed([*enumerate(kinds)])}
+        memories = {frozenset(Counter(kind).items()) for kind in self._by_memory(kinds)}
+        counts = ([(first[kind], count) for kind, count in of] for of in memories)
+        return max(self._needed(of, growth, number) for of in counts)
 
-    def _needed(self, group: Sequence[tuple[Rehearsal, int]], growth: _Growth, number: int) -> int:
-        kept = sum(count * growth.kept(rehearsal, number) for rehearsal, count in group)
+    def _needed(self, ranks: Sequence[tuple[int, int]], growth: _Growth, number: int) -> int:
+        """Return what some ranks of a memory, each with the number of such ranks, need."""
+        counts = [(self._rehearsal_of(rank), count) for rank, count in ranks]
+        kept = sum(count * growth.kept(rehearsal, number) for rehearsal, count in counts)
         if kept > self._memory.size_bytes:  # so a step of this size need not be run
             return kept
-        needs = ([growth.need(rehearsal, number)] * count for rehearsal, count in group)
-        return self._together([*itertools.chain(*needs)]).total
+        needs = ([growth.need(rehearsal, number)] * count for rehearsal, count in counts)
+        return self._total([*itertools.chain(*needs)])
 
-    def _together(self, needs: Sequence[_Need]) -> _Need:
-        others = len(needs) * self._memory.each_bytes
-        return _Need(others + sum(n.total for n in needs), sum(n.kv for n in needs))
+    def _by_memory(self, of_ranks: Sequence[T]) -> list[Sequence[T]]:
+        size = self._memory.ranks
+        return [of_ranks[at : at + size] for at in range(0, len(of_ranks), size)]
+
+    def _total(self, needs: Sequence[_Need]) -> int:
+        return sum(need.total + self._memory.each_bytes for need in needs)
 
 
 def _asked_need(rehearsal: Rehearsal, lengths: Sequence[int]) -> _Need:
     beside = run_step(rehearsal, lengths).peak_beside_kept
-    return _need(rehearsal, beside, rehearsal.model.kv_bytes(lengths))
-
-
-def _need(rehearsal: Rehearsal, beside: int, kv: int) -> _Need:
-    """Return what a rank needs: to load its weights, or to run with all keys and values."""
-    return _Need(max(beside + kv, rehearsal.loading_bytes) + rehearsal.unused_bytes, kv)
+    return _Need(beside, rehearsal.model.kv_bytes(lengths), rehearsal.loading_bytes)
 
 
 def most_within(limit: int, need: Callable[[int], int], start: int) -> int:

@@ -29,7 +29,7 @@ def first_alike(rehearsal: Rehearsal, lengths: Sequence[int]) -> list[int]:
     layers = tuple(dict.fromkeys(spec.layers))
     if any(layer.capacity_factor is not None for layer in layers):
         return list(range(plan.world))
-    rows = _rows(plan, lengths)
+    rows = rows_of_ranks(plan, lengths)
     most = [max(counts) for counts in zip(*(r for of_cp in rows for r in of_cp), strict=True)]
     chunks = [dispatch_chunks(plan, m, kernels.dispatch_rows) for m in most]
     of_weights = lru_cache(maxsize=None)(partial(_weights_key, spec, plan, layers))
@@ -55,8 +55,13 @@ def first_alike(rehearsal: Rehearsal, lengths: Sequence[int]) -> list[int]:
     return found
 
 
-def _rows(plan: Plan, lengths: Sequence[int]) -> list[list[tuple[int, ...]]]:
-    """Return the rows of each micro-batch, by `dp` group and `cp` rank."""
+def rows_of_ranks(plan: Plan, lengths: Sequence[int]) -> list[list[tuple[int, ...]]]:
+    """Return the rows of each micro-batch, by `dp` group and `cp` rank.
+
+    Args:
+        plan: the plan.
+        lengths: the number of tokens of each sequence.
+    """
     found = []
     for group in split_batch(lengths, plan.dp):
         parts = split_micro_batches(group, plan.micro_batches)

@@ -108,8 +108,6 @@ class Rehearsal:
         kernels: the kernels on shapes.
         model: this rank's part of the model.
         loading_bytes: the most bytes that are in use while weights are loaded.
-        unused_bytes: the bytes that a process holds beside them, because arrays in use then lay
-            in other places.
     """
 
     def __init__(
@@ -136,7 +134,6 @@ class Rehearsal:
         shapes = msgspec.structs.replace(spec, context=None)  # it runs sequences of any length
         self.model = Model(shapes, resources, dtype, stages=stages)
         self.loading_bytes = self.arena.peak_bytes
-        self.unused_bytes = self.arena.touched_bytes - self.loading_bytes
 
     def step(
         self,

@@ -85,6 +85,8 @@ class Shards:
                 self._keep(name, None)
             table = "embedding" if spec.tied_head else "head"
             self.matrices["head"] = self._pack(table, [self.vocabulary], None)
+        resources.arena.end_loading()
+        del self._source  # and with it memory maps, or arrays that were moved to the host
 
     @property
     def elements(self) -> int:
@@ -134,7 +136,6 @@ class Shards:
             rows, cols = mlp_shard(kind, columns)
             specs = [self._specs[f"{prefix}{expert}.{kind}"] for expert in mine]
             shape = _shape(specs[0].shape, rows, cols)
-
             if len(shape) == 2:
                 self.matrices[prefix + kind] = self._pack_group(specs, rows, cols)
                 continue
@@ -147,7 +148,6 @@ class Shards:
         spec = self._specs[name]
         shape, dtype = _shape(spec.shape, rows, None), spec.dtype(self._dtype)
         out = self._resources.arena.empty(shape, dtype, "weights")
-
         step = rows_at_once(spec.shape, dtype)
         for first in range(0, len(out), step):
             piece = out[first : first + step]

@@ -244,6 +244,10 @@ class Arena:
         peak, self.peak_bytes = self.peak_bytes, self.used_bytes
         return peak
 
+    def end_loading(self) -> None:
+        """Return memory that was in use only while weights were loaded, to the system."""
+        self._stacks = self._stacks._replace(loading=self._new_stacks().loading)
+
     def close(self) -> None:
         """Return all memory to the system; its arrays must no longer be used."""
         for block in self._stacks.shared.blocks:

@@ -111,7 +111,8 @@ class LoadedModel:
             kv_bytes = rehearsal.model.kv_bytes(lengths)
             self._refuse_shortage(what, self._held_bytes(rehearsal.arena) + kv_bytes)
             rehearsal.step(lengths)  # of a length that fits, so it does not take long
-        self._refuse_shortage(what, self._held_bytes(rehearsal.arena))
+        held = max(self._held_bytes(rehearsal.arena), rehearsal.loading_bytes)
+        self._refuse_shortage(what, held)
         source = CountedSource(request.source, request.title, weights, shows=shows_progress)
         resources = team().resources(plan)
         self._model = team().check(

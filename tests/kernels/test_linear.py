@@ -1,5 +1,8 @@
 """Linear layers: values against float64, and the contract on bits of their sums."""
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -49,6 +52,24 @@ def test_a_weight_is_packed_in_pieces(cpu_kernels, dtype, rng, monkeypatch, n):
     assert read == [(first, min(first + 64, n)) for first in range(0, n, 64)]
     whole = cpu_kernels.kernels.read(packed.data)
     assert_same_bits(whole, cpu_kernels.pack(np.ascontiguousarray(weight)))
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 5), (65, 33), (70, 17), (64, 31)])
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_packing_reads_nothing_else(cpu_kernels, dtype, rng, n, k, at_the_end):
+    """The weight may be the last, or first, of a memory map: no page is there to read beyond it."""
+    weight = normal(rng, (n, k), dtype)
+    size = -(-weight.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+    memory = np.frombuffer(pages, np.uint8)
+    for page in (0, mmap.PAGESIZE + size):
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.c_void_p(memory.ctypes.data + page)
+        assert libc.mprotect(address, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0  # PROT_NONE
+    first = mmap.PAGESIZE + (size - weight.nbytes if at_the_end else 0)
+    there = memory[first : first + weight.nbytes].view(dtype).reshape(n, k)
+    there[...] = weight
+    assert_same_bits(cpu_kernels.pack(there), cpu_kernels.pack(weight))
 
 
 @pytest.mark.parametrize("m", [1, 2, 16, 30])

@@ -140,6 +140,9 @@ def test_loading_leaves_no_gaps_between_weights():
                 arena.empty((9 << 20,), np.uint8, "loading")
         assert arena.blocks == 4
         assert arena.touched_bytes == 4 * (9 << 20)
+        arena.end_loading()
+        assert arena.blocks == 3
+        assert arena.touched_bytes == arena.used_bytes == 3 * (9 << 20)
 
 
 def test_a_real_arena_keeps_no_books():

@@ -103,6 +103,39 @@ def test_what_is_told_fits_every_memory(spec, plan, ranks):
         assert again.needed_bytes > size * 0.9
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "plan", "lengths"),
+    [
+        (worlds.DENSE, "dp=8", [4000] * 7),
+        (worlds.DENSE, "cp=4", [1001]),
+        (worlds.EXPERTS, "dp=3", [400] * 2),
+        (worlds.SINKS, "dim=2", [667]),
+        (worlds.LATENT, "tp=2", [519] * 3),
+        (worlds.WINDOWED, "cp=3,pp=2", [1003]),
+    ],
+)
+def test_what_fits_is_within_the_most_that_does(spec, plan, lengths, shared):
+    ranks = parse_plan(plan).world if shared else 1
+    size = fit(spec, plan, lengths, 1, ranks).needed_bytes
+    for room in (size, size * 101 // 100):
+        found = fit(spec, plan, lengths, room, ranks)
+        assert found.fits
+        assert found.longest >= lengths[0]
+        assert found.most_sequences >= len(lengths)
+    assert not fit(spec, plan, lengths, size - 1, ranks).fits
+
+
+def test_nothing_of_loading_stays():
+    """Pieces of a wide head are the most that is loaded at once."""
+    spec = msgspec.structs.replace(worlds.DENSE, vocabulary=60000)
+    rehearsal = Rehearsal(spec, parse_plan("tp=1"), 0, BF16, isa=worlds.ISA)
+    weights = rehearsal.arena.used_bytes
+    assert rehearsal.arena.touched_bytes == weights
+    assert rehearsal.loading_bytes > weights + 2_000_000
+    assert fit(spec, "tp=1", [1], 10**9).needed_bytes >= rehearsal.loading_bytes
+
+
 def test_experts_whose_peak_is_not_where_most_keys_are():
     """Keys and values of all layers stay through each part of a step."""
     spec, plan, lengths = worlds.ODD_EXPERTS, parse_plan("pp=3"), [700, 300]
