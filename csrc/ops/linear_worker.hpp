@@ -48,8 +48,8 @@ const T* bias_of(const LinearArgs& args, int which, int64_t group) {
   return bias ? bias + group * args.bias_stride[which] : nullptr;
 }
 
-// The outputs of columns [column, column + count): act(C + bias), if gated times (C of up + bias of
-// up); with kSwigluClamped that function of both.
+// The outputs of columns [column, column + count). Not gated: act(C + bias). Gated: act(C + bias)
+// times (C of up + bias of up), or with kSwigluClamped the clamped SwiGLU of these two sums.
 template <class T>
 PYMPA_INLINE V epilogue_lanes(const LinearArgs& args, const float* c, const float* c_up,
                               const T* bias, const T* bias_up, int64_t column, int64_t count) {

@@ -50,7 +50,7 @@ class Keys(Config):
     A key may have one number for each layer, if all of them are the same.
 
     Args:
-        file: the file.
+        file: the GGUF file with the keys.
         architecture: the name of the architecture, before the first point of the keys.
     """
 
@@ -164,8 +164,8 @@ def add_window(fields: Fields, keys: Keys, *, period: int, missing: int | None =
     """Add the window, and which layers have it.
 
     Args:
-        fields: the fields to add to.
-        keys: the metadata.
+        fields: the fields of config.json found so far; more are added.
+        keys: the keys of the architecture.
         period: the number of layers of a group, the last of which has no window.
         missing: the window of a file that does not say it; None means that it must.
     """
@@ -179,8 +179,8 @@ def add_experts(fields: Fields, keys: Keys, *, gating: int) -> None:
     """Add the numbers of experts; what the family cannot do is refused.
 
     Args:
-        fields: the fields to add to.
-        keys: the metadata.
+        fields: the fields of config.json found so far; more are added.
+        keys: the keys of the architecture.
         gating: the family's way to weigh experts, as llama.cpp numbers them.
     """
     fields["num_local_experts"] = keys.size("expert_count")

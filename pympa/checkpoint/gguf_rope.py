@@ -19,11 +19,11 @@ _YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "attn_factor": "att
 def scaling_fields(
     keys: Keys, file: GgufFile, *, by_keys: tuple[str, ...], by_tensors: bool
 ) -> Fields | None:
-    """Return the table `rope_scaling` of a config.json; None without one, or if tensors scale.
+    """Return `rope_scaling` as config.json has it; None without scaling, or if it is in tensors.
 
     Args:
-        keys: the metadata.
-        file: the file.
+        keys: the keys of the architecture.
+        file: the GGUF file, whose tensors may have divisors of RoPE.
         by_keys: the types of scaling by keys alone that the architecture may have.
         by_tensors: whether it may have tensors with divisors.
 
@@ -68,8 +68,8 @@ def stored_scaling(keys: Keys, file: GgufFile, rotated: int) -> LongRopeScaling 
     """Return the scaling whose divisors are tensors: of Llama 3, or longrope; None without them.
 
     Args:
-        keys: the metadata.
-        file: the file.
+        keys: the keys of the architecture.
+        file: the GGUF file with the tensors.
         rotated: the number of dimensions of a head that rotate.
 
     Raises:

@@ -135,16 +135,8 @@ class _Growth:
         self._near = most // 2 // step * step
         self._lines: dict[Rehearsal, tuple[int, int]] = {}
 
-    def kept(self, rehearsal: Rehearsal, number: int) -> int:
-        """Return the bytes of keys and values of a rank."""
-        return rehearsal.model.kv_bytes(self.lengths(number))
-
-    def need(self, rehearsal: Rehearsal, number: int) -> _Need:
-        """Return what a rank needs."""
-        beside = self._beside(rehearsal, number)
-        return _Need(beside, self.kept(rehearsal, number), rehearsal.loading_bytes)
-
-    def _beside(self, rehearsal: Rehearsal, number: int) -> int:
+    def beside(self, rehearsal: Rehearsal, number: int) -> int:
+        """Return the most bytes that a step of a rank uses beside keys and values."""
         near, far = self._near, 2 * self._near
         if near < _FEWEST * self._step or number <= far:
             return run_step(rehearsal, self.lengths(number)).peak_beside_kept
@@ -202,17 +194,16 @@ class _Memories:
         kinds = [(need, rows[g][r]) for need, (g, r) in zip(self._needs, self._places, strict=True)]
         first = {kind: rank for rank, kind in reversed([*enumerate(kinds)])}
         memories = {frozenset(Counter(kind).items()) for kind in self._by_memory(kinds)}
-        counts = ([(first[kind], count) for kind, count in of] for of in memories)
-        return max(self._needed(of, growth, number) for of in counts)
-
-    def _needed(self, ranks: Sequence[tuple[int, int]], growth: _Growth, number: int) -> int:
-        """Return what some ranks of a memory, each with the number of such ranks, need."""
-        counts = [(self._rehearsal_of(rank), count) for rank, count in ranks]
-        kept = sum(count * growth.kept(rehearsal, number) for rehearsal, count in counts)
-        if kept > self._memory.size_bytes:  # so a step of this size need not be run
-            return kept
-        needs = ([growth.need(rehearsal, number)] * count for rehearsal, count in counts)
-        return self._total([*itertools.chain(*needs)])
+        rehearsals = {kind: self._rehearsal_of(rank) for kind, rank in first.items()}
+        kv = {kind: found.model.kv_bytes(lengths) for kind, found in rehearsals.items()}
+        most_kv = max(sum(kv[kind] * count for kind, count in of) for of in memories)
+        if most_kv > self._memory.size_bytes:  # so a step of this size need not be run
+            return most_kv
+        needs = {
+            kind: _Need(growth.beside(found, number), kv[kind], found.loading_bytes)
+            for kind, found in rehearsals.items()
+        }
+        return max(self._total([needs[k] for k, n in of for _ in range(n)]) for of in memories)
 
     def _by_memory(self, of_ranks: Sequence[T]) -> list[Sequence[T]]:
         size = self._memory.ranks

@@ -45,6 +45,15 @@ class LinearKernels(ABC):
         `read` gets an array of the host of the shape and dtype of `out`.
         """
 
+    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
+        """See `Kernels.fill`."""
+
+        def read(host: Array) -> Array:
+            write(host)
+            return host
+
+        self._placed(out, read)
+
     def pack(
         self,
         shape: tuple[int, int],

@@ -75,10 +75,6 @@ class CpuKernels(CoreKernels):
         self.threads = threads
         self.cache_bytes = cache_bytes(threads)
 
-    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
-        """See `Kernels.fill`."""
-        write(out)
-
     def _placed(self, out: Array, read: Callable[[Array], Array]) -> Array:
         return read(out)
 

@@ -101,12 +101,6 @@ class CudaKernels(CoreKernels):
         on = core.Execution("cuda", stream=self._device.compute)
         super().__init__(core=core, on=on, arena=arena, trace=trace)
 
-    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
-        """See `Kernels.fill`."""
-        host = np.empty(out.shape, out.dtype)
-        write(host)
-        self._device.write(out, host)
-
     def _placed(self, out: Array, read: Callable[[Array], Array]) -> Array:
         self._device.write(out, read(np.empty(out.shape, out.dtype)))
         return out

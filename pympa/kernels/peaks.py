@@ -67,11 +67,9 @@ def measure_device(accelerator: Accelerator, dtype: np.dtype[Any]) -> Machine:
     def fill(out: Array) -> None:
         out[:] = np.resize(numbers, out.shape)
 
-    def rows(_first: int, _last: int, out: Array) -> Array:
-        fill(out)
-        return out
-
-    weight = kernels.pack((n, n), dtype, rows)
+    weight = kernels.pack(
+        (n, n), dtype, lambda a, b, _: np.resize(numbers, (b - a, n)).astype(dtype)
+    )
     x, out = arena.empty((n, n), dtype), arena.empty((n, n), dtype)
     kernels.fill(x, fill)
     source, target = (arena.empty(_DEVICE_COPY, np.float32) for _ in range(2))

@@ -219,10 +219,8 @@ class VirtualKernels(CoreKernels):
         elif costs is not None:
             self.piece_flops = PIECE_FLOPS
 
-    def fill(self, out: Array, write: Callable[[Array], None]) -> None:
-        """Do nothing: the array has no memory."""
-
     def _placed(self, out: Array, read: Callable[[Array], Array]) -> Array:
+        """Do nothing: the array has no memory."""
         return out
 
     def _pack_rows(

@@ -220,7 +220,7 @@ class LoadedModel:
     def _refuse_step(
         self, resources: RankResources, lengths: Sequence[int], *, everywhere: bool, last: bool
     ) -> None:
-        """Refuse a batch that does not fit into memory beside what is held. Collective."""
+        """Refuse a batch for which too little memory is free. Collective."""
         team = self._team()
         step = tuple(lengths), last
         if step not in self._needed:
@@ -235,7 +235,7 @@ class LoadedModel:
         self._refuse_shortage(what, missing, host)
 
     def _held_bytes(self, arena: Arena) -> int:
-        """Return the bytes that an arena holds: whole blocks of a GPU, of a host touched pages."""
+        """Return the bytes that an arena takes: all blocks on a GPU, pages in use on the host."""
         on_device = self._team().accelerator is not None
         return arena.mapped_bytes if on_device else arena.touched_bytes
 
